@@ -1,0 +1,56 @@
+# make demo   a ranked preference dataset and its report, from nothing (the README's first command)
+# make test   the tests (the README's second command)
+# make check  format, lint, types, floors
+#
+# PYTHON chooses the interpreter, TORCH the build of torch, where the newest is not wanted:
+#   make install PYTHON=python3.12 TORCH="torch==2.14.1 torchvision==0.29.1"
+# OUTPUT is where the demo's dataset goes, ARGS are further options of it: make demo ARGS="--prompts.limit 20"
+PYTHON ?= python3
+TORCH ?=
+OUTPUT ?= demo-output
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# One thread a process: Ray gives each actor one core, and torch would otherwise take all of them in each.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install test check hooks demo wheel wheel-check clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "rankray needs Python 3.10 to 3.13, $(PYTHON) is %d.%d; choose another: make install PYTHON=python3.12" % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; torch alone is several GB)"
+	@if [ -n '$(TORCH)' ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH); fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# Once, by whoever commits: format and lint are then checked before each commit.
+hooks: install
+	git config --local core.hooksPath .githooks
+
+demo: install
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py --output "$(OUTPUT)" $(ARGS)
+
+wheel: install
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist .
+
+wheel-check: install
+	@.ci/wheel-check
+
+clean:
+	rm -rf $(VENV) dist build demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

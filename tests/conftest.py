@@ -1,0 +1,9 @@
+"""What every test shares: no usage reports, no other Ray's address, one thread a process."""
+
+import os
+
+# Before anything imports ray or torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+    os.environ.pop(name, None)
