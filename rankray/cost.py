@@ -1,0 +1,110 @@
+"""Who used the cluster for how long, and what that costs (paper Table 8).
+
+An actor is paid for from its first import to its last second, whether it works or waits, because that is what
+a rented GPU costs; busy seconds are shown beside it. The paper counts drawing alone: $185.60 for 232,000 images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rankray.config import PricesConfig
+
+PAPER_PROMPTS = 58_000
+"""Prompts of the paper's dataset, for which every ledger states what this job's rate would cost."""
+
+
+@dataclass(frozen=True)
+class ActorUsage:
+    """Totals of one actor's life so far. `items` are images of a generator, scores of a reward, failed ones too;
+    `skipped` are candidates that a reward never saw because they have no image.
+
+    `busy_s` is inside the model's calls, `load_s` from the actor's start until its model was there, `alive_s`
+    from its start to its last report; what is neither busy nor loading is idle.
+    """
+
+    model: str
+    kind: str
+    actor_id: str
+    busy_s: float
+    load_s: float
+    alive_s: float
+    items: int
+    failures: int
+    skipped: int
+    num_gpus: float
+    num_cpus: float
+
+
+def ledger(usages: Iterable[ActorUsage], prices: PricesConfig) -> dict[str, Any]:
+    """The bill of a job, over all of its runs.
+
+    Returns:
+        `models`: a row a model with kind, actors, items, failures, busy_s, load_s, idle_s, alive_s, gpu_hours,
+        cpu_hours, usd, usd_per_1000 (items); `totals`: gpu_hours, cpu_hours, usd, images;
+        usd_per_1000_images, and usd_generation, usd_labels apart as Table 8 has them. All times in seconds
+        unless named hours. A ratio over nothing is None.
+    """
+    by_model: dict[tuple[str, str], list[ActorUsage]] = {}
+    for usage in usages:
+        by_model.setdefault((usage.kind, usage.model), []).append(usage)
+    models = [_row(kind, model, actors, prices) for (kind, model), actors in sorted(by_model.items())]
+    drawn = [row for row in models if row["kind"] == "generator"]
+    usd = sum(row["usd"] for row in models)
+    usd_generation = sum(row["usd"] for row in drawn)
+    images = sum(row["items"] - row["failures"] for row in drawn)
+    return {
+        "models": models,
+        "totals": {
+            "gpu_hours": sum(row["gpu_hours"] for row in models),
+            "cpu_hours": sum(row["cpu_hours"] for row in models),
+            "usd": usd,
+            "usd_generation": usd_generation,
+            "usd_labels": usd - usd_generation,
+            "images": images,
+            "usd_per_1000_images": _per(1000 * usd, images),
+        },
+        "prices": prices.model_dump(mode="json"),
+    }
+
+
+def usd_for_prompts(
+    totals: dict[str, Any], images_per_prompt: int, prompts: int = PAPER_PROMPTS
+) -> float | None:
+    """What `prompts` prompts would cost at this job's rate; None where it made no image."""
+    per_1000: float | None = totals["usd_per_1000_images"]
+    return None if per_1000 is None else per_1000 / 1000 * images_per_prompt * prompts
+
+
+def _row(kind: str, model: str, actors: Sequence[ActorUsage], prices: PricesConfig) -> dict[str, Any]:
+    gpu_hours = sum(actor.alive_s * actor.num_gpus for actor in actors) / 3600
+    # Claims of CPUs are fractions where models share cores, so a CPU second that was worked is a second paid.
+    cpu_hours = (
+        sum(max(actor.alive_s * actor.num_cpus, actor.busy_s + actor.load_s) for actor in actors) / 3600
+    )
+    items = sum(actor.items for actor in actors)
+    busy_s, load_s = sum(actor.busy_s for actor in actors), sum(actor.load_s for actor in actors)
+    alive_s = sum(actor.alive_s for actor in actors)
+    # A GPU node's price includes its CPUs; a pool without GPUs pays for its CPUs.
+    usd = gpu_hours * prices.gpu_usd_per_hour if gpu_hours else cpu_hours * prices.cpu_usd_per_hour
+    return {
+        "kind": kind,
+        "model": model,
+        "actors": len(actors),
+        "items": items,
+        "failures": sum(actor.failures for actor in actors),
+        "busy_s": busy_s,
+        "load_s": load_s,
+        "idle_s": max(0.0, alive_s - busy_s - load_s),
+        "alive_s": alive_s,
+        "gpu_hours": gpu_hours,
+        "cpu_hours": cpu_hours,
+        "usd": usd,
+        "usd_per_1000": _per(1000 * usd, items),
+    }
+
+
+def _per(amount: float, count: int) -> float | None:
+    return amount / count if count else None

@@ -1,0 +1,113 @@
+"""The ranked dataset, version 1: its Arrow schema, its prompt ids and its seeds.
+
+One row is a prompt with its k candidate images. Images travel inside the row, so that one Parquet file is
+a whole answer for `datasets`, pandas, duckdb or polars; the price is that a reader who wants the scores
+alone must project nested columns (`rankray.store` does): a 1024x1024 PNG is 1.8 MB, its scores 20 bytes.
+
+Everything that identifies a row or a candidate is a content hash. Nothing depends on arrival order, on the
+number of workers or on a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+
+CANDIDATE_TYPE = pa.struct(
+    [
+        pa.field("generator", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("image", IMAGE_TYPE),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("scores", pa.list_(pa.float32())),
+        pa.field("win_probability", pa.float32()),
+        pa.field("rank", pa.int8()),
+        pa.field("error", pa.string()),
+    ]
+)
+"""One candidate. `scores` are in the order of the metadata's rewards; NaN where a reward failed.
+A candidate without an image has null image and size, NaN scores and win_probability, rank 0, and its error."""
+
+
+def prompt_id(prompt: str) -> str:
+    """The prompt's content hash: the first 128 bits of SHA-256 over its UTF-8 bytes, as 32 hex digits."""
+    return hashlib.sha256(prompt.encode("utf-8")).hexdigest()[:32]
+
+
+def candidate_seed(dataset_seed: int, prompt_id: str, generator: str, sample: int) -> int:
+    """The seed of one candidate, in 0 .. 2**63 - 1: a hash of what identifies the candidate.
+
+    `generator` is the label that the configuration gives it (its table name unless renamed), `sample` its
+    index among that generator's samples. The fields are joined by NUL, which no label may contain.
+    """
+    key = "\0".join(("rankray.seed.v1", str(dataset_seed), prompt_id, generator, str(sample)))
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big") >> 1
+
+
+def ranked_schema(generators: Mapping[str, str], rewards: Mapping[str, str]) -> pa.Schema:
+    """Schema of the ranked dataset's files, with their metadata.
+
+    Args:
+        generators: label -> revision, in candidate order (one entry a generator, whatever its samples).
+        rewards: label -> revision, in the order of `scores`.
+    """
+    fields = [
+        pa.field("prompt_id", pa.string()),
+        pa.field("prompt", pa.string()),
+        pa.field("candidates", pa.list_(CANDIDATE_TYPE)),
+    ]
+    metadata = {
+        "rankray.schema_version": str(SCHEMA_VERSION),
+        "rankray.generators": json.dumps(dict(generators)),
+        "rankray.rewards": json.dumps(dict(rewards)),
+        "huggingface": json.dumps({"info": {"features": _hugging_face_features()}}),
+    }
+    return pa.schema(fields, metadata=metadata)
+
+
+def schema_names(schema: pa.Schema) -> tuple[dict[str, str], dict[str, str]]:
+    """(generators, rewards), each label -> revision, as `ranked_schema` wrote them into a file's metadata.
+
+    Raises:
+        ValueError: the schema carries no rankray metadata, or that of another version.
+    """
+    metadata = schema.metadata or {}
+    version = metadata.get(b"rankray.schema_version")
+    if version is None:
+        raise ValueError("no rankray metadata in this Parquet file: it was not written by rankray")
+    if int(version) != SCHEMA_VERSION:
+        raise ValueError(f"schema version {int(version)}, this rankray reads version {SCHEMA_VERSION}")
+    return json.loads(metadata[b"rankray.generators"]), json.loads(metadata[b"rankray.rewards"])
+
+
+def _hugging_face_features() -> dict[str, Any]:
+    """The feature description by which `datasets` shows `candidates[].image` as pictures."""
+
+    def value(dtype: str) -> dict[str, str]:
+        return {"dtype": dtype, "_type": "Value"}
+
+    candidate = {
+        "generator": value("string"),
+        "seed": value("int64"),
+        "image": {"_type": "Image"},
+        "width": value("int32"),
+        "height": value("int32"),
+        "scores": {"feature": value("float32"), "_type": "List"},
+        "win_probability": value("float32"),
+        "rank": value("int8"),
+        "error": value("string"),
+    }
+    return {
+        "prompt_id": value("string"),
+        "prompt": value("string"),
+        "candidates": {"feature": candidate, "_type": "List"},
+    }

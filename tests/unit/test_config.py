@@ -1,0 +1,155 @@
+"""What the user writes: what is refused, in which words, and what counts as another dataset."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankray import config
+from rankray.config import ConfigError, SynPicConfig
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+def tables(**changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "prompts": {"path": "p.txt"},
+        "generators": [{"model": "sdxl"}, {"model": "sd3-medium", "samples": 2}],
+        "rewards": [{"model": "pickscore"}],
+        "output": "/o",
+    }
+    return {**base, **changes}
+
+
+def built(**changes: Any) -> SynPicConfig:
+    return config.build(SynPicConfig, tables(**changes))
+
+
+def test_k_counts_samples() -> None:
+    assert built().k == 3
+    assert built(generators=[{"model": "sdxl", "samples": 16}]).k == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sede": 1}, r"unknown key 'sede' \(did you mean 'seed'\?\); allowed there: prompts, generators"),
+        ({"prompts": {"path": "p", "pth": "x"}}, r"unknown key 'prompts.pth' \(did you mean 'path'\?\)"),
+        ({"prompts": {}}, r"'prompts.path' is missing; give it in the TOML file or as --prompts.path"),
+        ({"generators": [{"model": "sdxl", "pool": {"gpus": 1}}]}, r"unknown key 'generators.0.pool.gpus'"),
+        ({"generators": [{"model": "sdxl"}]}, "1 candidates a prompt; a ranking takes 2 to 16"),
+        (
+            {"generators": [{"model": "sdxl", "samples": 9}, {"model": "b", "samples": 8}]},
+            "17 candidates a prompt",
+        ),
+        (
+            {"generators": [{"model": "sdxl"}, {"model": "sdxl"}]},
+            "'sdxl' stands twice; give one of them another `name`",
+        ),
+        (
+            {"generators": [{"model": "sdxl", "pool": {"min_size": 3, "max_size": 2}}]},
+            "max_size 2 is below min_size 3",
+        ),
+        ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
+        ({"images": {"format": "gif"}}, "images.format = 'gif': input should be 'png', 'webp' or 'jpeg'"),
+        ({"rewards": []}, "rewards = .*at least 1 item"),
+    ],
+)
+def test_faults_are_one_clear_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        built(**changes)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_every_fault_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        built(sede=1, seed=-1)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        built().seed = 1  # type: ignore[misc]
+
+
+def test_identity_leaves_out_what_changes_no_row() -> None:
+    base = built()
+    pool = {"min_size": 2, "num_gpus": 0.5}
+    same = built(
+        generators=[{"model": "sdxl", "pool": pool, "batch_size": 4}, {"model": "sd3-medium", "samples": 2}],
+        execution={"mode": "phases", "rows_per_block": 3},
+        prices={"gpu_usd_per_hour": 2},
+        output="/elsewhere",
+    )
+    assert same.identity() == base.identity()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"seed": 1}, "seed: 0 there, 1 here"),
+        (
+            {"generators": [{"model": "sdxl", "steps": 4}, {"model": "sd3-medium", "samples": 2}]},
+            "generators.0.steps: None there, 4 here",
+        ),
+        ({"prompts": {"path": "q.txt"}}, "prompts.path: 'p.txt' there, 'q.txt' here"),
+        ({"images": {"format": "webp"}}, "images.format: 'png' there, 'webp' here"),
+    ],
+)
+def test_differing_keys_name_the_key(changes: dict[str, Any], line: str) -> None:
+    assert config.differing_keys(built().identity(), built(**changes).identity()) == [line]
+
+
+def test_a_key_that_is_gone_is_said_to_be_absent() -> None:
+    assert config.differing_keys({"a": 1}, {"b": 2}) == ["a: 1 there, absent here", "b: absent there, 2 here"]
+
+
+def test_options_win_and_reach_every_field() -> None:
+    merged = config.with_options(
+        tables(), {"prompts.limit": 3, "execution.mode": "phases", "images.quality": 80}
+    )
+    settings = config.build(SynPicConfig, merged)
+    assert (settings.prompts.limit, settings.execution.mode, settings.images.quality) == (3, "phases", 80)
+    assert tables()["prompts"] == {"path": "p.txt"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("true", True), ("0.5", 0.5), ('[{model="a"}]', [{"model": "a"}]), ("a b", "a b"), ("", "")],
+)
+def test_option_text_is_toml_or_text(text: str, value: Any) -> None:
+    assert config.parse_value(text) == value
+
+
+def test_toml_faults(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no configuration file at /.*missing\.toml"):
+        config.read_toml(tmp_path / "missing.toml")
+    with pytest.raises(ConfigError, match="is a directory"):
+        config.read_toml(tmp_path)
+    (tmp_path / "bad.toml").write_text("a = ")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        config.read_toml(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize("name", ["synpic.toml", "synpic-shapes.toml"])
+def test_shipped_configurations_build(name: str) -> None:
+    settings = config.build(SynPicConfig, config.read_toml(JOBS / name))
+    assert settings.k == 4
+
+
+def test_the_papers_configuration_is_the_papers() -> None:
+    settings = config.build(SynPicConfig, config.read_toml(JOBS / "synpic.toml"))
+    assert [choice.model for choice in settings.generators] == [
+        "sdxl",
+        "sd3-medium",
+        "pixart-sigma",
+        "stable-cascade",
+    ]
+    assert [choice.model for choice in settings.rewards] == [
+        "hpsv2.1",
+        "mps",
+        "pickscore",
+        "vqascore",
+        "imagereward",
+    ]
+    assert settings.prompts.limit == 58000

@@ -1,0 +1,58 @@
+"""Ids and seeds are fixed numbers: a change here would orphan every dataset that exists."""
+
+import hashlib
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankray import schema
+
+
+def test_prompt_id_is_the_head_of_sha256() -> None:
+    assert schema.prompt_id("a red circle") == hashlib.sha256(b"a red circle").hexdigest()[:32]
+    assert schema.prompt_id("") == "e3b0c44298fc1c149afbf4c8996fb924"
+
+
+def test_seed_is_a_fixed_number() -> None:
+    digest = hashlib.sha256(b"rankray.seed.v1\x000\x00abc\x00sdxl\x001").digest()
+    assert schema.candidate_seed(0, "abc", "sdxl", 1) == int.from_bytes(digest[:8], "big") // 2
+
+
+@given(st.integers(0, 2**63 - 1), st.text(), st.text(), st.integers(0, 15))
+def test_seed_is_a_torch_and_arrow_seed(seed: int, row_id: str, name: str, sample: int) -> None:
+    value = schema.candidate_seed(seed, row_id, name.replace("\0", ""), sample)
+    assert 0 <= value < 2**63
+    assert pa.scalar(value, pa.int64()).as_py() == value
+
+
+def test_seed_differs_by_every_field() -> None:
+    seeds = {
+        schema.candidate_seed(0, "p", "g", 0),
+        schema.candidate_seed(1, "p", "g", 0),
+        schema.candidate_seed(0, "q", "g", 0),
+        schema.candidate_seed(0, "p", "h", 0),
+        schema.candidate_seed(0, "p", "g", 1),
+        schema.candidate_seed(0, "p0", "g", 0),
+    }
+    assert len(seeds) == 6
+
+
+def test_metadata_survives_a_file(tmp_path) -> None:
+    written = schema.ranked_schema({"sdxl": "abc", "sd3": "def"}, {"pickscore": "123"})
+    pq.write_table(written.empty_table(), tmp_path / "x.parquet")
+    read = pq.read_schema(tmp_path / "x.parquet")
+    assert schema.schema_names(read) == ({"sdxl": "abc", "sd3": "def"}, {"pickscore": "123"})
+    features = json.loads(read.metadata[b"huggingface"])["info"]["features"]
+    assert set(features["candidates"]["feature"]) == {field.name for field in schema.CANDIDATE_TYPE}
+
+
+def test_foreign_and_newer_files_are_named() -> None:
+    with pytest.raises(ValueError, match="not written by rankray"):
+        schema.schema_names(pa.schema([("prompt", pa.string())]))
+    newer = schema.ranked_schema({}, {}).with_metadata({"rankray.schema_version": "2"})
+    with pytest.raises(ValueError, match="version 2, this rankray reads version 1"):
+        schema.schema_names(newer)
