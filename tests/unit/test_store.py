@@ -1,0 +1,179 @@
+"""A dataset that is right passes; change one thing, and it is named."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from rankray import ranking, schema, store
+from rankray.store import DatasetError
+
+SEED = 3
+SLOTS = [("one", 0), ("one", 1), ("two", 0)]
+Rows = list[dict[str, Any]]
+
+
+def png(width: int = 4, height: int = 2) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def good_rows() -> Rows:
+    """Two prompts; the last candidate of the second has no image, and reward s failed for its first."""
+    table = {"a": [[1, 9], [2, 5], [3, 7]], "b": [[0.5, np.nan], [0.25, 1], [np.nan, np.nan]]}
+    rows = []
+    for prompt, values in table.items():
+        scores = np.array(values, np.float32)
+        phi = ranking.win_probability(scores)
+        ranks = ranking.rank(phi)
+        row_id = schema.prompt_id(prompt)
+        candidates = []
+        for i, (name, sample) in enumerate(SLOTS):
+            failed = prompt == "b" and i == 2
+            candidates.append(
+                {
+                    "generator": name,
+                    "seed": schema.candidate_seed(SEED, row_id, name, sample),
+                    "image": None if failed else {"bytes": png(), "path": None},
+                    "width": None if failed else 4,
+                    "height": None if failed else 2,
+                    "scores": scores[i].tolist(),
+                    "win_probability": phi[i],
+                    "rank": int(ranks[i]),
+                    "error": "ValueError: no" if prompt == "b" and i != 1 else None,
+                }
+            )
+        rows.append({"prompt_id": row_id, "prompt": prompt, "candidates": candidates})
+    return rows
+
+
+def good_info() -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "seed": SEED,
+        "generators": [
+            {"name": "one", "revision": "r1", "samples": 2},
+            {"name": "two", "revision": "r2", "samples": 1},
+        ],
+        "rewards": [{"name": "r", "revision": "x"}, {"name": "s", "revision": "y"}],
+        "rows": 2,
+        "candidates": 6,
+        "images": 5,
+        "failures": {"total": 2},
+    }
+
+
+def write(path: Path, rows: Rows, info: dict[str, Any], names: dict[str, str] | None = None) -> str:
+    (path / "data").mkdir(parents=True)
+    due = schema.ranked_schema(names or {"one": "r1", "two": "r2"}, {"r": "x", "s": "y"})
+    for i, row in enumerate(rows):
+        pq.write_table(pa.Table.from_pylist([row], due), path / "data" / f"{i}.parquet")
+    (path / "dataset.json").write_text(json.dumps(info))
+    return str(path)
+
+
+def test_a_good_dataset(tmp_path: Path) -> None:
+    path = write(tmp_path / "o", good_rows(), good_info())
+    assert store.validate(path) == store.Validation(rows=2, candidates=6, images=5, failures=2)
+    assert store.validate(f"file://{path}").rows == 2
+    dataset = store.read(path)
+    assert dataset.info == good_info()
+    (first, _) = dataset.rows()
+    assert "image" not in first["candidates"][0]
+    assert first["candidates"][0]["scores"] == [1.0, 9.0]
+    assert next(dataset.rows(images=True))["candidates"][0]["image"]["bytes"] == png()
+
+
+def candidate(rows: Rows, row: int = 0, at: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = rows[row]["candidates"][at]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows, info: rows.append(rows[0]), "stands twice"),
+        (lambda rows, info: rows[0].update(prompt="other"), "is not the hash of the prompt 'other'"),
+        (lambda rows, info: rows[0]["candidates"].pop(), r"candidates of \['one', 'one'\], due are"),
+        (lambda rows, info: rows[0]["candidates"].reverse(), r"candidates of \['two', 'one', 'one'\]"),
+        (lambda rows, info: candidate(rows).update(seed=7), "one: seed 7, due is"),
+        (lambda rows, info: candidate(rows).update(scores=[1.0]), "one: 1 scores for 2 rewards"),
+        (lambda rows, info: candidate(rows).update(win_probability=0.9), r"win_probability \[0\.8"),
+        (lambda rows, info: candidate(rows).update(rank=3), r"rank \[3, .*\], the scores make it"),
+        (lambda rows, info: candidate(rows).update(width=5), "the image is 4x2, stated are 5x2"),
+        (lambda rows, info: candidate(rows)["image"].update(bytes=png()[:40]), "the image cannot be read"),
+        (
+            lambda rows, info: candidate(rows)["image"].update(bytes=None, path="/no/such.png"),
+            "the image cannot be read",
+        ),
+        (
+            lambda rows, info: candidate(rows, 1, 0).update(error=None),
+            "a score is NaN, and no error says why",
+        ),
+        (lambda rows, info: candidate(rows, 1, 2).update(rank=1), "there is no image, but a rank or a score"),
+        (lambda rows, info: candidate(rows, 1, 2).update(width=4), "there is no image, but a size"),
+        (lambda rows, info: info.update(rows=3), "rows 3, the files hold 2"),
+        (lambda rows, info: info.update(images=6), "images 6, the files hold 5"),
+        (lambda rows, info: info["failures"].update(total=0), "0 failures, the files hold 2"),
+        (lambda rows, info: info.update(schema_version=2), "schema version 2, this rankray reads 1"),
+        (
+            lambda rows, info: info["rewards"][0].update(revision="z"),
+            "generators and rewards of the file are",
+        ),
+    ],
+)
+def test_one_change_is_named(
+    tmp_path: Path, change: Callable[[Rows, dict[str, Any]], None], message: str
+) -> None:
+    rows, info = good_rows(), good_info()
+    change(rows, info)
+    with pytest.raises(DatasetError, match=message):
+        store.validate(write(tmp_path / "o", rows, info))
+
+
+def test_many_faults_are_cut_at_twenty(tmp_path: Path) -> None:
+    rows = good_rows()
+    with pytest.raises(DatasetError) as caught:
+        store.validate(write(tmp_path / "o", rows * 15, good_info()))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 22
+    assert lines[-1].startswith("and ")
+
+
+def test_foreign_files_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "o", good_rows(), good_info())
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "o" / "data" / "z.parquet")
+    with pytest.raises(DatasetError, match=r"z\.parquet: no rankray metadata"):
+        store.validate(path)
+
+
+def test_unfinished_and_missing_datasets(tmp_path: Path) -> None:
+    path = write(tmp_path / "o", good_rows(), good_info())
+    assert store.complete(path)
+    (tmp_path / "o" / "dataset.json").unlink()
+    assert not store.complete(path)
+    with pytest.raises(
+        DatasetError, match=r"2 data files, but no dataset\.json: the job is not finished; run it again"
+    ):
+        store.read(path)
+    with pytest.raises(DatasetError, match="no dataset there"):
+        store.validate(str(tmp_path / "nothing"))
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    fs, place = store.filesystem(str(tmp_path))
+    store.write_json(f"{place}/x.json", {"a": 1}, fs)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.write_json(f"{place}/x.json", {"a": float("nan")}, fs)
+    assert store.read_json(f"{place}/x.json", fs) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
