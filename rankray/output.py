@@ -1,0 +1,244 @@
+"""A dataset's directory while it is being made: whose it is, what is staged in it, what is finished.
+
+    OUTPUT/config.toml         the resolved configuration
+    OUTPUT/data/*.parquet      finished rows
+    OUTPUT/images/             candidates, where images.store = "files"
+    OUTPUT/dataset.json        written last: the dataset is complete
+    OUTPUT/report.html
+    OUTPUT/_work/              identity, staged prompts, phases, checkpoints, usage; removed at the end
+
+All of it goes through a pyarrow filesystem, so OUTPUT may be a directory or s3://, gs:// and the like.
+Prompts are staged as Parquet sorted by id because Ray Data's checkpoint filters only what a `read_*` source
+reads (rows from memory would silently be made twice), and sorted rows make the same blocks at every start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import tomli_w
+
+from rankray import schema, store
+from rankray.config import ConfigError, SynPicConfig, differing_keys
+from rankray.cost import ActorUsage
+from rankray.progress import as_dicts
+from rankray.prompts import PromptsRead
+
+MAX_EXAMPLES = 20
+"""Failures that `dataset.json` quotes; all of them stand in the rows."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output directory: `uri` as the user gave it, `fs` and `path` as pyarrow wants them."""
+
+    uri: str
+    fs: pafs.FileSystem
+    path: str
+
+    def at(self, *parts: str) -> str:
+        return "/".join((self.path, *parts))
+
+    def uri_of(self, *parts: str) -> str:
+        return "/".join((self.uri.rstrip("/"), *parts))
+
+    def exists(self, *parts: str) -> bool:
+        return bool(self.fs.get_file_info(self.at(*parts)).type != pafs.FileType.NotFound)
+
+    def files(self, *parts: str) -> list[str]:
+        selector = pafs.FileSelector(self.at(*parts), allow_not_found=True, recursive=False)
+        return sorted(
+            info.path for info in self.fs.get_file_info(selector) if info.type == pafs.FileType.File
+        )
+
+    def make(self, *parts: str) -> str:
+        self.fs.create_dir(self.at(*parts), recursive=True)
+        return self.at(*parts)
+
+    def remove(self, *parts: str) -> None:
+        if self.exists(*parts):
+            self.fs.delete_dir(self.at(*parts))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a small file whole, or not at all."""
+        store.write_text(self.at(name), text, self.fs)
+
+
+def open_output(uri: str, in_job: bool) -> Output:
+    """The output directory at `uri`; nothing is written yet.
+
+    Args:
+        uri: a path or an URI.
+        in_job: this process runs in a submitted job's copy of the working directory, which Ray deletes.
+
+    Raises:
+        ConfigError: a relative path in a submitted job, or an URI that pyarrow cannot open.
+    """
+    if in_job and "://" not in uri and not uri.startswith(("/", "~")):
+        raise ConfigError(
+            f"output '{uri}' is relative, and a submitted job runs in a copy of the working directory that Ray deletes "
+            "afterwards; give an absolute path that every node sees, or an URI such as s3://bucket/name"
+        )
+    place = store.absolute(uri)
+    try:
+        fs, path = store.filesystem(place)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"output '{place}' cannot be opened ({_first_line(error)}); give a path or an URI"
+        ) from None
+    return Output(place, fs, path)
+
+
+def _begin(output: Output) -> None:
+    try:
+        output.make("_work")
+        output.write_text("_work/writable", "yes")
+    except OSError as error:
+        reason = _first_line(error)
+        raise ConfigError(
+            f"output '{output.uri}' cannot be written ({reason}); give a directory that can be"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def claim(output: Output, config: SynPicConfig, revisions: Mapping[str, str]) -> bool:
+    """Makes the directory this configuration's, or finds that it already is. True where the dataset is complete.
+
+    Raises:
+        ConfigError: another configuration's rows are there (the differing keys are named), files are there that
+            no job began, or the place cannot be written.
+    """
+    identity = {**config.identity(), **{f"revision.{name}": revision for name, revision in revisions.items()}}
+    complete = output.exists("dataset.json")
+    place = "dataset.json" if complete else "_work/identity.json"
+    if complete or output.exists(place):
+        found = store.read_json(output.at(place), output.fs)
+        lines = differing_keys(found["identity"], identity)
+        if lines:
+            raise ConfigError(
+                f"{output.uri} was begun with another configuration; take another output, or go back to it:\n  "
+                + "\n  ".join(lines)
+            )
+        return complete
+    if output.files("data"):
+        raise ConfigError(f"{output.uri}/data holds files that no rankray job began; take another output")
+    _begin(output)
+    output.write_text("config.toml", tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+    store.write_json(output.at("_work/identity.json"), {"identity": identity}, output.fs)
+    return False
+
+
+def stage_prompts(output: Output, prompts: PromptsRead, rows_per_block: int) -> list[str]:
+    """Writes the prompts as Parquet sorted by id, a file a block; returns the ids.
+
+    Raises:
+        ConfigError: other prompts were staged there before, as the file was changed in between.
+    """
+    table = pa.table({"prompt_id": [schema.prompt_id(row) for row in prompts.rows], "prompt": prompts.rows})
+    table = table.sort_by("prompt_id")
+    digest = hashlib.sha256("".join(table["prompt_id"].to_pylist()).encode()).hexdigest()
+    if output.exists("_work/staged.json"):
+        found = store.read_json(output.at("_work/staged.json"), output.fs)
+        if found["sha256"] != digest:
+            raise ConfigError(
+                f"{prompts.source} holds other prompts than when {output.uri} was begun ({found['rows']} then, "
+                f"{table.num_rows} now); put the file back, or take another output"
+            )
+    else:
+        output.make("_work", "prompts")
+
+        def write_block(start: int) -> None:
+            place = output.at("_work", "prompts", f"{start // rows_per_block:06}.parquet")
+            pq.write_table(table.slice(start, rows_per_block), place, filesystem=output.fs)
+
+        with ThreadPoolExecutor(
+            16
+        ) as pool:  # 58,000 prompts are 3,625 files, and an object store takes 50 ms for one
+            list(pool.map(write_block, range(0, table.num_rows, rows_per_block)))
+        store.write_json(
+            output.at("_work/staged.json"), {"sha256": digest, "rows": table.num_rows}, output.fs
+        )
+    return list(table["prompt_id"].to_pylist())
+
+
+def finished_ids(output: Output, *parts: str) -> list[str]:
+    """The prompt ids of all Parquet files in a directory of the output, with repeats, without their images."""
+    ids: list[str] = []
+    for path in output.files(*parts):
+        if path.endswith(".parquet") and not path.endswith(".pending.parquet"):
+            ids += pq.read_table(path, columns=["prompt_id"], filesystem=output.fs)["prompt_id"].to_pylist()
+    return ids
+
+
+def drop_repeats(output: Output, *parts: str) -> int:
+    """Removes rows whose id stands in an earlier file; returns how many.
+
+    Ray Data's checkpoint writes a row once. What it cannot see is a writing task of a killed driver that
+    outlives it by a second and commits after the next run has read the checkpoint.
+    """
+    seen: set[str] = set()
+    dropped = 0
+    for path in output.files(*parts):
+        ids = pq.read_table(path, columns=["prompt_id"], filesystem=output.fs)["prompt_id"].to_pylist()
+        keep = []
+        for row_id in ids:
+            keep.append(row_id not in seen)
+            seen.add(row_id)
+        if all(keep):
+            continue
+        dropped += keep.count(False)
+        table = pq.read_table(path, filesystem=output.fs).filter(pa.array(keep))
+        if table.num_rows == 0:
+            output.fs.delete_file(path)
+            continue
+        passing = f"{path}.tmp"
+        pq.write_table(table, passing, filesystem=output.fs)
+        output.fs.move(passing, path)
+    return dropped
+
+
+def keep_usage(output: Output, run_id: str, usage: Iterable[ActorUsage]) -> None:
+    """Writes this run's usage, so that the bill of a job that is killed is not lost."""
+    store.write_json(output.at(f"_work/usage-{run_id}.json"), {"usage": as_dicts(usage)}, output.fs)
+
+
+def all_usage(output: Output) -> tuple[list[ActorUsage], int]:
+    """The usage of every run on this output, and how many runs there were."""
+    files = [path for path in output.files("_work") if "/usage-" in path and path.endswith(".json")]
+    usage = [ActorUsage(**item) for path in files for item in store.read_json(path, output.fs)["usage"]]
+    return usage, len(files)
+
+
+def count_failures(output: Output, rewards: Sequence[str]) -> tuple[dict[str, int], list[dict[str, str]]]:
+    """Failures by model, and up to 20 examples, read from the finished rows without their images.
+
+    A candidate without an image is its generator's failure; a NaN score of one with an image, that reward's.
+    """
+    by_model: dict[str, int] = {}
+    examples: list[dict[str, str]] = []
+    leaves = ("generator", "width", "scores", "error")
+    columns = ["prompt_id", *(f"candidates.list.element.{leaf}" for leaf in leaves)]
+    for path in output.files("data"):
+        for row in pq.ParquetFile(path, filesystem=output.fs).read(columns).to_pylist():
+            for candidate in row["candidates"]:
+                failed = [
+                    name
+                    for name, score in zip(rewards, candidate["scores"], strict=True)
+                    if math.isnan(score)
+                ]
+                for model in [candidate["generator"]] if candidate["width"] is None else failed:
+                    by_model[model] = by_model.get(model, 0) + 1
+                    if len(examples) < MAX_EXAMPLES:
+                        fault = {"prompt_id": row["prompt_id"], "model": model, "error": candidate["error"]}
+                        examples.append(fault)
+    return by_model, examples

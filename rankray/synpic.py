@@ -1,0 +1,358 @@
+"""Syn-Pic (paper section 3.2, Algorithm 1): prompts -> k generators -> n rewards -> ranked preference dataset.
+
+A job is a chain of map stages over prompts staged as Parquet (`stages`), laid out on the cluster all at once
+or in phases (`layout`), resumed by Ray Data's own row checkpoint, and finished in one directory (`output`).
+The checkpoint is written a block at a time, so a SIGKILL costs the blocks in flight: at most about two a pool,
+32 prompts at the default 16 rows a block.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data.checkpoint import CheckpointConfig
+
+import rankray
+from rankray import cost, generators, layout, rewards, schema, stages, store
+from rankray import output as outputs
+from rankray.actors import Actors, JobContext, Stage
+from rankray.config import ConfigError, ModelChoice, SynPicConfig
+from rankray.output import Output
+from rankray.progress import Reporter, start_meter
+from rankray.prompts import PromptsRead, read_prompts
+from rankray.targets import Target
+
+CHECKPOINT_FILTER_BYTES = 256 * 1024**2
+"""Memory that Ray reserves for the actor that filters finished ids (its default is 1 GiB): 58,000 ids are 4 MB."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job leaves: the dataset's place and its summary (the contents of `dataset.json`)."""
+
+    path: str
+    info: dict[str, Any]
+
+    @property
+    def failed_share(self) -> float:
+        """The worst model's failures as a share of what it was given."""
+        failures: dict[str, int] = self.info["failures"]["by_model"]
+        given = {item["name"]: self.info["rows"] * item["samples"] for item in self.info["generators"]}
+        given.update({item["name"]: self.info["candidates"] for item in self.info["rewards"]})
+        return max((count / given[name] for name, count in failures.items()), default=0.0)
+
+
+def run(
+    config: SynPicConfig,
+    say: Callable[[str], None] = print,
+    publish: Callable[[str, dict[str, Any]], None] | None = None,
+) -> Result:
+    """Makes the dataset of `config`, or what is left of it, or nothing where it is complete.
+
+    `publish` gets the output and its summary before `dataset.json` is written: the surface's report goes there.
+
+    Raises:
+        ConfigError: the configuration, the prompts, the output or the cluster do not fit; nothing was begun.
+        BrokenModelError: (inside Ray's task error) a model failed for everything; finished rows are kept.
+    """
+    plan = _stages(config)
+    revisions = {stage.target.name: stage.target.revision for stage in plan}
+    output = outputs.open_output(config.output, in_job=in_submitted_job())
+    prompts = read_prompts(config.prompts)
+    say(_prompts_line(prompts))
+    if outputs.claim(output, config, revisions):
+        say(f"{output.uri} is complete already; nothing to do")
+        return Result(output.uri, store.read_json(output.at("dataset.json"), output.fs))
+    ids = outputs.stage_prompts(output, prompts, config.execution.rows_per_block)
+
+    _connect()
+    try:
+        meter = start_meter(f"synpic {output.uri}")
+    except ValueError:
+        raise ConfigError(f"another job is writing to {output.uri}; wait for it, or stop it") from None
+    done = _stages_done(output, plan)
+    cluster = layout.wait_for_nodes(plan[done:], config.execution.wait_for_nodes_s, say)
+    chosen = layout.plan(plan[done:], cluster, config.execution.mode)
+    say(f"output: {output.uri}")
+    say(f"{len(ids):,} prompts x {config.k} candidates x {len(config.rewards)} rewards; {chosen.explanation}")
+
+    context = _context(config, output, meter)
+    run_id, begin_s = uuid.uuid4().hex[:12], time.perf_counter()
+    for phase in chosen.phases:
+        _run_phase(Phase(phase, done, done + len(phase) == len(plan)), config, output, context, run_id, say)
+        done += len(phase)
+    wall_s = time.perf_counter() - begin_s
+    ray.kill(meter)
+    info = _summary(config, plan, _checked(output, prompts, say), prompts, chosen.name, wall_s)
+    if publish is not None:
+        publish(output.uri, info)
+    store.write_json(output.at("dataset.json"), info, output.fs)
+    output.remove("_work")
+    return Result(output.uri, info)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Consecutive stages that run together, the number of stages before them, and whether they are the last.
+
+    What a phase writes is named by how many stages it has behind it, so that a later start on another
+    cluster, with other phases, takes up whatever the furthest finished one left.
+    """
+
+    stages: tuple[Stage, ...]
+    before: int
+    last: bool
+
+    @property
+    def source(self) -> tuple[str, ...]:
+        return ("_work", f"upto-{self.before}") if self.before else ("_work", "prompts")
+
+    @property
+    def name(self) -> str:
+        return "data" if self.last else f"upto-{self.before + len(self.stages)}"
+
+    @property
+    def sink(self) -> tuple[str, ...]:
+        return ("data",) if self.last else ("_work", self.name)
+
+    @property
+    def checkpoint(self) -> tuple[str, ...]:
+        return ("_work", f"checkpoint-{self.name}")
+
+
+def _stages_done(output: Output, plan: list[Stage]) -> int:
+    """How many stages the furthest finished phase has behind it; 0 where none is finished."""
+    return max((n for n in range(1, len(plan)) if output.exists("_work", f"done-upto-{n}")), default=0)
+
+
+def _connect() -> None:
+    """Joins the Ray that runs (a job's, RAY_ADDRESS's, or this machine's), or starts one for this job alone."""
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS") != "local":
+        try:
+            ray.init(address="auto")
+        except ConnectionError:
+            pass
+        else:
+            return
+    ray.init(address="local", include_dashboard=False)
+
+
+def in_submitted_job() -> bool:
+    """Whether this is the driver of a `ray job submit`, whose working directory is a copy that Ray deletes."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _stages(config: SynPicConfig) -> list[Stage]:
+    """Every model as a stage, generators first, in the configuration's order."""
+    stages_: list[Stage] = []
+    for generator in config.generators:
+        target = generators.resolve(generator)
+        stages_.append(Stage("generator", target, _actors(generator, target, config), generator.samples))
+    for reward in config.rewards:
+        target = rewards.resolve(reward)
+        stages_.append(Stage("reward", target, _actors(reward, target, config)))
+    return stages_
+
+
+def _actors(choice: ModelChoice, target: Target, config: SynPicConfig) -> Actors:
+    """The pool: the configuration's numbers, or the table's where it is silent. CPU jobs ask for no GPU."""
+    pool, device = choice.pool, config.execution.device
+    num_gpus = target.num_gpus if pool.num_gpus is None else pool.num_gpus
+    if device == "cpu":
+        num_gpus = 0.0
+    return Actors(
+        min_size=pool.min_size,
+        max_size=pool.max_size or pool.min_size,
+        num_cpus=target.num_cpus if pool.num_cpus is None else pool.num_cpus,
+        num_gpus=num_gpus,
+        memory_bytes=None if pool.memory_gb is None else int(pool.memory_gb * 1024**3),
+        resources=pool.resources,
+        device="cuda" if num_gpus or device == "cuda" else "cpu",
+    )
+
+
+def _context(config: SynPicConfig, output: Output, meter: Any) -> JobContext:
+    if config.images.store == "files":
+        output.make("images")
+    return JobContext(
+        seed=config.seed,
+        images=config.images,
+        image_dir=f"{output.uri.rstrip('/')}/images",
+        generators=tuple((choice.label, choice.samples) for choice in config.generators),
+        rewards=tuple(choice.label for choice in config.rewards),
+        abort_after=config.execution.abort_after,
+        meter=meter,
+    )
+
+
+def _run_phase(
+    phase: Phase,
+    config: SynPicConfig,
+    output: Output,
+    context: JobContext,
+    run_id: str,
+    say: Callable[[str], None],
+) -> None:
+    """Runs a phase over the prompts that it has not finished, and marks it done."""
+    output.make(*phase.sink)
+    output.make(*phase.checkpoint)
+    rows = store.read_json(output.at("_work/staged.json"), output.fs)["rows"]
+    finished = len(set(outputs.finished_ids(output, *phase.checkpoint)))
+    if finished:
+        say(f"resuming: {finished:,} of {rows:,} prompts are finished, {rows - finished:,} remain")
+    if phase.before or not phase.last:
+        say(f"phase: {', '.join(stage.target.name for stage in phase.stages)}")
+    left = rows - finished
+    totals = {
+        (stage.kind, stage.target.name): left * (stage.samples if stage.kind == "generator" else config.k)
+        for stage in phase.stages
+    }
+    keep = functools.partial(outputs.keep_usage, output, run_id)
+    with Reporter(context.meter, totals, config.execution.report_interval_s, keep):
+        if left:
+            _stream(phase, config, output, context)
+    if phase.last:
+        return
+    output.write_text(f"_work/done-{phase.name}", "\n".join(stage.target.name for stage in phase.stages))
+    if phase.before:
+        output.remove(*phase.source)
+
+
+def _stream(phase: Phase, config: SynPicConfig, output: Output, context: JobContext) -> None:
+    """One Ray Data pipeline: read -> cut into blocks -> the phase's stages -> write, checkpointed by row."""
+    data_context = ray.data.DataContext.get_current()
+    checkpoint = CheckpointConfig(
+        id_column="prompt_id",
+        checkpoint_path=output.uri_of(*phase.checkpoint),
+        delete_checkpoint_on_success=False,
+        override_filesystem=output.fs,
+    )
+    checkpoint.checkpoint_actor_memory_bytes = CHECKPOINT_FILTER_BYTES
+    data_context.checkpoint_config = checkpoint
+    # Version 2 of the reader lists files in a task of a whole CPU, which on two CPUs never starts beside the
+    # checkpoint's filter, an actor of a whole CPU; it also makes one block of all small files.
+    data_context.use_datasource_v2 = False
+    data_context.enable_progress_bars = sys.stdout.isatty()  # in a log they are 30 lines every 10 s
+    try:
+        dataset = ray.data.read_parquet(
+            output.uri_of(*phase.source),
+            filesystem=output.fs,
+            override_num_blocks=len(output.files(*phase.source)),  # a file is a block, in every phase
+            num_cpus=stages.IO_CPUS,
+        )
+        for stage in phase.stages:
+            dataset = stages.model_stage(dataset, stage, context)
+        arrow_args: dict[str, Any] = {}
+        if phase.last:
+            final = _final_schema(config, context, output)
+            dataset = stages.rank_stage(dataset, context, final)
+            arrow_args = {"schema": final}
+        dataset.write_parquet(
+            output.uri_of(*phase.sink),
+            filesystem=output.fs,
+            ray_remote_args={"num_cpus": stages.IO_CPUS},
+            **arrow_args,
+        )
+    finally:
+        data_context.checkpoint_config = None
+
+
+def _final_schema(config: SynPicConfig, context: JobContext, output: Output) -> pa.Schema:
+    identity = store.read_json(output.at("_work/identity.json"), output.fs)["identity"]
+    return schema.ranked_schema(
+        {name: identity[f"revision.{name}"] for name, _ in context.generators},
+        {name: identity[f"revision.{name}"] for name in context.rewards},
+    )
+
+
+def _checked(output: Output, prompts: PromptsRead, say: Callable[[str], None]) -> Output:
+    """The output, once it holds a row for every prompt, and one only."""
+    repeats = outputs.drop_repeats(output, "data")
+    if repeats:
+        say(f"{repeats} rows were written twice around a kill; one of each was kept")
+    missing = len(prompts.rows) - len(outputs.finished_ids(output, "data"))
+    if missing:
+        raise RuntimeError(
+            f"{missing} of {len(prompts.rows)} rows are missing in {output.uri}/data; run the command again"
+        )
+    return output
+
+
+def _summary(
+    config: SynPicConfig,
+    plan: list[Stage],
+    output: Output,
+    prompts: PromptsRead,
+    layout_name: str,
+    wall_s: float,
+) -> dict[str, Any]:
+    """The contents of `dataset.json`."""
+    usage, runs = outputs.all_usage(output)
+    by_model, examples = outputs.count_failures(output, [choice.label for choice in config.rewards])
+    rows = len(prompts.rows)
+    revisions = {stage.target.name: stage.target.revision for stage in plan}
+    made = sum(item.items for item in usage if item.kind == "generator")
+    failed_images = sum(by_model.get(choice.label, 0) for choice in config.generators)
+    return {
+        "schema_version": schema.SCHEMA_VERSION,
+        "rankray_version": rankray.__version__,
+        "complete": True,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "identity": store.read_json(output.at("_work/identity.json"), output.fs)["identity"],
+        "prompts": {
+            "source": prompts.source,
+            "read": prompts.read,
+            "empty": prompts.empty,
+            "duplicates": prompts.duplicates,
+            "undecodable": prompts.undecodable,
+            "rows": rows,
+        },
+        "generators": [
+            _described(choice, revisions) | {"samples": choice.samples} for choice in config.generators
+        ],
+        "rewards": [_described(choice, revisions) for choice in config.rewards],
+        "rows": rows,
+        "candidates": rows * config.k,
+        "images": rows * config.k - failed_images,
+        "images_made": made,
+        "failures": {
+            "total": sum(by_model.values()),
+            "by_model": by_model,
+            "tolerance": config.execution.tolerance,
+            "examples": examples,
+        },
+        "layout": layout_name,
+        "runs": runs,
+        "throughput": {
+            "wall_s": wall_s,
+            "images_per_s": rows * config.k / wall_s,
+            "rows_per_s": rows / wall_s,
+        },
+        "cost": cost.ledger(usage, config.prices),
+    }
+
+
+def _described(choice: ModelChoice, revisions: dict[str, str]) -> dict[str, Any]:
+    return {"name": choice.label, "model": choice.model, "revision": revisions[choice.label]}
+
+
+def _prompts_line(prompts: PromptsRead) -> str:
+    """`200 lines read from F: 197 prompts, 2 duplicates, 1 empty, 0 not UTF-8`."""
+    return (
+        f"{prompts.read:,} lines read from {prompts.source}: {len(prompts.rows):,} prompts, "
+        f"{prompts.duplicates:,} duplicates, {prompts.empty:,} empty, {prompts.undecodable:,} not UTF-8"
+    )

@@ -1,0 +1,84 @@
+"""A model and its items, without a cluster: who fails alone, and how it is told."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from rankray import actors
+from rankray.config import ImagesConfig
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_each_item_fails_alone(good: list[bool]) -> None:
+    calls = []
+
+    def call(items: Sequence[int]) -> list[int]:
+        calls.append(len(items))
+        for item in items:
+            if not good[item]:
+                raise ValueError(f"item {item}")
+        return [10 * item for item in items]
+
+    results = actors.each_alone(call, range(len(good)))
+    assert len(results) == len(good)
+    for item, (fine, result) in enumerate(zip(good, results, strict=True)):
+        assert (result == 10 * item) if fine else (str(result) == f"item {item}")
+    bad = good.count(False)
+    if bad == 1:
+        assert len(calls) <= 1 + 2 * math.ceil(math.log2(max(len(good), 2)))
+
+
+def test_a_wrong_number_of_results_is_every_items_fault() -> None:
+    (first, second) = actors.each_alone(lambda items: [1] * (len(items) + 1), ["a", "b"])
+    assert isinstance(first, ValueError)
+    assert str(second) == "2 results for 1 items"
+
+
+def test_a_broken_device_is_no_items_fault() -> None:
+    class AcceleratorError(RuntimeError):
+        pass
+
+    def call(items: Sequence[int]) -> list[int]:
+        raise AcceleratorError("device-side assert")
+
+    with pytest.raises(AcceleratorError):
+        actors.each_alone(call, [1, 2])
+
+
+def test_interrupts_propagate() -> None:
+    def call(items: Sequence[int]) -> list[int]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        actors.each_alone(call, [1])
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("one\ntwo"), "ValueError: one"),
+        (RuntimeError(), "RuntimeError: no message"),
+        (KeyError("k"), "KeyError: 'k'"),
+        (ValueError("x" * 1000), "ValueError: " + "x" * 288),
+    ],
+)
+def test_an_error_is_described_in_one_short_line(error: Exception, text: str) -> None:
+    assert actors.describe(error) == text
+
+
+@pytest.mark.parametrize(("name", "exact"), [("png", True), ("webp", True), ("jpeg", False)])
+def test_encoded_images_come_back(name: str, exact: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
+    data = actors.encode_image(Image.fromarray(pixels), ImagesConfig(format=name))
+    image = Image.open(io.BytesIO(data))
+    assert (image.format or "").lower() == name
+    assert image.size == (24, 16)
+    assert np.array_equal(np.asarray(image.convert("RGB")), pixels) is exact
