@@ -1,0 +1,60 @@
+"""Small models of a user's own, as `"toy_models:Class"`: real code on the path that users' models take.
+
+What a candidate looks like is a function of prompt and seed alone, so two datasets can be compared byte for byte.
+Words in a prompt make them fail in the ways that models fail.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+class Noise:
+    """Draws noise whose brightness depends on the prompt; logs each image that it draws to `log`."""
+
+    def __init__(self, device: str, size: int = 8, delay_s: float = 0.0, log: str = "") -> None:
+        self.size, self.delay_s, self.log = size, delay_s, log
+        if log:
+            (Path(log).parent / f"pid-{os.getpid()}").touch()
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        if any("unpaintable" in prompt for prompt in prompts):
+            raise ValueError("cannot paint that")
+        time.sleep(self.delay_s * len(prompts))
+        images = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            rng = np.random.default_rng([seed, zlib.crc32(prompt.encode("utf-8", "surrogatepass"))])
+            images.append(Image.fromarray(rng.integers(0, 255, (self.size, self.size, 3), dtype=np.uint8)))
+        if self.log:
+            with open(self.log, "a") as file:
+                file.write("".join(f"{seed}\n" for seed in seeds))
+        return images
+
+
+class Broken:
+    """Fails for every prompt."""
+
+    def __init__(self, device: str) -> None:
+        pass
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        raise RuntimeError("no prompt is good enough")
+
+
+class Brightness:
+    """Scores the mean of one channel. `unjudgeable` gives NaN, `miscounted` a wrong number of scores."""
+
+    def __init__(self, device: str, channel: int = 0) -> None:
+        self.channel = channel
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        scores = np.array([np.asarray(image)[..., self.channel].mean() for image in images], np.float32)
+        scores[["unjudgeable" in prompt for prompt in prompts]] = np.nan
+        return scores[:-1] if any("miscounted" in prompt for prompt in prompts) else scores
