@@ -1,0 +1,220 @@
+"""The GENERATORS table: every text-to-image model that a configuration can name, as data.
+
+One adapter serves all rows; what a family needs differently stands in its row. That keeps a new diffusers
+pipeline to one row, and its price is that a row can hold only what data can say: a pipeline that needs code
+of its own (none of these eight does) is a class of its own, named "package.module:Class".
+
+Importing this module loads neither torch nor diffusers: the driver does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from rankray.config import ConfigError, GeneratorChoice, nearest
+from rankray.targets import Target, unknown_model, user_target, weights_revision
+
+ADAPTER = "rankray.generators.diffusers_pipeline:DiffusersGenerator"
+
+
+@dataclass(frozen=True)
+class GeneratorSpec:
+    """One diffusers pipeline and how it is called.
+
+    Attributes:
+        source: hub repository, directory, or "shapes:NAME".
+        pipeline: class name in `diffusers`.
+        steps, guidance: denoising steps and guidance scale, passed as `steps_argument` and `guidance_argument`.
+        height, width: pixels.
+        dtype: "float32", "float16" or "bfloat16".
+        batch_size: images computed at once; smaller remainders are padded to it.
+        num_gpus, num_cpus: of one actor.
+        gpu_memory_gb: what one actor needs with its weights and one batch; an estimate from parameter counts.
+        revision: branch, tag or commit; a hub branch is resolved to its commit before the job starts.
+        variant: weight files' variant, such as "fp16".
+        negative_prompt: None leaves the pipeline's own.
+        load: further arguments of `from_pretrained`.
+        call: further arguments of each call.
+        after_load: component path -> keyword arguments of its `register_to_config`.
+        patch: "module.NAME" -> "module:attribute" to set there before loading.
+        denoisers: components that `compile` compiles.
+        scheduler: class name in `diffusers` to swap in, built from the old one's configuration.
+        vae_slicing, vae_tiling: decode one image, or one tile, at a time: less memory, more time.
+        compile: run the denoisers through `torch.compile`; gains nothing on CPU.
+    """
+
+    source: str
+    pipeline: str
+    steps: int
+    guidance: float
+    height: int = 1024
+    width: int = 1024
+    dtype: str = "float32"
+    batch_size: int = 8
+    num_gpus: float = 1.0
+    num_cpus: float = 1.0
+    gpu_memory_gb: float = 0.0
+    revision: str = "main"
+    variant: str | None = None
+    negative_prompt: str | None = None
+    load: Mapping[str, Any] = field(default_factory=dict)
+    call: Mapping[str, Any] = field(default_factory=dict)
+    after_load: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    patch: Mapping[str, str] = field(default_factory=dict)
+    denoisers: tuple[str, ...] = ("unet",)
+    steps_argument: str = "num_inference_steps"
+    guidance_argument: str = "guidance_scale"
+    scheduler: str | None = None
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    compile: bool = False
+    target: str = ADAPTER
+
+
+# diffusers moved this class out of its top level and then refuses the component that names it.
+_PAELLA = {"diffusers.PaellaVQModel": "diffusers.pipelines.deprecated.wuerstchen:PaellaVQModel"}
+
+# An image must not depend on whether a package is installed: PixArt cleans captions only where ftfy and bs4
+# are, SDXL draws an invisible watermark only where its package is. Both are off.
+_SDXL = GeneratorSpec(
+    source="stabilityai/stable-diffusion-xl-base-1.0",
+    pipeline="StableDiffusionXLPipeline",
+    steps=50,
+    guidance=5.0,
+    dtype="float16",
+    variant="fp16",
+    gpu_memory_gb=16.0,
+    load={"add_watermarker": False},
+)
+_SD3 = GeneratorSpec(
+    source="stabilityai/stable-diffusion-3-medium-diffusers",
+    pipeline="StableDiffusion3Pipeline",
+    steps=28,
+    guidance=7.0,
+    dtype="float16",
+    gpu_memory_gb=24.0,
+    denoisers=("transformer",),
+)
+_PIXART = GeneratorSpec(
+    source="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    pipeline="PixArtSigmaPipeline",
+    steps=20,
+    guidance=4.5,
+    dtype="float16",
+    gpu_memory_gb=20.0,
+    call={"clean_caption": False},
+    denoisers=("transformer",),
+)
+_CASCADE = GeneratorSpec(
+    source="stabilityai/stable-cascade",
+    pipeline="StableCascadeCombinedPipeline",
+    steps=20,
+    guidance=4.0,
+    dtype="bfloat16",
+    variant="bf16",
+    gpu_memory_gb=24.0,
+    call={"num_inference_steps": 10, "decoder_guidance_scale": 0.0},
+    patch=_PAELLA,
+    denoisers=("prior_prior", "decoder"),
+    steps_argument="prior_num_inference_steps",
+    guidance_argument="prior_guidance_scale",
+)
+
+
+def _shapes(spec: GeneratorSpec, name: str, **changes: Any) -> GeneratorSpec:
+    """A row of the shapes world: the big model's, at 64 x 64, in float32, on a share of a CPU core."""
+    small: dict[str, Any] = {
+        "source": f"shapes:{name}",
+        "guidance": 2.5,
+        "height": 64,
+        "width": 64,
+        "dtype": "float32",
+        "variant": None,
+        "batch_size": 16,
+        "num_gpus": 0.0,
+        "num_cpus": 0.3,
+        "gpu_memory_gb": 1.0,
+    }
+    return replace(spec, **{**small, **changes})
+
+
+GENERATORS: dict[str, GeneratorSpec] = {
+    "sdxl": _SDXL,
+    "sd3-medium": _SD3,
+    "pixart-sigma": _PIXART,
+    "stable-cascade": _CASCADE,
+    "shapes-sdxl": _shapes(_SDXL, "shapes-sdxl", steps=12),
+    # Without T5 the pipeline fills 256 zero tokens unless told not to; it was trained without them.
+    "shapes-sd3": _shapes(
+        _SD3,
+        "shapes-sd3",
+        steps=12,
+        load={"text_encoder_3": None, "tokenizer_3": None},
+        call={"max_sequence_length": 0},
+    ),
+    "shapes-pixart": _shapes(
+        _PIXART,
+        "shapes-pixart",
+        steps=12,
+        call={"clean_caption": False, "use_resolution_binning": False, "max_sequence_length": 16},
+    ),
+    "shapes-cascade": _shapes(_CASCADE, "shapes-cascade", steps=12),
+}
+
+_SETTINGS = ("steps", "guidance", "height", "width", "negative_prompt", "dtype", "batch_size", "source", "revision")
+_OPTIONS = tuple(
+    key.name
+    for key in fields(GeneratorSpec)
+    if key.name not in (*_SETTINGS, "target", "num_gpus", "num_cpus", "gpu_memory_gb")
+)
+
+
+def resolve(choice: GeneratorChoice) -> Target:
+    """What a pool has to run for one generator of the configuration.
+
+    The choice's own settings replace the row's; `options` may hold any further field of `GeneratorSpec`, and
+    its tables (`load`, `call`, ...) are merged into the row's. Another `source` drops the row's variant.
+
+    Raises:
+        ConfigError: unknown name (nearest match given), unknown option, or weights that cannot be found.
+    """
+    if ":" in choice.model:
+        return user_target(choice, "generator", samples=choice.samples)
+    if choice.model not in GENERATORS:
+        raise unknown_model("generator", choice.model, GENERATORS)
+    spec = GENERATORS[choice.model]
+    if choice.source is not None:
+        spec = replace(spec, variant=None, revision="main")
+    given = {key: getattr(choice, key) for key in _SETTINGS}
+    spec = replace(spec, **{key: value for key, value in given.items() if value is not None})
+    spec = _with_options(spec, choice)
+    revision = weights_revision(spec.source, spec.revision)
+    if ":" not in revision:
+        spec = replace(spec, revision=revision)
+    return Target(
+        name=choice.label,
+        target=spec.target,
+        kwargs={"spec": spec},
+        revision=revision,
+        num_gpus=spec.num_gpus,
+        num_cpus=spec.num_cpus,
+        samples=choice.samples,
+    )
+
+
+def _with_options(spec: GeneratorSpec, choice: GeneratorChoice) -> GeneratorSpec:
+    for key, value in choice.options.items():
+        if key not in _OPTIONS:
+            raise ConfigError(
+                f"generator '{choice.label}': unknown option '{key}'{nearest(key, _OPTIONS)}; "
+                f"allowed: {', '.join(_OPTIONS)}"
+            )
+        old = getattr(spec, key)
+        if isinstance(old, Mapping):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"generator '{choice.label}': option '{key}' must be a table, got {value!r}")
+            value = {**old, **value}
+        spec = replace(spec, **{key: tuple(value) if isinstance(value, list) else value})
+    return spec

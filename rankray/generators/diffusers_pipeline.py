@@ -1,0 +1,146 @@
+"""Draws images with any diffusers text-to-image pipeline, each image from its own prompt and seed alone.
+
+TODO-MEASURE
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+
+from rankray.config import ConfigError, nearest
+from rankray.generators import GeneratorSpec
+from rankray.targets import locate, split_name
+
+
+class DiffusersGenerator:
+    """A pipeline on one device.
+
+    Args:
+        spec: its row.
+        device: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ConfigError: no such pipeline, scheduler or component.
+        OSError: weights that are missing, or that are no safetensors.
+    """
+
+    def __init__(self, spec: GeneratorSpec, device: str) -> None:
+        self.spec = spec
+        self.device = device
+        self.pipe = _load(spec, device)
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """One RGB image of `spec.height` x `spec.width` for each prompt, its noise drawn on the CPU from its seed.
+
+        Raises:
+            ValueError: prompts and seeds differ in number, or the model made numbers that are not finite.
+        """
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds; one seed a prompt is due")
+        images: list[Image.Image] = []
+        size = self.spec.batch_size
+        for start in range(0, len(prompts), size):
+            batch = list(prompts[start : start + size])
+            images += self._draw(batch, list(seeds[start : start + size]))
+        return images
+
+    def _draw(self, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+        """A compute batch: always `batch_size` wide, so that kernels see one shape; padding is thrown away."""
+        spec, real = self.spec, len(prompts)
+        prompts = prompts + [prompts[-1]] * (spec.batch_size - real)
+        seeds = seeds + [seeds[-1]] * (spec.batch_size - real)
+        arguments: dict[str, Any] = {
+            "prompt": prompts,
+            "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            "height": spec.height,
+            "width": spec.width,
+            spec.steps_argument: spec.steps,
+            spec.guidance_argument: spec.guidance,
+            "output_type": "np",
+            **spec.call,
+        }
+        if spec.negative_prompt is not None:
+            arguments["negative_prompt"] = [spec.negative_prompt] * len(prompts)
+        with _quiet(), torch.inference_mode():
+            pixels = self.pipe(**arguments).images[:real]
+        broken = [i for i, picture in enumerate(pixels) if not np.isfinite(picture).all()]
+        if broken:
+            raise ValueError(f"{spec.dtype} overflowed: pixels of image {broken[0]} are not finite; take another dtype")
+        return [Image.fromarray((np.clip(picture, 0, 1) * 255).round().astype(np.uint8)) for picture in pixels]
+
+
+def _load(spec: GeneratorSpec, device: str) -> Any:
+    for place, source in spec.patch.items():
+        module, _, name = place.rpartition(".")
+        from_module, attribute = split_name(source)
+        setattr(importlib.import_module(module), name, getattr(importlib.import_module(from_module), attribute))
+    place = locate(spec.source)
+    hub = {"revision": spec.revision, "variant": spec.variant} if place == spec.source else {"variant": spec.variant}
+    with _quiet():
+        pipe = _named(spec.pipeline, "pipeline").from_pretrained(
+            place,
+            dtype=getattr(torch, spec.dtype),
+            use_safetensors=True,
+            local_files_only=place != spec.source,
+            **hub,
+            **spec.load,
+        )
+    for path, settings in spec.after_load.items():
+        _component(pipe, path).register_to_config(**settings)
+    if spec.scheduler is not None:
+        pipe.scheduler = _named(spec.scheduler, "scheduler").from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(device)
+    if spec.vae_slicing:
+        _component(pipe, "vae").enable_slicing()
+    if spec.vae_tiling:
+        _component(pipe, "vae").enable_tiling()
+    if spec.compile:
+        for path in spec.denoisers:
+            _component(pipe, path).compile()
+    return pipe
+
+
+def _named(name: str, kind: str) -> Any:
+    found = getattr(diffusers, name, None)
+    if found is None:
+        raise ConfigError(f"diffusers {diffusers.__version__} has no {kind} '{name}'{nearest(name, dir(diffusers))}")
+    return found
+
+
+def _component(pipe: Any, path: str) -> Any:
+    found = pipe
+    for part in path.split("."):
+        found = getattr(found, part, None)
+        if found is None:
+            names = ", ".join(sorted(pipe.components))
+            raise ConfigError(f"{type(pipe).__name__} has no component '{path}'; it has: {names}")
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without notices and loading bars: a log with eight models needs no line for every prompt that is cut."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    loggings = (diffusers_logging, transformers_logging)
+    before = [(logging.get_verbosity(), logging.is_progress_bar_enabled()) for logging in loggings]
+    for logging in loggings:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging, (verbosity, bars) in zip(loggings, before):
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()

@@ -1,0 +1,112 @@
+"""The REWARDS table: every reward model that a configuration can name, as data.
+
+A reward is one file with one class behind one contract: constructed `Class(spec=..., device=...)`, then
+`score(images, prompts) -> float32[len]`, batched. Importing this module loads neither torch nor transformers:
+the driver does it, and rewards whose packages conflict never meet in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rankray.config import ConfigError, RewardChoice, nearest
+from rankray.targets import Target, unknown_model, user_target, weights_revision
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """One reward model.
+
+    Attributes:
+        target: "module:Class" of its file.
+        source: hub repository, directory or file of its weights, or "shapes:NAME".
+        revision: branch, tag or commit; a hub branch is resolved to its commit before the job starts.
+        dtype: "float32", "float16" or "bfloat16".
+        batch_size: pairs computed at once; smaller remainders are padded to it.
+        num_gpus, num_cpus: of one actor.
+        gpu_memory_gb: what one actor needs with its weights and one batch; an estimate from parameter counts.
+        options: further settings of the class with their defaults; a configuration may change these and no others.
+        runtime_env: Ray runtime environment of its actors, None for the job's.
+    """
+
+    target: str
+    source: str
+    revision: str = "main"
+    dtype: str = "float32"
+    batch_size: int = 32
+    num_gpus: float = 1.0
+    num_cpus: float = 1.0
+    gpu_memory_gb: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    runtime_env: dict[str, Any] | None = None
+
+
+def _shapes(spec: RewardSpec, name: str, **options: Any) -> RewardSpec:
+    """A row of the shapes world: the big reward's class on small weights, in float32, on a share of a CPU core."""
+    return replace(
+        spec,
+        source=f"shapes:{name}",
+        dtype="float32",
+        batch_size=64,
+        num_gpus=0.0,
+        num_cpus=0.1,
+        gpu_memory_gb=1.0,
+        options={**spec.options, **options},
+    )
+
+
+_CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+_CLIP_VOCABULARY = 49408
+
+# The class takes its processor from the weights' own directory where it is given none.
+_PICKSCORE = RewardSpec(
+    target="rankray.rewards.pickscore:PickScore",
+    source="yuvalkirstain/PickScore_v1",
+    gpu_memory_gb=8.0,
+    options={"processor": _CLIP_H, "processor_revision": "main", "vocabulary": _CLIP_VOCABULARY},
+)
+
+REWARDS: dict[str, RewardSpec] = {
+    "pickscore": _PICKSCORE,
+    "shapes-pickscore": _shapes(_PICKSCORE, "shapes-pickscore", processor=None, vocabulary=None),
+}
+
+
+def resolve(choice: RewardChoice) -> Target:
+    """What a pool has to run for one reward of the configuration.
+
+    The choice's own settings replace the row's; `options` may hold the keys of the row's own `options`.
+
+    Raises:
+        ConfigError: unknown name (nearest match given), unknown option, or weights that cannot be found.
+    """
+    if ":" in choice.model:
+        return user_target(choice, "reward")
+    if choice.model not in REWARDS:
+        raise unknown_model("reward", choice.model, REWARDS)
+    spec = REWARDS[choice.model]
+    if choice.source is not None:
+        spec = replace(spec, revision="main")
+    given = {key: getattr(choice, key) for key in ("batch_size", "dtype", "source", "revision")}
+    spec = replace(spec, **{key: value for key, value in given.items() if value is not None})
+    for key in choice.options:
+        if key not in spec.options:
+            allowed = ", ".join(spec.options) or "none"
+            raise ConfigError(
+                f"reward '{choice.label}': unknown option '{key}'{nearest(key, spec.options)}; allowed: {allowed}"
+            )
+    spec = replace(spec, options={**spec.options, **choice.options})
+    revision = weights_revision(spec.source, spec.revision)
+    if ":" not in revision:
+        spec = replace(spec, revision=revision)
+    return Target(
+        name=choice.label,
+        target=spec.target,
+        kwargs={"spec": spec},
+        revision=revision,
+        num_gpus=spec.num_gpus,
+        num_cpus=spec.num_cpus,
+        runtime_env=spec.runtime_env,
+    )

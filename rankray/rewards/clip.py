@@ -1,0 +1,268 @@
+"""A CLIP model with its tokenizer and its image preprocessing: the ground of PickScore, CLIPScore and others.
+
+Strict on purpose: missing, unexpected or wrongly shaped weights, a tokenizer that does not belong to the model and
+an unknown preprocessing step are errors, because each of them otherwise gives plausible wrong scores in silence.
+Images are resized by Pillow as the published scores were; torchvision's bicubic, the default of
+transformers 5, differs from it by up to 3 of 255 levels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rankray.config import ConfigError
+from rankray.targets import locate
+
+
+def in_batches(
+    call: Callable[[list[Image.Image], list[str]], Tensor],
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    batch_size: int,
+) -> np.ndarray:
+    """`call(images, prompts) -> [batch_size]` over batches of one constant size; float32[len(images)].
+
+    A remainder is padded by repeating its last pair, so that kernels see one shape and a score does not depend on
+    how many neighbours its pair has.
+
+    Raises:
+        ValueError: images and prompts differ in number.
+    """
+    if len(images) != len(prompts):
+        raise ValueError(f"{len(images)} images and {len(prompts)} prompts; one prompt an image is due")
+    scores = [np.empty(0, np.float32)]
+    for start in range(0, len(images), batch_size):
+        shown, texts = list(images[start : start + batch_size]), list(prompts[start : start + batch_size])
+        missing = batch_size - len(shown)
+        with torch.inference_mode():
+            values = call(shown + [shown[-1]] * missing, texts + [texts[-1]] * missing)
+        scores.append(values.float().cpu().numpy()[: len(shown)])
+    return np.concatenate(scores)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """CLIP's image preprocessing, as a `preprocessor_config.json` states it.
+
+    Attributes:
+        size: (height, width) in pixels to resize to, or (shortest,) to resize the shorter edge to.
+        crop: (height, width) of the centre crop.
+        mean, std: per channel, of values in 0 .. 1.
+    """
+
+    size: tuple[int, ...]
+    crop: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Preprocessing:
+        """From the contents of a `preprocessor_config.json`.
+
+        Raises:
+            ConfigError: a step is switched off or resamples otherwise than bicubically.
+        """
+        steps = ("do_resize", "do_center_crop", "do_normalize")
+        off = [step for step in steps if not config.get(step, True)]
+        if off or config.get("resample", Image.Resampling.BICUBIC) != Image.Resampling.BICUBIC:
+            raise ConfigError(f"preprocessor_config.json is not CLIP's: {', '.join(off) or 'resampling is not bicubic'}")
+        size, crop = config["size"], config["crop_size"]
+        if isinstance(size, dict):
+            edges = (size["shortest_edge"],) if "shortest_edge" in size else (size["height"], size["width"])
+        else:
+            edges = (size,)
+        window = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
+        return cls(tuple(edges), window, tuple(config["image_mean"]), tuple(config["image_std"]))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """An image of any size and mode as float32[3, height, width]."""
+        image = image.convert("RGB")
+        if len(self.size) == 1:
+            short = self.size[0]
+            width, height = image.size
+            small = min(width, height)
+            target = (int(short * width / small), int(short * height / small))
+        else:
+            target = (self.size[1], self.size[0])
+        pixels = np.asarray(image.resize(target, Image.Resampling.BICUBIC), np.float32) / 255.0
+        pixels = (_centre(pixels, self.crop) - np.float32(self.mean)) / np.float32(self.std)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _centre(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
+    """The middle of [h, w, 3], with a black border where the crop is larger."""
+    height, width = pixels.shape[:2]
+    high, wide = max(crop[0] - height, 0), max(crop[1] - width, 0)
+    pixels = np.pad(pixels, ((-(-high // 2), high // 2), (-(-wide // 2), wide // 2), (0, 0)))
+    top, left = (pixels.shape[0] - crop[0]) // 2, (pixels.shape[1] - crop[1]) // 2
+    return pixels[top : top + crop[0], left : left + crop[1]]
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """Token ids as CLIP wants them, cut or padded to one length.
+
+    Attributes:
+        tokenizer: of the transformers library.
+        length: tokens of a text, start and end included; longer prompts are cut.
+    """
+
+    tokenizer: Any
+    length: int
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(ids, attention mask) of the prompts, int64[n, length] each."""
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        return tokens.input_ids, tokens.attention_mask
+
+
+class ClipModel:
+    """CLIP's two towers on one device, from image and text to normalised features.
+
+    Args:
+        source: hub repository, directory or "shapes:NAME" of the weights.
+        revision: of a hub repository.
+        processor: where tokenizer and preprocessing come from; None is `source`.
+        processor_revision: of a hub repository.
+        vocabulary: size that the tokenizer must have; None takes the model's.
+        dtype: "float32", "float16" or "bfloat16".
+        device: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ConfigError: weights, tokenizer or preprocessing are not what the model needs.
+        OSError: there are no weights there, or none in safetensors.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        revision: str,
+        processor: str | None,
+        processor_revision: str,
+        vocabulary: int | None,
+        dtype: str,
+        device: str,
+    ) -> None:
+        from transformers import CLIPModel
+
+        place = locate(source)
+        is_local = Path(place).exists()
+        hub = {} if is_local else {"revision": revision}
+        model, found = CLIPModel.from_pretrained(
+            place,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            local_files_only=is_local,
+            output_loading_info=True,
+            **hub,
+        )
+        check_strict(source, found)
+        self.model: Any = model.to(device).eval().requires_grad_(False)
+        self.device, self.dtype = device, getattr(torch, dtype)
+        self.tokens, self.preprocess = load_processor(
+            processor or source,
+            processor_revision if processor else revision,
+            self.model.config.text_config,
+            self.model.config.vision_config.image_size,
+            vocabulary,
+        )
+
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Projected, of norm 1: float32[n, projection]."""
+        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device, self.dtype)
+        return normalised(_pooled(self.model.get_image_features(pixel_values=pixels)))
+
+    def text_features(self, prompts: Sequence[str]) -> Tensor:
+        """Projected, of norm 1: float32[n, projection]."""
+        ids, mask = (tensor.to(self.device) for tensor in self.tokens(prompts))
+        return normalised(_pooled(self.model.get_text_features(input_ids=ids, attention_mask=mask)))
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(logit_scale), a float32 scalar."""
+        return self.model.logit_scale.float().exp()
+
+
+def normalised(features: Tensor) -> Tensor:
+    """Each row divided by its Euclidean norm, in float32."""
+    features = features.float()
+    return features / features.norm(dim=-1, keepdim=True)
+
+
+def _pooled(features: Any) -> Tensor:
+    """transformers 5 returns an object where 4 returned its `pooler_output`."""
+    tensor: Tensor = getattr(features, "pooler_output", features)
+    return tensor
+
+
+def check_strict(source: str, found: dict[str, Any]) -> None:
+    """Refuses weights that do not fit a model key by key.
+
+    Args:
+        source: for the message.
+        found: the loading info that `from_pretrained` returns.
+
+    Raises:
+        ConfigError: any key is missing, unexpected or of another shape.
+    """
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in found.get(kind) or ())
+        if keys:
+            raise ConfigError(
+                f"the weights in '{source}' do not fit the model: {len(keys)} {kind.replace('_', ' ')}, "
+                f"such as {keys[0]}; get the checkpoint again, or name the model it belongs to"
+            )
+
+
+def load_processor(
+    source: str, revision: str, text_config: Any, image_size: int, vocabulary: int | None
+) -> tuple[TextTokens, Preprocessing]:
+    """Tokenizer and preprocessing of a directory or hub repository, checked against the model they serve.
+
+    Raises:
+        ConfigError: vocabulary, end token or picture size are not the model's.
+    """
+    from transformers import CLIPTokenizer
+
+    place = locate(source)
+    is_local = Path(place).exists()
+    tokenizer = CLIPTokenizer.from_pretrained(
+        place, local_files_only=is_local, **({} if is_local else {"revision": revision})
+    )
+    expected = vocabulary or text_config.vocab_size
+    if len(tokenizer) != expected or text_config.vocab_size != expected:
+        raise ConfigError(
+            f"the tokenizer of '{source}' has {len(tokenizer)} tokens and the model {text_config.vocab_size}, where "
+            f"{expected} are due; without its vocabulary files a tokenizer loads empty, without an error"
+        )
+    # Early CLIP configurations say 2 and mean the largest id: transformers then pools at the largest.
+    end = expected - 1 if text_config.eos_token_id == 2 else text_config.eos_token_id
+    if tokenizer.eos_token_id != end:
+        raise ConfigError(f"the tokenizer of '{source}' ends texts by token {tokenizer.eos_token_id}, the model by {end}")
+    preprocess = Preprocessing.from_config(json.loads(_processor_file(place, is_local, revision).read_text()))
+    if preprocess.crop != (image_size, image_size):
+        raise ConfigError(f"'{source}' makes pictures of {preprocess.crop} pixels, the model takes {image_size} squared")
+    return TextTokens(tokenizer, text_config.max_position_embeddings), preprocess
+
+
+def _processor_file(place: str, is_local: bool, revision: str) -> Path:
+    name = "preprocessor_config.json"
+    if not is_local:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(place, name, revision=revision))
+    path = Path(place) / name
+    if not path.is_file():
+        raise ConfigError(f"{place} has no {name}; save the model's CLIPImageProcessor there")
+    return path

@@ -1,0 +1,269 @@
+"""Models named by string: what a pool runs, how an actor loads it, and which weights those are.
+
+The driver resolves names, settings and revisions without importing a model, so packages that cannot live in
+one process can serve one job; the price is that a fault inside a model's constructor shows only in its actor.
+Hashing a directory of weights reads it once on the driver: 1.2 s a GB on one core, nothing for hub models.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import json
+import pkgutil
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rankray.config import ConfigError, ModelChoice, nearest
+
+WEIGHT_SUFFIXES = frozenset(
+    {".safetensors", ".json", ".txt", ".model", ".pt", ".pth", ".bin", ".ckpt", ".yaml", ".yml", ".jinja"}
+)
+"""Files of a checkpoint that can change what a model computes: weights, configurations, vocabularies."""
+
+UNRECORDED = "unrecorded"
+"""Revision of a user's own class that was given none."""
+
+SHAPES = "shapes:"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """One model as a pool's actors construct it: `module:Class` called with `kwargs` and the actor's device.
+
+    Attributes:
+        name: label in the dataset.
+        target: "package.module:Class".
+        kwargs: picklable arguments of the constructor, beside `device`.
+        revision: "sha256:..." of a directory, a commit of a hub repository, "unresolved:..." where offline.
+        num_gpus: GPUs of one actor, before the configuration's own number.
+        num_cpus: CPUs of one actor, before the configuration's own number.
+        runtime_env: Ray runtime environment of the actors, None for the job's.
+        samples: candidates it draws for each prompt (generators).
+    """
+
+    name: str
+    target: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    revision: str = UNRECORDED
+    num_gpus: float = 0.0
+    num_cpus: float = 1.0
+    runtime_env: dict[str, Any] | None = None
+    samples: int = 1
+
+
+def load(target: Target, device: str) -> Any:
+    """Imports the target's class and constructs it on `device` ("cpu", "cuda", "cuda:1").
+
+    Raises:
+        ConfigError: no such module or attribute (one line that names what there is), or the attribute is not
+            a class with `generate` or `score`. What the constructor raises passes through.
+    """
+    module_name, attribute = split_name(target.target)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            raise ConfigError(f"'{target.target}': {_no_module(missing)}") from None
+        raise ConfigError(
+            f"'{target.target}' needs the package '{missing.split('.')[0]}', which is not installed here; install it, "
+            "or give the pool's nodes an environment that has it"
+        ) from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        own = sorted(
+            key for key, value in vars(module).items() if isinstance(value, type) and not key.startswith("_")
+        )
+        raise ConfigError(
+            f"'{module_name}' has no '{attribute}'{nearest(attribute, own)}; its classes: {', '.join(own) or 'none'}"
+        )
+    if not isinstance(found, type) or not (hasattr(found, "generate") or hasattr(found, "score")):
+        raise ConfigError(
+            f"'{target.target}' is no model: it must be a class with a method `generate` or `score`"
+        )
+    return found(device=device, **target.kwargs)
+
+
+def split_name(target: str) -> tuple[str, str]:
+    """("package.module", "Class") of "package.module:Class".
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    module, _, attribute = target.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise ConfigError(f"'{target}' is not of the form 'package.module:Class'")
+    return module, attribute
+
+
+def user_target(choice: ModelChoice, kind: str, samples: int = 1) -> Target:
+    """The target of a user's own class, constructed as `Class(device=..., **options)`.
+
+    Args:
+        choice: its `model` is "package.module:Class".
+        kind: "generator" or "reward", for the message.
+        samples: candidates a prompt.
+
+    Raises:
+        ConfigError: the form is wrong, its top-level package cannot be found here, or settings are given that
+            only the table's own models take.
+    """
+    module, _ = split_name(choice.model)
+    package = module.split(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{kind} '{choice.model}': {_no_module(package)}")
+    own = {"model", "name", "revision", "options", "pool", "samples"}
+    given = sorted(key for key in choice.model_fields_set - own if getattr(choice, key) is not None)
+    if given:
+        raise ConfigError(
+            f"{kind} '{choice.model}' takes its settings by `options`; move {', '.join(given)} there"
+        )
+    return Target(
+        choice.label, choice.model, dict(choice.options), choice.revision or UNRECORDED, samples=samples
+    )
+
+
+def unknown_model(kind: str, name: str, table: Mapping[str, Any]) -> ConfigError:
+    """The error for a name that is in no table, with the nearest that is."""
+    return ConfigError(
+        f"unknown {kind} '{name}'{nearest(name, table)}; known: {', '.join(sorted(table))}, "
+        f"or a class of your own as 'package.module:Class'"
+    )
+
+
+def _no_module(name: str) -> str:
+    parent, _, leaf = name.rpartition(".")
+    if not parent:
+        near = difflib.get_close_matches(
+            name, [found.name for found in pkgutil.iter_modules()], n=1, cutoff=0.8
+        )
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        return (
+            f"no package '{name}' can be imported here{hint}; install it, or put it in the working directory"
+        )
+    package = importlib.import_module(parent)
+    modules = sorted(found.name for found in pkgutil.iter_modules(getattr(package, "__path__", [])))
+    return (
+        f"'{parent}' has no module '{leaf}'{nearest(leaf, modules)}; it has: {', '.join(modules) or 'none'}"
+    )
+
+
+def locate(source: str) -> str:
+    """The directory of "shapes:NAME" or of an existing path on this machine; a hub repository's name as it is.
+
+    Raises:
+        ConfigError: a path that does not exist, or no such pipeline in the shapes world.
+    """
+    if source.startswith(SHAPES):
+        from rankray import shapes
+
+        try:
+            return str(shapes.pipeline_dir(source[len(SHAPES) :]))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    path = Path(source).expanduser()
+    if path.exists():
+        return str(path)
+    if _HUB_NAME.fullmatch(source) and not source.startswith("."):
+        return source
+    raise ConfigError(f"no directory '{source}' here; give a directory, or a hub repository as 'owner/name'")
+
+
+def weights_revision(source: str, revision: str) -> str:
+    """What identifies the weights of `source`, without importing a model.
+
+    Args:
+        source: a directory or file, "shapes:NAME", or a hub repository "owner/name".
+        revision: branch, tag or commit of a hub repository; not used for directories.
+
+    Returns:
+        "sha256:<hex>" over names and bytes of a directory's weight, configuration and vocabulary files; the commit
+        of a hub repository, asked from the hub, or else from the local cache; "unresolved:<revision>" if neither
+        knows it.
+
+    Raises:
+        ConfigError: the directory is missing or holds no weights, or the hub says that there is no such
+            repository or revision.
+    """
+    place = locate(source)
+    path = Path(place)
+    if path.exists():
+        return f"sha256:{_sha256(path)}"
+    if _COMMIT.fullmatch(revision):
+        return revision
+    return _hub_commit(place, revision) or _cached_commit(place, revision) or f"unresolved:{revision}"
+
+
+def _weight_files(path: Path) -> Iterator[tuple[str, Path]]:
+    if path.is_file():
+        yield path.name, path
+        return
+    for file in path.rglob("*"):
+        name = file.relative_to(path)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if file.is_file() and file.suffix in WEIGHT_SUFFIXES and not hidden:
+            yield name.as_posix(), file
+
+
+def _sha256(path: Path) -> str:
+    files = sorted(_weight_files(path))
+    if not files:
+        raise ConfigError(f"{path} holds no weights; it must hold what `save_pretrained` writes")
+    digest = hashlib.sha256()
+    for name, file in files:
+        digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _hub_commit(repository: str, revision: str) -> str | None:
+    """The commit that the hub names; None where the hub cannot be reached or does not answer.
+
+    Asked with the standard library: the hub client's own calls raise another HTTP library's errors in each of
+    its major versions, so "offline" could not be told from a fault.
+    """
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    url = f"{constants.ENDPOINT}/api/models/{repository}/revision/{urllib.parse.quote(revision, safe='')}"
+    token = get_token()
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S) as reply:
+            return str(json.load(reply)["sha"])
+    except urllib.error.HTTPError as error:
+        code = error.headers.get("X-Error-Code", "")
+        if code == "RevisionNotFound":
+            raise ConfigError(f"hub repository '{repository}' has no revision '{revision}'") from None
+        if code == "RepoNotFound" or error.code in (401, 404):
+            raise ConfigError(
+                f"no hub repository '{repository}', or it needs a token: check the name, or run `hf auth login`"
+            ) from None
+        return None
+    except OSError:
+        return None
+
+
+def _cached_commit(repository: str, revision: str) -> str | None:
+    """The commit that the local cache holds for the revision, or None."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=repository, repo_type="model")
+    ref = Path(constants.HF_HUB_CACHE) / folder / "refs" / revision
+    return ref.read_text().strip() if ref.is_file() else None
