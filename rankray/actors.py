@@ -73,6 +73,7 @@ class Actors:
     num_gpus: float
     memory_bytes: int | None
     resources: Mapping[str, float]
+    runtime_env: Mapping[str, Any]
     device: str
 
 

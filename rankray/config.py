@@ -62,6 +62,9 @@ class Pool(_Strict):
     num_gpus: float | None = Field(None, ge=0, description="a fraction packs several models on one GPU")
     memory_gb: float | None = Field(None, gt=0, description="host memory that Ray reserves for an actor")
     resources: dict[str, float] = Field({}, description="custom Ray resources, such as {a100 = 1}")
+    runtime_env: dict[str, Any] = Field(
+        {}, description="the actors' own environment, such as {py_executable = '...'}"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Pool:

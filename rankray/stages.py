@@ -44,7 +44,7 @@ def model_stage(dataset: ray.data.Dataset, stage: Stage, context: JobContext) ->
         num_gpus=actors.num_gpus or None,
         memory=actors.memory_bytes,
         resources=dict(actors.resources) or None,
-        runtime_env=stage.target.runtime_env,
+        runtime_env=dict(actors.runtime_env) or None,
     )
 
 

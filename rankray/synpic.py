@@ -180,6 +180,7 @@ def _actors(choice: ModelChoice, target: Target, config: SynPicConfig) -> Actors
         num_gpus=num_gpus,
         memory_bytes=None if pool.memory_gb is None else int(pool.memory_gb * 1024**3),
         resources=pool.resources,
+        runtime_env={**(target.runtime_env or {}), **pool.runtime_env},
         device="cuda" if num_gpus or device == "cuda" else "cpu",
     )
 

@@ -51,7 +51,7 @@ def _shapes(spec: RewardSpec, name: str, **options: Any) -> RewardSpec:
         dtype="float32",
         batch_size=64,
         num_gpus=0.0,
-        num_cpus=0.1,
+        num_cpus=0.05,
         gpu_memory_gb=1.0,
         options={**spec.options, **options},
     )
@@ -68,9 +68,52 @@ _PICKSCORE = RewardSpec(
     options={"processor": _CLIP_H, "processor_revision": "main", "vocabulary": _CLIP_VOCABULARY},
 )
 
+_CLIPSCORE = RewardSpec(
+    target="rankray.rewards.clipscore:ClipScore",
+    source="openai/clip-vit-base-patch32",
+    gpu_memory_gb=2.0,
+    options={"processor": None, "processor_revision": "main", "vocabulary": _CLIP_VOCABULARY},
+)
+_MPS = RewardSpec(
+    target="rankray.rewards.mps:Mps",
+    source="~/.cache/rankray/mps",  # converted from the published pickle: docs/rewards.md
+    gpu_memory_gb=8.0,
+    options={
+        "processor": _CLIP_H,
+        "processor_revision": "main",
+        "vocabulary": _CLIP_VOCABULARY,
+        "condition": None,
+        "threshold": None,
+    },
+)
+
 REWARDS: dict[str, RewardSpec] = {
     "pickscore": _PICKSCORE,
+    "clipscore": _CLIPSCORE,
+    "mps": _MPS,
+    "hpsv2.1": RewardSpec(
+        target="rankray.rewards.hpsv2:Hpsv2",
+        source="xswu/HPSv2",
+        gpu_memory_gb=8.0,
+        options={"file": "HPS_v2.1_compressed.pt", "architecture": "ViT-H-14"},
+    ),
+    "imagereward": RewardSpec(
+        target="rankray.rewards.imagereward:ImageReward",
+        source="THUDM/ImageReward",
+        gpu_memory_gb=4.0,
+        options={"file": "ImageReward.pt", "med_config": "med_config.json"},
+    ),
+    "vqascore": RewardSpec(
+        target="rankray.rewards.vqascore:VqaScore",
+        source="zhiqiulin/clip-flant5-xxl",
+        dtype="bfloat16",
+        batch_size=8,
+        gpu_memory_gb=26.0,
+        options={"model": "clip-flant5-xxl"},
+    ),
     "shapes-pickscore": _shapes(_PICKSCORE, "shapes-pickscore", processor=None, vocabulary=None),
+    "shapes-clipscore": _shapes(_CLIPSCORE, "shapes-clipscore", processor=None, vocabulary=None),
+    "shapes-mps": _shapes(_MPS, "shapes-mps", processor=None, vocabulary=None),
 }
 
 
@@ -90,7 +133,8 @@ def resolve(choice: RewardChoice) -> Target:
     if choice.source is not None:
         spec = replace(spec, revision="main")
     given = {key: getattr(choice, key) for key in ("batch_size", "dtype", "source", "revision")}
-    spec = replace(spec, **{key: value for key, value in given.items() if value is not None})
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    spec = replace(spec, **changes)
     for key in choice.options:
         if key not in spec.options:
             allowed = ", ".join(spec.options) or "none"

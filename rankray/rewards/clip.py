@@ -74,7 +74,9 @@ class Preprocessing:
         steps = ("do_resize", "do_center_crop", "do_normalize")
         off = [step for step in steps if not config.get(step, True)]
         if off or config.get("resample", Image.Resampling.BICUBIC) != Image.Resampling.BICUBIC:
-            raise ConfigError(f"preprocessor_config.json is not CLIP's: {', '.join(off) or 'resampling is not bicubic'}")
+            raise ConfigError(
+                f"preprocessor_config.json is not CLIP's: {', '.join(off) or 'resampling is not bicubic'}"
+            )
         size, crop = config["size"], config["crop_size"]
         if isinstance(size, dict):
             edges = (size["shortest_edge"],) if "shortest_edge" in size else (size["height"], size["width"])
@@ -94,7 +96,8 @@ class Preprocessing:
         else:
             target = (self.size[1], self.size[0])
         pixels = np.asarray(image.resize(target, Image.Resampling.BICUBIC), np.float32) / 255.0
-        pixels = (_centre(pixels, self.crop) - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        pixels = (_centre(pixels, self.crop) - mean) / std
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
@@ -191,13 +194,15 @@ class ClipModel:
     @property
     def scale(self) -> Tensor:
         """exp(logit_scale), a float32 scalar."""
-        return self.model.logit_scale.float().exp()
+        scale: Tensor = self.model.logit_scale.float().exp()
+        return scale
 
 
 def normalised(features: Tensor) -> Tensor:
     """Each row divided by its Euclidean norm, in float32."""
     features = features.float()
-    return features / features.norm(dim=-1, keepdim=True)
+    unit: Tensor = features / features.norm(dim=-1, keepdim=True)
+    return unit
 
 
 def _pooled(features: Any) -> Tensor:
@@ -249,10 +254,14 @@ def load_processor(
     # Early CLIP configurations say 2 and mean the largest id: transformers then pools at the largest.
     end = expected - 1 if text_config.eos_token_id == 2 else text_config.eos_token_id
     if tokenizer.eos_token_id != end:
-        raise ConfigError(f"the tokenizer of '{source}' ends texts by token {tokenizer.eos_token_id}, the model by {end}")
+        raise ConfigError(
+            f"the tokenizer of '{source}' ends texts by token {tokenizer.eos_token_id}, the model by {end}"
+        )
     preprocess = Preprocessing.from_config(json.loads(_processor_file(place, is_local, revision).read_text()))
     if preprocess.crop != (image_size, image_size):
-        raise ConfigError(f"'{source}' makes pictures of {preprocess.crop} pixels, the model takes {image_size} squared")
+        raise ConfigError(
+            f"'{source}' makes pictures of {preprocess.crop} pixels, the model takes {image_size} squared"
+        )
     return TextTokens(tokenizer, text_config.max_position_embeddings), preprocess
 
 

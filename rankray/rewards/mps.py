@@ -187,7 +187,9 @@ class MpsModel(nn.Module):
         place.mkdir(parents=True, exist_ok=True)
         content = {"model_type": "mps", "clip": self.clip.config.to_dict(), "mps": asdict(self.config)}
         (place / "config.json").write_text(json.dumps(content, indent=2, default=str))
-        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, place / "model.safetensors")
+        save_file(
+            {key: value.contiguous() for key, value in self.state_dict().items()}, place / "model.safetensors"
+        )
 
 
 def load_mps(directory: str | Path) -> MpsModel:
@@ -209,7 +211,9 @@ def load_mps(directory: str | Path) -> MpsModel:
     content = json.loads((place / "config.json").read_text())
     known = {key.name for key in fields(MpsConfig)}
     if content.get("model_type") != "mps" or not set(content.get("mps", {})) <= known:
-        raise ConfigError(f"{place}/config.json is not of an MPS model: `mps` may hold {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"{place}/config.json is not of an MPS model: `mps` may hold {', '.join(sorted(known))}"
+        )
     model = MpsModel(CLIPConfig.from_dict(content["clip"]), MpsConfig(**content["mps"]))
     weights = load_file(place / "model.safetensors")
     due = {key: tuple(value.shape) for key, value in model.state_dict().items()}

@@ -12,7 +12,7 @@ from rankray.targets import Target
 
 def stage(name: str, cpus: float = 0.2, gpus: float = 0.0, size: int = 1, kind: str = "generator") -> Stage:
     target = Target(name=name, target=f"x:{name}", kwargs={}, revision="r", num_gpus=gpus, num_cpus=cpus)
-    actors = Actors(size, size, cpus, gpus, None, {}, "cpu")
+    actors = Actors(size, size, cpus, gpus, None, {}, {}, "cpu")
     return Stage(kind, target, actors)
 
 
@@ -57,7 +57,7 @@ def test_a_pool_that_can_never_run_is_named() -> None:
 
 
 def test_custom_resources_count() -> None:
-    own = Stage("generator", stage("a").target, Actors(1, 1, 0.1, 0, 2 * 1024**3, {"a100": 1.0}, "cpu"))
+    own = Stage("generator", stage("a").target, Actors(1, 1, 0.1, 0, 2 * 1024**3, {"a100": 1.0}, {}, "cpu"))
     assert layout.shortage(layout.demand([own]), {"CPU": 2, "memory": 4e9}) == "1 a100 of 0"
 
 

@@ -1,0 +1,91 @@
+"""ImageReward (Xu et al. 2023): BLIP with a head trained on human rankings, by the package's own modules, batched.
+
+The package scores one prompt at a time and loads weights with `strict=False`; here keys are strict and the text
+tower's vocabulary is asserted, because offline its tokenizer can load empty without an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rankray.config import ConfigError
+from rankray.rewards import RewardSpec
+from rankray.rewards.clip import check_strict, in_batches
+from rankray.targets import locate
+
+VOCABULARY = 30524
+"""BERT's 30,522 tokens and BLIP's two of its own."""
+TEXT_TOKENS = 35
+
+
+class ImageReward:
+    """The reward on one device.
+
+    Args:
+        spec: its row; options `file` and `med_config`, names in the repository or directory.
+        device: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ConfigError: the package is missing or cannot live with this transformers, or weights or vocabulary differ.
+    """
+
+    def __init__(self, spec: RewardSpec, device: str) -> None:
+        try:
+            package = importlib.import_module("ImageReward.ImageReward")
+        except ImportError as error:
+            raise ConfigError(
+                f"reward 'imagereward' cannot import its package ({error}); it needs an environment with "
+                "transformers 4.55 or older: pip install --no-deps image-reward==1.5 timm fairscale==0.4.13 "
+                "clip-anytorch==2.6.0"
+            ) from None
+        self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
+        model = package.ImageReward(device="cpu", med_config=str(_file(spec, "med_config")))
+        weights = torch.load(_file(spec, "file"), map_location="cpu", weights_only=True)
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        check_strict(spec.source, {"missing_keys": missing, "unexpected_keys": unexpected})
+        if len(model.blip.tokenizer) != VOCABULARY:
+            raise ConfigError(
+                f"BLIP's tokenizer has {len(model.blip.tokenizer)} tokens, due are {VOCABULARY}"
+            )
+        model.device = device
+        self.model: Any = model.to(device, self.dtype).eval().requires_grad_(False)
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """float32[len(images)]: about -2.3 to 2, of mean 0 and deviation 1 on its training data."""
+        return in_batches(self._score_batch, images, prompts, self.batch_size)
+
+    def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
+        model = self.model
+        pixels = torch.stack([model.preprocess(image.convert("RGB")) for image in images])
+        seen = model.blip.visual_encoder(pixels.to(self.device, self.dtype))
+        text = model.blip.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_tensors="pt"
+        ).to(self.device)
+        fused = model.blip.text_encoder(
+            text.input_ids,
+            attention_mask=text.attention_mask,
+            encoder_hidden_states=seen,
+            encoder_attention_mask=torch.ones(seen.shape[:-1], dtype=torch.long, device=self.device),
+            return_dict=True,
+        )
+        rewards: Tensor = (model.mlp(fused.last_hidden_state[:, 0]) - model.mean) / model.std
+        return rewards.squeeze(-1)
+
+
+def _file(spec: RewardSpec, option: str) -> Path:
+    """The file that an option names, in the directory or from the hub."""
+    name = spec.options[option]
+    place = Path(locate(spec.source))
+    if place.is_dir():
+        return place / name
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(spec.source, name, revision=spec.revision))

@@ -1,0 +1,159 @@
+"""PickScore, CLIPScore and MPS on tiny genuine models: formulas by hand, neighbours, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_clip import PROMPTS, clip_config, save_processor
+from transformers import CLIPModel
+
+from rankray.config import ConfigError
+from rankray.rewards import REWARDS, RewardSpec
+from rankray.rewards.clip import Preprocessing
+from rankray.rewards.clipscore import ClipScore
+from rankray.rewards.mps import Mps, MpsConfig, MpsModel, seen_tokens
+from rankray.rewards.pickscore import PickScore
+
+TINY = {"processor": None, "processor_revision": "main", "vocabulary": None}
+
+
+def spec(row: str, place: Path, batch_size: int = 4, **options: object) -> RewardSpec:
+    given = {**REWARDS[row].options, **TINY, **options}
+    return replace(REWARDS[row], source=str(place), batch_size=batch_size, options=given, dtype="float32")
+
+
+def test_pickscore_is_scaled_cosine(clip_dir: Path, pictures: list[Image.Image]) -> None:
+    reward = PickScore(spec=spec("pickscore", clip_dir), device="cpu")
+    got = reward.score(pictures, PROMPTS)
+    model = CLIPModel.from_pretrained(clip_dir).eval()
+    for i, (picture, prompt) in enumerate(zip(pictures, PROMPTS, strict=True)):
+        ids, mask = reward.clip.tokens([prompt])
+        with torch.no_grad():
+            out = model(
+                input_ids=ids, attention_mask=mask, pixel_values=reward.clip.preprocess(picture)[None]
+            )
+        # The model's own logits are exp(logit_scale) * cos.
+        assert got[i] == pytest.approx(float(out.logits_per_image), abs=1e-4)
+
+
+def test_clipscore_is_clamped_cosine(clip_dir: Path, pictures: list[Image.Image]) -> None:
+    pick = PickScore(spec=spec("pickscore", clip_dir), device="cpu").score(pictures, PROMPTS)
+    scale = float(CLIPModel.from_pretrained(clip_dir).logit_scale.detach().exp())
+    got = ClipScore(spec=spec("clipscore", clip_dir), device="cpu").score(pictures, PROMPTS)
+    np.testing.assert_allclose(got, 2.5 * np.maximum(pick / scale, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("row", ["pickscore", "clipscore"])
+def test_a_score_does_not_depend_on_its_neighbours(
+    row: str, clip_dir: Path, pictures: list[Image.Image]
+) -> None:
+    reward = {"pickscore": PickScore, "clipscore": ClipScore}[row](spec=spec(row, clip_dir), device="cpu")
+    whole = reward.score(pictures, PROMPTS)
+    assert whole.dtype == np.float32
+    alone = np.concatenate(
+        [reward.score([image], [text]) for image, text in zip(pictures, PROMPTS, strict=True)]
+    )
+    np.testing.assert_array_equal(alone, whole)
+    np.testing.assert_array_equal(reward.score(pictures[::-1], PROMPTS[::-1])[::-1], whole)
+    assert reward.score([], []).shape == (0,)
+
+
+def test_counts_must_agree(clip_dir: Path, pictures: list[Image.Image]) -> None:
+    with pytest.raises(ValueError, match="7 images and 1 prompts; one prompt an image is due"):
+        PickScore(spec=spec("pickscore", clip_dir), device="cpu").score(pictures, ["a"])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_agrees_roughly(dtype: str, clip_dir: Path, pictures: list[Image.Image]) -> None:
+    whole = PickScore(spec=spec("pickscore", clip_dir), device="cpu").score(pictures, PROMPTS)
+    half = PickScore(spec=replace(spec("pickscore", clip_dir), dtype=dtype), device="cpu").score(
+        pictures, PROMPTS
+    )
+    np.testing.assert_allclose(half, whole, atol=0.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("drop", "do not fit the model: 1 missing keys, such as logit_scale"),
+        ("add", "1 unexpected keys, such as stray"),
+        ("vocabulary", "where 99 are due"),
+        ("crop", r"makes pictures of \(16, 16\) pixels, the model takes 32 squared"),
+        ("processor", "has no preprocessor_config.json"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: str, message: str, clip_dir: Path, tmp_path: Path) -> None:
+    place = tmp_path / "clip"
+    shutil.copytree(clip_dir, place)
+    weights = load_file(place / "model.safetensors")
+    config = json.loads((place / "preprocessor_config.json").read_text())
+    if change == "drop":
+        del weights["logit_scale"]
+    if change == "add":
+        weights["stray"] = torch.zeros(1)
+    if change == "crop":
+        config["crop_size"] = {"height": 16, "width": 16}
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    (place / "preprocessor_config.json").write_text(json.dumps(config))
+    if change == "processor":
+        (place / "preprocessor_config.json").unlink()
+    options = {"vocabulary": 99} if change == "vocabulary" else {}
+    with pytest.raises(ConfigError, match=message):
+        PickScore(spec=spec("pickscore", place, **options), device="cpu")
+
+
+def test_preprocessing_by_hand() -> None:
+    step = Preprocessing(size=(4,), crop=(4, 4), mean=(0.5, 0.0, 0.0), std=(0.5, 1.0, 2.0))
+    pixels = step(Image.new("RGB", (8, 4), (255, 51, 102)))
+    assert pixels.shape == (3, 4, 4)
+    np.testing.assert_allclose(pixels[:, 0, 0], [1.0, 0.2, 0.2], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def mps_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("mps")
+    torch.manual_seed(1)
+    MpsModel(clip_config(), MpsConfig(layers=2, heads=2, head_width=8, condition="red two left")).save(place)
+    save_processor(place)
+    return place
+
+
+def test_mps_scores_do_not_depend_on_neighbours(mps_dir: Path, pictures: list[Image.Image]) -> None:
+    reward = Mps(spec=spec("mps", mps_dir, batch_size=3), device="cpu")
+    whole = reward.score(pictures, PROMPTS)
+    assert np.isfinite(whole).all()
+    alone = np.concatenate(
+        [reward.score([image], [text]) for image, text in zip(pictures, PROMPTS, strict=True)]
+    )
+    np.testing.assert_array_equal(alone, whole)
+    assert abs(whole[0] - whole[1]) > 1e-4
+
+
+def test_mps_mask_by_hand() -> None:
+    text = torch.tensor([[[1.0, 0.0], [0.2, 0.0], [0.0, 2.0], [-1.0, 0.0]]])
+    condition = torch.tensor([[1.0, 0.0], [0.0, 0.5]])
+    # Largest dot products: 1, 0.2, 1, 0 (the last one by the second word); shares of the largest: 1, 0.2, 1, 0.
+    assert seen_tokens(text, condition, 0.3).tolist() == [[True, False, True, False]]
+    assert seen_tokens(text, condition, 0.1).tolist() == [[True, True, True, False]]
+
+
+def test_mps_refuses_pickles_and_misfits(mps_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="the published MPS checkpoint is a pickled module, which is never loaded"
+    ):
+        Mps(spec=spec("mps", tmp_path), device="cpu")
+    place = tmp_path / "mps"
+    shutil.copytree(mps_dir, place)
+    weights = load_file(place / "model.safetensors")
+    weights["fusion.0.cross.query.weight"] = torch.zeros(3, 3)
+    save_file(weights, place / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"1 tensors differ, such as fusion\.0\.cross\.query\.weight"):
+        Mps(spec=spec("mps", place), device="cpu")
