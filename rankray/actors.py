@@ -144,6 +144,7 @@ class _Metered:
 
     def __init__(self, stage: Stage, context: JobContext) -> None:
         started_s = time.perf_counter()
+        os.environ.setdefault("TQDM_DISABLE", "1")  # loading bars of eight models in one log
         _limit_threads(stage.actors.num_cpus)
         self.stage, self.context = stage, context
         self.model = load(stage.target, stage.actors.device)

@@ -1,21 +1,28 @@
 """The command line: TOML plus dotted options in, a job's exit code out.
 
-Exit codes: 0 done, 1 an unexpected fault (its traceback is printed), 2 something the user wrote cannot be
-used (one line, nothing begun), 3 done, but more items failed than `execution.tolerance` allows.
+Exit codes: 0 done; 1 a fault in a model (one line) or an unexpected one (its traceback); 2 something the user
+wrote cannot be used (one line, nothing begun); 3 done, but more items failed than `execution.tolerance` allows.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import ray
+
 from rankray import config, report, synpic
 from rankray.config import ConfigError, SynPicConfig, nearest
 
+FAULT_EXIT = 1
 USAGE_EXIT = 2
 TOLERANCE_EXIT = 3
+
+_OWN_ERROR = re.compile(r"(?:BrokenModelError|ConfigError): (.+)")
+"""What our own errors said in an actor: across processes only Ray's text of the traceback arrives."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,6 +65,12 @@ def run_synpic(argv: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"synpic: {error}", file=sys.stderr, flush=True)
         return USAGE_EXIT
+    except ray.exceptions.RayError as error:
+        told = _OWN_ERROR.findall(str(error))
+        if not told:
+            raise
+        print(f"synpic: {told[-1]}", file=sys.stderr, flush=True)
+        return FAULT_EXIT
     info = result.info
     _say(
         f"{info['rows']:,} rows, {info['images']:,} images, {info['failures']['total']:,} failures, "

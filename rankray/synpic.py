@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import datetime
 import functools
+import logging
 import os
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,35 +73,49 @@ def run(
     output = outputs.open_output(config.output, in_job=in_submitted_job())
     prompts = read_prompts(config.prompts)
     say(_prompts_line(prompts))
-    if outputs.claim(output, config, revisions):
+    if output.exists("dataset.json"):
+        outputs.claim(output, config, revisions)
         say(f"{output.uri} is complete already; nothing to do")
         return Result(output.uri, store.read_json(output.at("dataset.json"), output.fs))
-    ids = outputs.stage_prompts(output, prompts, config.execution.rows_per_block)
 
     _connect()
-    try:
-        meter = start_meter(f"synpic {output.uri}")
-    except ValueError:
-        raise ConfigError(f"another job is writing to {output.uri}; wait for it, or stop it") from None
     done = _stages_done(output, plan)
     cluster = layout.wait_for_nodes(plan[done:], config.execution.wait_for_nodes_s, say)
     chosen = layout.plan(plan[done:], cluster, config.execution.mode)
+    outputs.claim(output, config, revisions)
+    ids = outputs.stage_prompts(output, prompts, config.execution.rows_per_block)
     say(f"output: {output.uri}")
     say(f"{len(ids):,} prompts x {config.k} candidates x {len(config.rewards)} rewards; {chosen.explanation}")
 
-    context = _context(config, output, meter)
-    run_id, begin_s = uuid.uuid4().hex[:12], time.perf_counter()
-    for phase in chosen.phases:
-        _run_phase(Phase(phase, done, done + len(phase) == len(plan)), config, output, context, run_id, say)
-        done += len(phase)
+    begin_s = time.perf_counter()
+    with _meter(output) as meter:
+        context = _context(config, output, meter)
+        run_id = uuid.uuid4().hex[:12]
+        for phase in chosen.phases:
+            _run_phase(
+                Phase(phase, done, done + len(phase) == len(plan)), config, output, context, run_id, say
+            )
+            done += len(phase)
     wall_s = time.perf_counter() - begin_s
-    ray.kill(meter)
     info = _summary(config, plan, _checked(output, prompts, say), prompts, chosen.name, wall_s)
     if publish is not None:
         publish(output.uri, info)
     store.write_json(output.at("dataset.json"), info, output.fs)
     output.remove("_work")
     return Result(output.uri, info)
+
+
+@contextmanager
+def _meter(output: Output) -> Iterator[Any]:
+    """The job's meter, whose name keeps a second job off the same output."""
+    try:
+        meter = start_meter(f"synpic {output.uri}")
+    except ValueError:
+        raise ConfigError(f"another job is writing to {output.uri}; wait for it, or stop it") from None
+    try:
+        yield meter
+    finally:
+        ray.kill(meter)
 
 
 @dataclass(frozen=True)
@@ -234,6 +250,7 @@ def _run_phase(
 
 def _stream(phase: Phase, config: SynPicConfig, output: Output, context: JobContext) -> None:
     """One Ray Data pipeline: read -> cut into blocks -> the phase's stages -> write, checkpointed by row."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     data_context = ray.data.DataContext.get_current()
     checkpoint = CheckpointConfig(
         id_column="prompt_id",
@@ -247,6 +264,7 @@ def _stream(phase: Phase, config: SynPicConfig, output: Output, context: JobCont
     # checkpoint's filter, an actor of a whole CPU; it also makes one block of all small files.
     data_context.use_datasource_v2 = False
     data_context.enable_progress_bars = sys.stdout.isatty()  # in a log they are 30 lines every 10 s
+    data_context.issue_detectors_config.detectors = []  # advice about memory, 20 lines every 30 s
     try:
         dataset = ray.data.read_parquet(
             output.uri_of(*phase.source),

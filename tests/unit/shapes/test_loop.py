@@ -1,6 +1,7 @@
 """The training loop: schedules by hand, Muon against a singular value decomposition, and resuming to the bit."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,7 +43,8 @@ def test_muon_moves_kernels_against_the_gradient_by_its_rate():
 
 def build(muon):
     torch.manual_seed(3)
-    model = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.GELU(), torch.nn.Linear(32, 32), torch.nn.Linear(32, 2))
+    layers = torch.nn.Linear(6, 32), torch.nn.GELU(), torch.nn.Linear(32, 32), torch.nn.Linear(32, 2)
+    model = torch.nn.Sequential(*layers)
     return Training(model, optimizers_for(model, 1e-2, muon), torch.Generator().manual_seed(5))
 
 
@@ -56,17 +58,17 @@ def loss_of(training):
 
 @pytest.mark.parametrize("muon", [None, 1e-2])
 def test_resumed_training_equals_an_undisturbed_one(tmp_path, muon):
-    budget = Budget(steps=60)
+    budget = Budget(steps=60, log_steps=10)
     whole, part = build(muon), build(muon)
     assert len(whole.optimizers) == (1 if muon is None else 2)
     (tmp_path / "whole").mkdir()
     (tmp_path / "part").mkdir()
-    fit(whole, loss_of(whole), budget, tmp_path / "whole", log_every=10)
-    fit(part, loss_of(part), budget, tmp_path / "part", log_every=10, stop_at=23)
+    fit(whole, loss_of(whole), budget, tmp_path / "whole")
+    fit(part, loss_of(part), replace(budget, stop_at=23), tmp_path / "part")
     resumed = build(muon)
     resumed.restore(tmp_path / "part" / "state.pt")
     assert resumed.step == 23
-    fit(resumed, loss_of(resumed), budget, tmp_path / "part", log_every=10)
+    fit(resumed, loss_of(resumed), budget, tmp_path / "part")
     for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, two)
     assert all(torch.equal(whole.average[name], resumed.average[name]) for name in whole.average)
@@ -78,7 +80,9 @@ def test_resumed_training_equals_an_undisturbed_one(tmp_path, muon):
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
     training = build(None)
     with pytest.raises(FloatingPointError, match="step 1"):
-        fit(training, lambda _: training.model(torch.full((1, 6), torch.nan)).sum(), Budget(steps=5), tmp_path)
+        fit(
+            training, lambda _: training.model(torch.full((1, 6), torch.nan)).sum(), Budget(steps=5), tmp_path
+        )
 
 
 def test_the_measurement_sees_averaged_weights_and_training_goes_on_with_its_own(tmp_path):

@@ -57,7 +57,10 @@ def test_counts_extra_objects_and_relations_by_hand():
     assert check(paint([left]), "a red square")
     assert not check(paint([left]), "a blue square")
     assert not check(paint([left, right]), "a red square")
-    assert [(o.shape, o.colour) for o in objects(paint([left, right]))] == [("square", "red"), ("circle", "blue")]
+    assert [(o.shape, o.colour) for o in objects(paint([left, right]))] == [
+        ("square", "red"),
+        ("circle", "blue"),
+    ]
     assert check(paint([left, right]), "a red square and a blue circle")
     texts = [f"a red square {r} a blue circle" for r in ("left of", "right of", "above", "below")]
     known = [text for text in texts if text in world()]
@@ -85,7 +88,9 @@ def test_touching_objects_mixed_fills_and_blobs_fail():
 def test_dirt_and_noise_are_forgiven_and_another_size_is_refused():
     picture = paint([square(32.0, 32.0, RED)])
     picture[4:6, 4:6] = RED
-    noisy = np.clip(picture + np.random.default_rng(0).normal(0.0, 8.0, picture.shape), 0, 255).astype(np.uint8)
+    noisy = np.clip(picture + np.random.default_rng(0).normal(0.0, 8.0, picture.shape), 0, 255).astype(
+        np.uint8
+    )
     assert check(noisy, "a red square")
     with pytest.raises(ValueError, match=r"uint8\[64, 64, 3\]"):
         check(np.zeros((32, 32, 3), np.uint8), "a red square")
