@@ -235,11 +235,11 @@ def count_failures(output: Output, rewards: Sequence[str]) -> tuple[dict[str, in
 
     A candidate without an image is its generator's failure; a NaN score of one with an image, that reward's.
     """
-    by_model: dict[str, int] = {}
-    examples: list[dict[str, str]] = []
     leaves = ("generator", "width", "scores", "error")
     columns = ["prompt_id", *(f"candidates.list.element.{leaf}" for leaf in leaves)]
-    for path in output.files("data"):
+
+    def faults(path: str) -> list[dict[str, str]]:
+        found = []
         for row in pq.ParquetFile(path, filesystem=output.fs).read(columns).to_pylist():
             for candidate in row["candidates"]:
                 failed = [
@@ -247,9 +247,16 @@ def count_failures(output: Output, rewards: Sequence[str]) -> tuple[dict[str, in
                     for name, score in zip(rewards, candidate["scores"], strict=True)
                     if math.isnan(score)
                 ]
-                for model in [candidate["generator"]] if candidate["width"] is None else failed:
-                    by_model[model] = by_model.get(model, 0) + 1
-                    if len(examples) < MAX_EXAMPLES:
-                        fault = {"prompt_id": row["prompt_id"], "model": model, "error": candidate["error"]}
-                        examples.append(fault)
+                models = [candidate["generator"]] if candidate["width"] is None else failed
+                fault = {"prompt_id": row["prompt_id"], "error": candidate["error"]}
+                found += [{**fault, "model": model} for model in models]
+        return found
+
+    by_model: dict[str, int] = {}
+    examples: list[dict[str, str]] = []
+    with ThreadPoolExecutor(IO_THREADS) as pool:
+        for found in pool.map(faults, output.files("data")):
+            examples += found[: MAX_EXAMPLES - len(examples)]
+            for fault in found:
+                by_model[fault["model"]] = by_model.get(fault["model"], 0) + 1
     return by_model, examples

@@ -87,6 +87,7 @@ def run(
     say(f"output: {output.uri}")
     say(f"{len(ids):,} prompts x {config.k} candidates x {len(config.rewards)} rewards; {chosen.explanation}")
 
+    before = len(outputs.finished_ids(output, "_work", "checkpoint-data"))
     begin_s = time.perf_counter()
     with _meter(output) as meter:
         context = _context(config, output, meter)
@@ -97,7 +98,13 @@ def run(
             )
             done += len(phase)
     wall_s = time.perf_counter() - begin_s
-    info = _summary(config, plan, _checked(output, prompts, say), prompts, chosen.name, wall_s)
+    throughput = {
+        "wall_s": wall_s,  # of this run, and so are the rates
+        "images_per_s": (len(ids) - before) * config.k / wall_s,
+        "rows_per_s": (len(ids) - before) / wall_s,
+    }
+    _check(output, prompts, say)
+    info = _summary(config, plan, output, prompts, chosen.name) | {"throughput": throughput}
     if publish is not None:
         publish(output.uri, info)
     store.write_json(output.at("dataset.json"), info, output.fs)
@@ -297,8 +304,12 @@ def _final_schema(config: SynPicConfig, context: JobContext, output: Output) -> 
     )
 
 
-def _checked(output: Output, prompts: PromptsRead, say: Callable[[str], None]) -> Output:
-    """The output, once it holds a row for every prompt, and one only."""
+def _check(output: Output, prompts: PromptsRead, say: Callable[[str], None]) -> None:
+    """Every prompt has its row, and one only.
+
+    Raises:
+        RuntimeError: rows are missing although Ray Data says that it wrote them.
+    """
     repeats = outputs.drop_repeats(output, "data")
     if repeats:
         say(f"{repeats} rows were written twice around a kill; one of each was kept")
@@ -307,16 +318,10 @@ def _checked(output: Output, prompts: PromptsRead, say: Callable[[str], None]) -
         raise RuntimeError(
             f"{missing} of {len(prompts.rows)} rows are missing in {output.uri}/data; run the command again"
         )
-    return output
 
 
 def _summary(
-    config: SynPicConfig,
-    plan: list[Stage],
-    output: Output,
-    prompts: PromptsRead,
-    layout_name: str,
-    wall_s: float,
+    config: SynPicConfig, plan: list[Stage], output: Output, prompts: PromptsRead, layout_name: str
 ) -> dict[str, Any]:
     """The contents of `dataset.json`."""
     usage, runs = outputs.all_usage(output)
@@ -356,11 +361,6 @@ def _summary(
         },
         "layout": layout_name,
         "runs": runs,
-        "throughput": {
-            "wall_s": wall_s,
-            "images_per_s": rows * config.k / wall_s,
-            "rows_per_s": rows / wall_s,
-        },
         "cost": cost.ledger(usage, config.prices),
     }
 
