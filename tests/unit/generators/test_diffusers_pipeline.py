@@ -1,0 +1,149 @@
+"""The diffusers adapter on four genuine pipelines with random weights: each image from its prompt and seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_pipelines import awaken, sdxl
+
+from rankray.config import ConfigError
+from rankray.generators import GENERATORS, GeneratorSpec
+from rankray.generators.diffusers_pipeline import DiffusersGenerator
+
+PROMPTS = [
+    "a red circle",
+    "",
+    "two blue stars and a green square",
+    "a yellow triangle",
+    "a circle above a star",
+]
+SEEDS = [11, 2**62, 0, 11, 5]
+
+ROWS = {"sdxl": "shapes-sdxl", "sd3": "shapes-sd3", "pixart": "shapes-pixart", "cascade": "shapes-cascade"}
+Build = Callable[..., DiffusersGenerator]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def build(tiny_pipelines: dict[str, Path]) -> Build:
+    def make(family: str, **changes: object) -> DiffusersGenerator:
+        row = GENERATORS[ROWS[family]]
+        few = {"source": str(tiny_pipelines[family]), "steps": 2, "batch_size": 4}
+        return DiffusersGenerator(replace(row, **{**few, **changes}), "cpu")
+
+    return make
+
+
+def pixels(generator: DiffusersGenerator, prompts: list[str], seeds: list[int]) -> np.ndarray:
+    return np.stack([np.asarray(image, dtype=np.int16) for image in generator.generate(prompts, seeds)])
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_neighbours_and_order_change_no_bit(build: Build, family: str) -> None:
+    generator = build(family)
+    together = pixels(generator, PROMPTS, SEEDS)
+    assert together.shape == (5, 64, 64, 3)
+    for place in (0, 2, 4):
+        alone = pixels(generator, [PROMPTS[place]], [SEEDS[place]])
+        assert (alone[0] == together[place]).all()
+    backwards = pixels(generator, PROMPTS[::-1], SEEDS[::-1])[::-1]
+    assert (backwards == together).all()
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_seed_and_prompt_decide_the_image(build: Build, family: str) -> None:
+    generator = build(family)
+    one, same, other_seed, other_prompt = pixels(
+        generator, [PROMPTS[0], PROMPTS[0], PROMPTS[0], PROMPTS[2]], [11, 11, 12, 11]
+    )
+    assert (one == same).all()
+    assert (one != other_seed).any()
+    assert (one != other_prompt).any()
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_the_compute_batch_changes_at_most_a_grey_level(build: Build, family: str) -> None:
+    wide = pixels(build(family, batch_size=4), PROMPTS, SEEDS)
+    narrow = pixels(build(family, batch_size=1), PROMPTS, SEEDS)
+    assert np.abs(wide - narrow).max() <= 1
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_it_draws_what_the_bare_pipeline_draws(build: Build, family: str) -> None:
+    generator = build(family, batch_size=2)
+    spec = generator.spec
+    bare = generator.pipe(
+        PROMPTS[:2],
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS[:2]],
+        height=64,
+        width=64,
+        output_type="np",
+        **{spec.steps_argument: 2, spec.guidance_argument: spec.guidance},
+        **spec.call,
+    ).images
+    assert (pixels(generator, PROMPTS[:2], SEEDS[:2]) == (bare * 255).round()).all()
+
+
+def test_a_long_or_odd_prompt_is_drawn(build: Build) -> None:
+    odd = ["x" * 10_000, "\N{CAT} <b>&amp;</b>", "a\x00b", "\N{RIGHT-TO-LEFT OVERRIDE}circle"]
+    for family in ("sdxl", "pixart"):
+        assert len(build(family).generate(odd, [1, 2, 3, 4])) == 4
+
+
+def test_prompts_and_seeds_must_pair(build: Build) -> None:
+    with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
+        build("sdxl").generate(["a", "b"], [1])
+
+
+def test_numbers_that_are_not_finite_are_no_picture(build: Build) -> None:
+    generator = build("sdxl")
+    generator.pipe.vae.decoder.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="float32 overflowed: pixels of image 0 are not finite"):
+        generator.generate(["a circle"], [1])
+
+
+def test_scheduler_slicing_and_options_reach_the_pipeline(build: Build) -> None:
+    generator = build("sdxl", scheduler="EulerDiscreteScheduler", vae_slicing=True, vae_tiling=True)
+    assert type(generator.pipe.scheduler).__name__ == "EulerDiscreteScheduler"
+    assert generator.pipe.vae.use_slicing
+    assert generator.pipe.vae.use_tiling
+    assert generator.generate(["a circle"], [3])[0].size == (64, 64)
+
+
+def test_a_small_cascade_gets_its_ratios(build: Build) -> None:
+    pipe = build("cascade").pipe
+    assert pipe.prior_pipe.config.resolution_multiple == 8.0
+    assert pipe.decoder_pipe.config.latent_dim_scale == 2.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pipeline": "StableDifusionXLPipeline"}, "no pipeline 'StableDifusionXLPipeline'"),
+        ({"scheduler": "EulerScheduler"}, "no scheduler 'EulerScheduler'"),
+        ({"after_load": {"prior_pipe": {"x": 1}}}, "StableDiffusionXLPipeline has no component 'prior_pipe'"),
+    ],
+)
+def test_a_wrong_name_in_a_row_is_one_line(build: Build, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build("sdxl", **changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_are_refused(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    pipe = sdxl()
+    awaken(pipe)
+    pipe.save_pretrained(tmp_path, safe_serialization=False)
+    spec: GeneratorSpec = replace(GENERATORS["shapes-sdxl"], source=str(tmp_path))
+    with pytest.raises(OSError, match="safetensors"):
+        DiffusersGenerator(spec, "cpu")

@@ -1,0 +1,200 @@
+"""Genuine pipelines of random weights, small enough to build, save and load in a second each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from rankray.shapes.text import clip_tokenizer, t5_tokenizer
+
+WIDTH = 32
+
+
+def _clip_config(projection: int = WIDTH) -> CLIPTextConfig:
+    tokenizer = clip_tokenizer()
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=projection,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _vae(channels: int) -> Any:
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 16, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=channels,
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=64,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        mid_block_add_attention=False,
+    )
+
+
+def sdxl() -> Any:
+    """SDXL: UNet with added time ids, two CLIP text encoders."""
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=2 * WIDTH,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=WIDTH + 6 * 8,
+    )
+    return diffusers.StableDiffusionXLPipeline(
+        vae=_vae(4),
+        text_encoder=CLIPTextModel(_clip_config()),
+        text_encoder_2=CLIPTextModelWithProjection(_clip_config()),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet,
+        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing"),
+        add_watermarker=False,
+    )
+
+
+def sd3() -> Any:
+    """SD3: MMDiT with two CLIP text encoders and no T5."""
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=WIDTH,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=8,
+    )
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=_vae(4),
+        text_encoder=CLIPTextModelWithProjection(_clip_config()),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_clip_config()),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def pixart() -> Any:
+    """PixArt-Sigma: DiT with cross-attention to T5."""
+    tokenizer = t5_tokenizer()
+    text = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=WIDTH,
+        d_kv=16,
+        d_ff=2 * WIDTH,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+    )
+    transformer = diffusers.PixArtTransformer2DModel(
+        sample_size=8,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=WIDTH,
+        caption_channels=WIDTH,
+        patch_size=2,
+        norm_type="ada_norm_single",
+        use_additional_conditions=False,
+    )
+    return diffusers.PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=T5EncoderModel(text),
+        vae=_vae(4),
+        transformer=transformer,
+        scheduler=diffusers.DPMSolverMultistepScheduler(),
+    )
+
+
+def cascade() -> Any:
+    """Stable Cascade: stage C makes an 8 x 8 embedding, stage B 16 x 16 latents, the VQGAN 64 x 64 pixels."""
+    common: dict[str, Any] = {
+        "timestep_ratio_embedding_dim": 16,
+        "conditioning_dim": 32,
+        "block_out_channels": (32, 32),
+        "num_attention_heads": (2, 2),
+        "down_num_layers_per_block": (1, 1),
+        "up_num_layers_per_block": (1, 1),
+        "down_blocks_repeat_mappers": (1, 1),
+        "up_blocks_repeat_mappers": (1, 1),
+        "block_types_per_layer": (("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"),) * 2,
+    }
+    prior = diffusers.StableCascadeUNet(
+        in_channels=4,
+        out_channels=4,
+        clip_text_in_channels=WIDTH,
+        clip_text_pooled_in_channels=WIDTH,
+        clip_image_in_channels=WIDTH,
+        switch_level=(False,),
+        self_attn=True,
+        timestep_conditioning_type=("sca", "crp"),
+        **common,
+    )
+    decoder = diffusers.StableCascadeUNet(
+        in_channels=4,
+        out_channels=4,
+        clip_text_pooled_in_channels=WIDTH,
+        effnet_in_channels=4,
+        pixel_mapper_in_channels=3,
+        patch_size=1,
+        self_attn=True,
+        timestep_conditioning_type=("sca",),
+        **common,
+    )
+    return diffusers.StableCascadeCombinedPipeline(
+        tokenizer=clip_tokenizer(),
+        text_encoder=CLIPTextModelWithProjection(_clip_config()),
+        decoder=decoder,
+        scheduler=diffusers.DDPMWuerstchenScheduler(),
+        vqgan=PaellaVQModel(
+            levels=2, bottleneck_blocks=1, embed_dim=16, latent_channels=4, num_vq_embeddings=16
+        ),
+        prior_prior=prior,
+        prior_text_encoder=CLIPTextModelWithProjection(_clip_config()),
+        prior_tokenizer=clip_tokenizer(),
+        prior_scheduler=diffusers.DDPMWuerstchenScheduler(),
+    )
+
+
+BUILDERS: dict[str, Callable[[], Any]] = {"sdxl": sdxl, "sd3": sd3, "pixart": pixart, "cascade": cascade}
+
+
+def awaken(pipe: Any) -> None:
+    """Gives zero-initialised weights (gates, output layers) values, so that every layer has a say."""
+    generator = torch.Generator().manual_seed(1)
+    for component in pipe.components.values():
+        if not isinstance(component, torch.nn.Module):
+            continue
+        for parameter in component.parameters():
+            if float(parameter.detach().abs().sum()) == 0.0:
+                parameter.data.normal_(0.0, 0.05, generator=generator)
