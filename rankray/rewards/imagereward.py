@@ -85,7 +85,7 @@ def _file(spec: RewardSpec, option: str) -> Path:
     name = spec.options[option]
     place = Path(locate(spec.source))
     if place.is_dir():
-        return place / name
+        return Path(place, name)
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(spec.source, name, revision=spec.revision))
