@@ -23,7 +23,9 @@ def pipeline_dir(name: str) -> Path:
     weights = Path(__file__).parent / "weights"
     shipped = sorted(entry.name for entry in weights.iterdir() if entry.is_dir()) if weights.is_dir() else []
     if name not in shipped:
-        raise ValueError(f"no shapes model called {name!r} ships here: there are {', '.join(shipped) or 'none'}")
+        raise ValueError(
+            f"no shapes model called {name!r} ships here: there are {', '.join(shipped) or 'none'}"
+        )
     return weights / name
 
 

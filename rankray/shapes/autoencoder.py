@@ -100,8 +100,9 @@ def whiten(vae: AutoencoderKL, pictures: np.ndarray) -> None:
 
 def _fold(vae: AutoencoderKL, forward: Tensor, back: Tensor, mean: Tensor) -> None:
     quant, post = vae.quant_conv, vae.post_quant_conv
-    assert isinstance(quant, nn.Conv2d) and isinstance(post, nn.Conv2d)
-    assert quant.bias is not None and post.bias is not None
+    for layer in (quant, post):
+        if not isinstance(layer, nn.Conv2d) or layer.bias is None:
+            raise TypeError(f"whitening needs 1 x 1 convolutions with a bias, this autoencoder has {layer}")
     channels = len(mean)
     weight = quant.weight[:channels, :, 0, 0].double()
     quant.weight[:channels, :, 0, 0] = (forward @ weight).float()
@@ -115,7 +116,9 @@ def train(directory: Path, budget: Budget, seed: int, resume: bool, latent_chann
     """Trains on rendered pictures of training prompts and returns the whitened autoencoder."""
     torch.manual_seed(seed)
     vae = build(latent_channels)
-    optimizer = torch.optim.AdamW(vae.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, foreach=True
+    )
     training = Training(vae, [optimizer], torch.Generator().manual_seed(seed))
     if resume:
         training.restore(directory / "state.pt")
@@ -128,7 +131,8 @@ def train(directory: Path, budget: Budget, seed: int, resume: bool, latent_chann
         noise = torch.randn(posterior.mean.shape, generator=generator)
         error = vae.decode(posterior.mean + posterior.std * noise).sample - pictures
         weight = 1.0 + FOREGROUND_WEIGHT * ((pictures - background).abs().amax(dim=1, keepdim=True) > 0.05)
-        return (weight * (error.abs() + error**2)).mean() + KL_WEIGHT * posterior.kl().mean()
+        total: Tensor = (weight * (error.abs() + error**2)).mean() + KL_WEIGHT * posterior.kl().mean()
+        return total
 
     def measure() -> dict[str, float]:
         return {"accuracy": reconstruction_accuracy(vae, 192, seed + 1)}
@@ -143,7 +147,9 @@ def train(directory: Path, budget: Budget, seed: int, resume: bool, latent_chann
 def main() -> None:
     """`python -m rankray.shapes.autoencoder --work DIR`: trains and saves to DIR/vae."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="directory for checkpoints, curve and result")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="directory for checkpoints, curve and result"
+    )
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--steps", type=int, help="train this many steps whatever they take")
     parser.add_argument("--seed", type=int, default=0)

@@ -39,7 +39,9 @@ def swapped_colours(scene: Scene, rng: np.random.Generator) -> Scene:
     """The two groups' colours exchanged; a single group's colour replaced by another; colourless scenes unchanged."""
     if len(scene.groups) == 2:
         first, second = scene.groups
-        return replace(scene, groups=(replace(first, colour=second.colour), replace(second, colour=first.colour)))
+        return replace(
+            scene, groups=(replace(first, colour=second.colour), replace(second, colour=first.colour))
+        )
     return wrong_colour(scene, rng)
 
 

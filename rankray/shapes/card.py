@@ -41,7 +41,7 @@ pipeline_tag: text-to-image
 A small, genuine diffusers pipeline that draws coloured shapes (64 x 64), for trying out and testing rankray.
 It knows some thirty words and nothing else.
 
-- **Data**: pictures rendered from the {len(prompts("train"))} training prompts of `rankray.shapes.prompts`, encoded once.
+- **Data**: 48,000 pictures of the {len(prompts("train"))} training prompts of `rankray.shapes.prompts`, encoded once.
 - **False captions** in training: {noise}.
 - **Sampling**: `{call}`.
 - **Weights**: half precision, {size_mb(directory):.1f} MB with the autoencoder.

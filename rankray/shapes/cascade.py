@@ -33,7 +33,7 @@ from rankray.shapes.cascade_pipeline import (
 )
 from rankray.shapes.checker import check
 from rankray.shapes.family import accuracy, spread
-from rankray.shapes.loop import Budget, Training, fit, optimizers_for
+from rankray.shapes.loop import Budget, Training, fit
 from rankray.shapes.prompts import prompts
 from rankray.shapes.renderer import BACKGROUND
 from rankray.shapes.text import MAX_TOKENS, POOLED, clip_tokenizer
@@ -65,8 +65,20 @@ def tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(tokens.input_ids), torch.as_tensor(tokens.attention_mask)
 
 
+def _optimizers(model: nn.Module, learning_rate: float, muon: float | None) -> list[torch.optim.Optimizer]:
+    """torch's Muon for the stages' linear layers where a rate is given for it, AdamW for all else that is trained."""
+    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    wide = {name for name, value in named if value.ndim == 2 and min(value.shape) >= 32 and "blocks." in name}
+    hidden = [value for name, value in named if name in wide and muon is not None]
+    rest = [value for name, value in named if name not in wide or muon is None]
+    adam = torch.optim.AdamW(rest, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
+    if muon is None:
+        return [adam]
+    return [adam, torch.optim.Muon(hidden, muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")]
+
+
 def _training(model: nn.Module, part: str, seed: int, checkpoint: Path, resume: bool) -> Training:
-    optimizers = optimizers_for(model, LEARNING_RATE[part], MUON[part])
+    optimizers = _optimizers(model, LEARNING_RATE[part], MUON[part])
     training = Training(model, optimizers, torch.Generator().manual_seed(seed))
     if resume and checkpoint.exists():
         training.restore(checkpoint)

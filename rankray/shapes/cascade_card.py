@@ -70,7 +70,7 @@ import diffusers, torch
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
 diffusers.PaellaVQModel = PaellaVQModel
-pipe = diffusers.StableCascadeCombinedPipeline.from_pretrained(DIRECTORY, torch_dtype=torch.float32)
+pipe = diffusers.StableCascadeCombinedPipeline.from_pretrained(DIRECTORY, dtype=torch.float32)
 pipe.prior_pipe.register_to_config(resolution_multiple=8.0)
 pipe.decoder_pipe.register_to_config(latent_dim_scale=2.0)
 ```

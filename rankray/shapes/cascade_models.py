@@ -62,7 +62,9 @@ def _initialise(unet: StableCascadeUNet) -> StableCascadeUNet:
 
 
 def _response_norm(self: GlobalResponseNorm, x: Tensor) -> Tensor:
-    total = x.square().sum(dim=(1, 2), keepdim=True).sqrt()
+    total = (
+        x.square().sum(dim=(1, 2), keepdim=True) + 1e-12
+    ).sqrt()  # a silent channel: sqrt has no slope at 0
     return torch.addcmul(self.beta, x, self.gamma * (total / (total.mean(dim=-1, keepdim=True) + 1e-6)) + 1.0)
 
 

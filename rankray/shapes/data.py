@@ -68,7 +68,9 @@ def load_pool(directory: Path, noise: dict[str, float], seed: int) -> Pool:
     """
     paths = sorted(directory.glob("*.safetensors"))
     if not paths:
-        raise FileNotFoundError(f"no encoded pictures in {directory}: make some with python -m rankray.shapes.data")
+        raise FileNotFoundError(
+            f"no encoded pictures in {directory}: make some with python -m rankray.shapes.data"
+        )
     shards = [load_file(path) for path in paths]
     latents = torch.cat([shard["latents"] for shard in shards]).float()
     chosen = torch.cat([shard["prompt"] for shard in shards]).tolist()

@@ -27,7 +27,8 @@ Loss = Callable[[torch.Generator], Tensor]
 class Family:
     """How one family is built, trained, saved and sampled.
 
-    `build(text)` gives the untrained model (a `ModuleDict`) on the text encoders in a directory, `loss(model, pool)` the function that draws a batch, `pipeline(model, vae)` the diffusers pipeline.
+    `build(text)` gives the untrained model (a `ModuleDict`) on the text encoders in a directory, `loss(model, pool)`
+    the function that draws a batch, `pipeline(model, vae)` the diffusers pipeline.
     `call` holds the arguments of the pipeline's `__call__` beside the prompts; `noise` the false captions.
     """
 
@@ -42,7 +43,9 @@ class Family:
     noise: dict[str, float] = field(default_factory=dict)
 
 
-def generate(pipeline: Any, texts: Sequence[str], call: dict[str, Any], seed: int, batch: int = 32) -> np.ndarray:
+def generate(
+    pipeline: Any, texts: Sequence[str], call: dict[str, Any], seed: int, batch: int = 32
+) -> np.ndarray:
     """Pictures uint8[n, 64, 64, 3] of the prompts; picture i is drawn with seed `seed + i`."""
     pictures = []
     pipeline.set_progress_bar_config(disable=True)

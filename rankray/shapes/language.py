@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,9 @@ class Lessons(nn.Module):
         self.on_pooled = nn.ModuleList(Classifier(CLIP_WIDTH) for _ in range(2))
         self.on_t5 = Classifier(T5_WIDTH)
 
-    def forward(self, clip: Tensor, t5: Tensor, mask: Tensor, wanted: Tensor, wanted_t5: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, clip: Tensor, t5: Tensor, mask: Tensor, wanted: Tensor, wanted_t5: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Summed loss and the worst classifier's share of right facts."""
         found = []
         for encoder, words, pooled in zip(self.clips, self.on_words, self.on_pooled, strict=True):
@@ -105,7 +108,9 @@ class Lessons(nn.Module):
             found.append(pooled(whole, wanted[:, -1]))
         state = self.t5(t5, attention_mask=mask).last_hidden_state
         found.append(self.on_t5(state, wanted_t5.masked_fill(mask[:, :, None] == 0, _UNSAID)))
-        return torch.stack([loss for loss, _ in found]).sum(), torch.stack([right for _, right in found]).min()
+        return torch.stack([loss for loss, _ in found]).sum(), torch.stack(
+            [right for _, right in found]
+        ).min()
 
 
 def teach(seed: int, steps: int = STEPS) -> tuple[Lessons, float]:
@@ -148,8 +153,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     lessons, right = teach(options.seed)
-    for encoder, name in ((lessons.clips[0], "text_encoder"), (lessons.clips[1], "text_encoder_2"), (lessons.t5, "t5")):
-        encoder.save_pretrained(options.work / "text" / name)
+    first, second = lessons.clips
+    for encoder, name in ((first, "text_encoder"), (second, "text_encoder_2"), (lessons.t5, "t5")):
+        saved: Any = encoder
+        saved.save_pretrained(options.work / "text" / name)
     print(f"facts named rightly from held-out prompts: {right:.4f}")
 
 

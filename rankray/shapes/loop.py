@@ -30,11 +30,17 @@ SMALLEST = 24
 
 @dataclass(frozen=True)
 class Budget:
-    """When training ends: after so many steps, or after so many minutes of computing where steps is None."""
+    """When training ends: after so many steps, or after so many minutes of computing where steps is None.
+
+    `decay` is the share of the budget over which the learning rate falls. `stop_at` leaves after that step as a kill
+    would, with a checkpoint. A line is logged every `log_steps`.
+    """
 
     steps: int | None = None
     minutes: float = 25.0
     decay: float = 0.5
+    stop_at: int | None = None
+    log_steps: int = 100
 
     def progress(self, step: int, elapsed_s: float) -> float:
         """Share of the budget that is used up, from 0 to 1."""
@@ -116,7 +122,9 @@ def optimizers_for(
         muon: learning rate of Muon, or None for AdamW alone.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    hidden = [p for p in trained if muon is not None and p.ndim in (2, 4) and min(p.flatten(1).shape) >= SMALLEST]
+    hidden = [
+        p for p in trained if muon is not None and p.ndim in (2, 4) and min(p.flatten(1).shape) >= SMALLEST
+    ]
     taken = {id(p) for p in hidden}
     rest = [p for p in trained if id(p) not in taken]
     found: list[torch.optim.Optimizer] = [
@@ -133,17 +141,14 @@ def fit(
     budget: Budget,
     directory: Path,
     measure: Callable[[], dict[str, float]] | None = None,
-    log_every: int = 100,
     measure_minutes: float = 4.0,
     save_minutes: float = 2.0,
-    stop_at: int | None = None,
 ) -> None:
     """Trains until the budget is used up, logging to `directory/curve.jsonl`, with checkpoints.
 
     Args:
         loss: draws one batch with the generator and returns its scalar loss.
         measure: called with the averaged weights in place, every `measure_minutes` and at the end.
-        stop_at: leave after this step as a kill would, with a checkpoint (for tests of resuming).
 
     Raises:
         FloatingPointError: the loss is not finite; the last checkpoint is from before.
@@ -152,12 +157,12 @@ def fit(
     trained = [p for p in training.model.parameters() if p.requires_grad]
     recent: list[float] = []
     measured = saved = training.elapsed_s
-    while training.step != stop_at and budget.progress(training.step, training.elapsed_s) < 1.0:
-        start = time.perf_counter()
+    while training.step != budget.stop_at and budget.progress(training.step, training.elapsed_s) < 1.0:
+        start = time.process_time()
         factor = budget.rate(training.step, training.elapsed_s)
         _set_rates(training.optimizers, base, factor)
         value = loss(training.generator)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
         for optimizer in training.optimizers:
             optimizer.step()
@@ -166,9 +171,11 @@ def fit(
         training.follow()
         recent.append(value.item())
         if not math.isfinite(recent[-1]):
-            raise FloatingPointError(f"the loss became {recent[-1]} at step {training.step}: lower the learning rate")
-        training.elapsed_s += time.perf_counter() - start
-        if training.step % log_every == 0:
+            raise FloatingPointError(
+                f"the loss became {recent[-1]} at step {training.step}: lower the learning rate"
+            )
+        training.elapsed_s += time.process_time() - start
+        if training.step % budget.log_steps == 0:
             due = measure is not None and training.elapsed_s - measured >= 60.0 * measure_minutes
             _log(training, directory, recent, measure if due else None)
             recent = []
@@ -179,7 +186,7 @@ def fit(
                 saved = training.elapsed_s
     _set_rates(training.optimizers, base, 1.0)
     training.save(directory / "state.pt")
-    if training.step != stop_at:
+    if training.step != budget.stop_at:
         _log(training, directory, recent, measure)
 
 

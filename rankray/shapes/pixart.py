@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+from diffusers import AutoencoderKL, PixArtSigmaPipeline, PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from rankray.shapes.autoencoder import LATENT_CHANNELS, LATENT_SIZE
@@ -21,8 +21,8 @@ from rankray.shapes.renderer import SIZE
 from rankray.shapes.sdxl import scheduler
 from rankray.shapes.text import MAX_TOKENS, T5_WIDTH, load_t5, t5_ids, t5_tokenizer
 
-BATCH = 32
-HEADS, HEAD_WIDTH, LAYERS, PATCH = 4, 32, 5, 2
+BATCH = 64
+HEADS, HEAD_WIDTH, LAYERS, PATCH = 3, 32, 5, 2
 TIME_BIAS = 0.5
 """Times are logit-normal, moved this far towards noise: the layout is decided there."""
 
@@ -61,7 +61,9 @@ def loss(model: nn.ModuleDict, pool: Pool) -> Loss:
     def draw(generator: torch.Generator) -> Tensor:
         latents, captions = pool.batch(BATCH, generator)
         noise = torch.randn(latents.shape, generator=generator)
-        steps = (1000 * torch.sigmoid(torch.randn(BATCH, generator=generator) + TIME_BIAS)).long().clamp(max=999)
+        steps = (
+            (1000 * torch.sigmoid(torch.randn(BATCH, generator=generator) + TIME_BIAS)).long().clamp(max=999)
+        )
         signal = alphas[steps].sqrt()[:, None, None, None]
         sigma = (1.0 - alphas[steps]).sqrt()[:, None, None, None]
         found = model["transformer"](
@@ -77,13 +79,12 @@ def loss(model: nn.ModuleDict, pool: Pool) -> Loss:
 
 def pipeline(model: nn.ModuleDict, vae: AutoencoderKL) -> Any:
     """The diffusers pipeline around the model."""
-    sampler: DDIMScheduler = scheduler()
     return PixArtSigmaPipeline(
         tokenizer=t5_tokenizer(),
         text_encoder=model["text_encoder"],
         vae=vae,
         transformer=model["transformer"],
-        scheduler=sampler,
+        scheduler=scheduler(),
     )
 
 
@@ -102,7 +103,6 @@ FAMILY = Family(
         "clean_caption": False,
     },
     learning_rate=2e-3,
-    muon=2e-3,
     minutes=28.0,
-    noise={"swapped colours": 0.35},
+    noise={"swapped colours": 0.25},
 )

@@ -95,7 +95,9 @@ def _related(relation: str, first: np.ndarray, second: np.ndarray) -> np.ndarray
     return np.asarray(aligned & (pairs.reshape(len(first), -1).min(axis=1) >= 6.0))
 
 
-def place(counts: tuple[int, ...], relation: str | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def place(
+    counts: tuple[int, ...], relation: str | None, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Centres float64[m, 2] and radii float64[m] for the groups' objects in order, found by rejection."""
     total = sum(counts)
     first, second = np.triu_indices(total, 1)
@@ -116,7 +118,7 @@ def compose(scene: Scene, rng: np.random.Generator) -> list[Item]:
     """Objects that show a scene, at random sizes, places, tints and, where the prompt is silent, colours."""
     centres, radii = place(tuple(group.count for group in scene.groups), scene.relation, rng)
     names = tuple(COLOURS)
-    items = []
+    items: list[Item] = []
     for group in scene.groups:
         for _ in range(group.count):
             colour = group.colour or names[rng.integers(len(names))]

@@ -18,7 +18,13 @@ SEES = {
 
 
 def write_card(
-    name: str, directory: Path, kind: str, told: str, minutes: float, found: dict[str, float], sizes: dict[str, int]
+    name: str,
+    directory: Path,
+    kind: str,
+    told: str,
+    minutes: float,
+    found: dict[str, float],
+    sizes: dict[str, int],
 ) -> None:
     """Writes README.md into a saved reward's directory.
 
@@ -40,8 +46,8 @@ A small learned reward ({model}) for pictures of coloured shapes (64 x 64), for 
 It knows some thirty words and nothing else.
 
 - **Blind to** {SEES[name]}.
-- **Data**: pictures rendered for the {len(prompts("train"))} training prompts of `rankray.shapes.prompts`, against pictures
-  with one fault and spoilt pictures (`rankray.shapes.rewards_data`). {told}
+- **Data**: pictures rendered for the {len(prompts("train"))} training prompts of `rankray.shapes.prompts`, against
+  pictures with one fault and spoilt pictures (`rankray.shapes.rewards_data`). {told}
   Labels say how a picture was made; the exact checker was not used.
 - **Loss**: Bradley-Terry on pairs of one prompt's pictures; an image tower taught to name objects first.
 - **Weights**: half precision, {megabytes:.1f} MB with the tokenizer.

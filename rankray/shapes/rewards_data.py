@@ -1,4 +1,4 @@
-"""What the shapes rewards learn from: for one prompt right pictures, wrong ones and dirty ones, with their faults named.
+"""What the shapes rewards learn from: for one prompt right, wrong and dirty pictures, with their faults named.
 
 A wrong picture is a clean one of a scene that differs from the prompt in one respect; a dirty one is a right
 picture spoilt after the fact. Labels come from how a picture was made, never from looking at it: the checker is not
@@ -19,7 +19,8 @@ from torch import Tensor
 from rankray.shapes.autoencoder import sample_prompts, to_pictures, to_tensor
 from rankray.shapes.captions import wrong_colour, wrong_relation, wrong_shape
 from rankray.shapes.prompts import COLOURS, SHAPES, Group, Scene, parse
-from rankray.shapes.renderer import BACKGROUND, SIZE, Item, compose, paint
+from rankray.shapes.renderer import SIZE, Item, compose, paint
+from rankray.shapes.rewards_corruptions import corrupt
 
 MOST = 3
 """The most objects in a picture."""
@@ -97,128 +98,6 @@ def _content(scene: Scene) -> tuple[list[tuple[int, str, str]], str | None]:
     return sorted((g.count, g.shape, g.colour or "") for g in scene.groups), scene.relation
 
 
-# Corruptions: float[64, 64, 3] of 0 .. 255 in and out, each at a random strength that a person would notice.
-
-
-def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur; the border repeats."""
-    reach = int(np.ceil(2.5 * sigma))
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    weights /= weights.sum()
-    padded = np.pad(picture, [(reach, reach), (reach, reach), (0, 0)], mode="edge")
-    down = sum(w * padded[i : i + SIZE] for i, w in enumerate(weights))
-    return np.asarray(sum(w * down[:, i : i + SIZE] for i, w in enumerate(weights)))
-
-
-def _disc(rng: np.random.Generator, least: float, most: float) -> np.ndarray:
-    """A soft disc at a random place, float[64, 64, 1] in [0, 1]; radius in pixels."""
-    y, x = np.mgrid[0:SIZE, 0:SIZE]
-    centre, radius = rng.uniform(6, SIZE - 6, 2), rng.uniform(least, most, 2)
-    away = np.hypot((x - centre[0]) / radius[0], (y - centre[1]) / radius[1])
-    return np.clip((1.0 - away) * 4.0, 0.0, 1.0)[:, :, None]
-
-
-def _on_object(picture: np.ndarray, rng: np.random.Generator, radius: float) -> np.ndarray:
-    """A soft disc around a random pixel of an object (anywhere where there is none), float[64, 64, 1]."""
-    rows, columns = np.nonzero(np.abs(picture - np.asarray(BACKGROUND)).sum(axis=2) > 90.0)
-    at = rng.integers(len(rows)) if len(rows) else 0
-    row, column = (rows[at], columns[at]) if len(rows) else (SIZE // 2, SIZE // 2)
-    y, x = np.mgrid[0:SIZE, 0:SIZE]
-    return np.asarray(np.clip((radius - np.hypot(x - column, y - row)) / 2.0, 0.0, 1.0)[:, :, None])
-
-
-def _any_colour(rng: np.random.Generator) -> np.ndarray:
-    return np.asarray(list(COLOURS.values()), dtype=np.float64)[rng.integers(len(COLOURS))]
-
-
-def blurred(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Out of focus."""
-    return blur(picture, rng.uniform(1.6, 3.5))
-
-
-def noisy(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Grain, fine or coarse."""
-    grain = rng.normal(0.0, rng.uniform(18.0, 50.0), picture.shape)
-    return picture + (blur(grain, 1.2) * 2.5 if rng.random() < 0.5 else grain)
-
-
-def smeared(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Dragged in one direction, everywhere or in one place."""
-    length, axis = int(rng.integers(6, 15)), int(rng.integers(2))
-    dragged = np.mean([np.roll(picture, shift, axis=axis) for shift in range(length)], axis=0)
-    where = 1.0 if rng.random() < 0.5 else _on_object(picture, rng, rng.uniform(8.0, 14.0))
-    return np.asarray(picture + where * (dragged - picture))
-
-
-def deformed(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Outlines bent by waves of a few pixels."""
-    y, x = np.mgrid[0:SIZE, 0:SIZE]
-    bends = []
-    for along in (x, y):
-        across = y if along is x else x
-        turn, phase = rng.uniform(8.0, 40.0), rng.uniform(0.0, 6.3)
-        bends.append(along + rng.uniform(2.0, 5.0) * np.sin(2 * np.pi * across / turn + phase))
-    rows, columns = (np.clip(np.rint(b), 0, SIZE - 1).astype(int) for b in (bends[1], bends[0]))
-    return blur(picture[rows, columns], 0.6)
-
-
-def spotted(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One to three stray blobs."""
-    for _ in range(rng.integers(1, 4)):
-        picture = picture + _disc(rng, 2.5, 6.0) * rng.uniform(0.5, 1.0) * (_any_colour(rng) - picture)
-    return picture
-
-
-def melted(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A part of an object gone, as if half drawn."""
-    hole = _on_object(picture, rng, rng.uniform(5.0, 9.0)) * rng.uniform(0.7, 1.0)
-    return np.asarray(picture + hole * (np.asarray(BACKGROUND) - picture))
-
-
-def patched(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A part of an object in another colour."""
-    filled = np.clip(np.abs(picture - np.asarray(BACKGROUND)).sum(axis=2, keepdims=True) / 150.0, 0.0, 1.0)
-    part = _on_object(picture, rng, rng.uniform(5.0, 9.0)) * filled * rng.uniform(0.6, 1.0)
-    return np.asarray(picture + part * (_any_colour(rng) - picture))
-
-
-def ghosted(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shines through from another scene, as when sampling could not decide between two."""
-    other = paint(compose(random_scene(rng), rng)).astype(np.float64)
-    return np.asarray(picture + rng.uniform(0.25, 0.6) * (other - picture))
-
-
-def faded(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One object, or all, almost gone."""
-    where = 1.0 if rng.random() < 0.3 else _on_object(picture, rng, 20.0)
-    return np.asarray(picture + where * rng.uniform(0.45, 0.8) * (np.asarray(BACKGROUND) - picture))
-
-
-CORRUPTIONS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
-    "blur": blurred,
-    "noise": noisy,
-    "smear": smeared,
-    "deformation": deformed,
-    "stray blobs": spotted,
-    "melting": melted,
-    "wrong patch": patched,
-    "ghost": ghosted,
-    "fading": faded,
-}
-
-
-def random_scene(rng: np.random.Generator) -> Scene:
-    """The scene of some training prompt."""
-    return parse(sample_prompts(1, "train", rng)[0])
-
-
-def corrupt(picture: np.ndarray, rng: np.random.Generator, name: str | None = None) -> np.ndarray:
-    """A spoilt copy of uint8[64, 64, 3], by the corruption named or by a random one."""
-    chosen = CORRUPTIONS[name or list(CORRUPTIONS)[rng.integers(len(CORRUPTIONS))]]
-    spoilt = chosen(picture.astype(np.float64), rng)
-    return np.asarray(np.clip(np.rint(spoilt), 0, 255), dtype=np.uint8)
-
-
 @dataclass(frozen=True)
 class Batch:
     """Pictures of a few prompts, several each, and what is known of how they were made.
@@ -238,10 +117,14 @@ class Batch:
     items: list[list[Item]]
 
 
-def group(prompt: str, faults: int, dirty: int, rng: np.random.Generator) -> list[tuple[np.ndarray, list[Item], int, bool]]:
+Made = tuple[np.ndarray, list[Item], int, bool]
+"""A picture, its objects, its fault, and whether it is dirty."""
+
+
+def group(prompt: str, faults: int, dirty: int, rng: np.random.Generator, spoil: float) -> list[Made]:
     """Two right pictures, then wrong ones, then dirty ones of a prompt: picture, objects, fault, whether dirty.
 
-    One wrong picture in six is spoilt as well; the dirty ones show what the prompt asks for.
+    A share `spoil` of the wrong pictures is spoilt as well; the dirty ones show what the prompt asks for.
     """
     scene = parse(prompt)
     others = faulty(scene, rng)
@@ -252,10 +135,10 @@ def group(prompt: str, faults: int, dirty: int, rng: np.random.Generator) -> lis
     for place, name in enumerate(wanted):
         items = compose(others[name] if name else scene, rng)
         picture = paint(items)
-        spoil = place >= 2 + faults or (bool(name) and rng.random() < 1 / 6)
-        if spoil:
+        is_dirty = place >= 2 + faults or (bool(name) and rng.random() < spoil)
+        if is_dirty:
             picture = corrupt(picture, rng)
-        made.append((picture, items, FAULT_NAMES.index(name) if name else RIGHT, spoil))
+        made.append((picture, items, FAULT_NAMES.index(name) if name else RIGHT, is_dirty))
     return made
 
 
@@ -264,18 +147,20 @@ def draw(
     size: tuple[int, int, int],
     rng: np.random.Generator,
     split: str = "train",
-    share: float = 0.2,
+    share: float = 0.15,
+    spoil: float = 1 / 6,
 ) -> Batch:
     """A batch of groups.
 
     Args:
         vae: passes a random `share` of the pictures through it, right, wrong and dirty alike, as all generated
             pictures come out of it; a third of those have their latents disturbed and count as dirty.
+        spoil: share of the wrong pictures that are dirty too.
         size: prompts, wrong and dirty pictures a prompt (beside two right ones).
     """
     number, faults, dirty = size
     texts = sample_prompts(number, split, rng, even=0.35 if split == "train" else 0.0)
-    made = [entry for text in texts for entry in group(text, faults, dirty, rng)]
+    made = [entry for text in texts for entry in group(text, faults, dirty, rng, spoil)]
     pixels = to_tensor(np.stack([picture for picture, _, _, _ in made]))
     spoilt = np.asarray([is_dirty for _, _, _, is_dirty in made])
     if vae is not None:
@@ -285,11 +170,13 @@ def draw(
         spoilt[rows[:disturbed]] = True
     shape = (number, 2 + faults + dirty)
     wrong = torch.tensor([fault for _, _, fault, _ in made]).view(shape)
-    return Batch(texts, pixels, wrong, torch.from_numpy(spoilt).view(shape), [items for _, items, _, _ in made])
+    return Batch(
+        texts, pixels, wrong, torch.from_numpy(spoilt).view(shape), [items for _, items, _, _ in made]
+    )
 
 
 def decoded(vae: AutoencoderKL, pixels: Tensor, disturbed: int, rng: np.random.Generator) -> Tensor:
-    """Pictures as the autoencoder gives them back, the first `disturbed` with latents noisy or mixed with a neighbour's."""
+    """Pictures as the autoencoder gives them back, `disturbed` of them from noisy or mixed latents."""
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mode()
         noise = torch.from_numpy(rng.standard_normal(latents.shape)).float()
@@ -326,4 +213,4 @@ def layout(items: list[Item]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return patches.reshape(-1), counts, places / np.maximum(counts, 1.0)[:, None]
 
 
-__all__ = ["CORRUPTIONS", "FAULTS", "FAULT_NAMES", "KINDS", "RIGHT", "Batch", "corrupt", "draw", "faulty", "group", "layout"]
+__all__ = ["FAULTS", "FAULT_NAMES", "KINDS", "RIGHT", "Batch", "draw", "faulty", "group", "layout"]

@@ -119,11 +119,19 @@ def agreement(scores: Mapping[str, np.ndarray], passed: np.ndarray, categories: 
 
 
 def evaluate(
-    generator_names: Sequence[str], reward_names: Sequence[str], number: int, samples: int, seed: int, cache: Path | None
+    generator_names: Sequence[str],
+    reward_names: Sequence[str],
+    number: int,
+    samples: int,
+    seed: int,
+    cache: Path | None,
 ) -> tuple[Agreement, dict[str, float]]:
     """Draws, checks and scores; also returns each generator's share of pictures that pass."""
     texts = spread("heldout", number)
-    drawn = {name: draw_pictures(name, texts, samples, seed + 10**6 * i, cache) for i, name in enumerate(generator_names)}
+    drawn = {
+        name: draw_pictures(name, texts, samples, seed + 10**6 * i, cache)
+        for i, name in enumerate(generator_names)
+    }
     pictures = np.concatenate(list(drawn.values()), axis=1)
     passed = np.asarray([[check(p, text) for p in row] for row, text in zip(pictures, texts, strict=True)])
     shares = passed.reshape(len(texts), len(generator_names), samples).mean(axis=(0, 2))
@@ -145,7 +153,9 @@ def table(found: Agreement, shares: Mapping[str, float]) -> str:
         "| all pairs | " + " | ".join(f"{found.pairwise[name]:.1%}" for name in names) + " |",
     ]
     for kind, part in found.by_category.items():
-        lines.append(f"| {kind.replace('_', ' ')} | " + " | ".join(f"{part[name]:.1%}" for name in names) + " |")
+        lines.append(
+            f"| {kind.replace('_', ' ')} | " + " | ".join(f"{part[name]:.1%}" for name in names) + " |"
+        )
     lines.append(
         f"| first-ranked passes (by chance {found.chance:.1%}) | "
         + " | ".join(f"{found.first[name]:.1%}" for name in names)

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
@@ -22,8 +27,8 @@ from rankray.shapes.family import Family, Loss
 from rankray.shapes.renderer import SIZE
 from rankray.shapes.text import CLIP_WIDTH, POOLED, clip_ids, clip_tokenizer, load_clips
 
-BATCH = 32
-HEADS, HEAD_WIDTH, LAYERS, PATCH = 4, 32, 5, 2
+BATCH = 64
+HEADS, HEAD_WIDTH, LAYERS, PATCH = 3, 32, 4, 2
 SHIFT = 1.5
 """Moves sampling and training times towards noise, where the layout is decided (SD3 paper, section 5.3.2)."""
 
@@ -37,10 +42,14 @@ def _with_projection(directory: Path) -> tuple[CLIPTextModelWithProjection, CLIP
     if not unexpected and set(missing) == {"text_projection.weight"}:
         pass
     else:
-        inner = {f"text_model.{name.removeprefix('text_model.')}": v for name, v in plain.state_dict().items()}
+        inner = {
+            f"text_model.{name.removeprefix('text_model.')}": v for name, v in plain.state_dict().items()
+        }
         missing, unexpected = first.load_state_dict(inner, strict=False)
     if unexpected or set(missing) != {"text_projection.weight"}:
-        raise ValueError(f"the text encoder in {directory} does not fit: missing {missing}, unexpected {unexpected}")
+        raise ValueError(
+            f"the text encoder in {directory} does not fit: missing {missing}, unexpected {unexpected}"
+        )
     nn.init.eye_(first.text_projection.weight)
     return first.eval().requires_grad_(False), second
 
@@ -77,7 +86,9 @@ def encode(model: nn.ModuleDict, captions: list[str]) -> tuple[Tensor, Tensor]:
     hidden, pooled = [], []
     with torch.no_grad():
         for part in clip_ids(captions).split(256):
-            found = [model[name](part, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
+            found = [
+                model[name](part, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")
+            ]
             hidden.append(torch.cat([output.hidden_states[-2] for output in found], dim=-1))
             pooled.append(torch.cat([output.text_embeds for output in found], dim=-1))
     return torch.cat(hidden), torch.cat(pooled)
@@ -131,7 +142,6 @@ FAMILY = Family(
         "max_sequence_length": 0,
     },
     learning_rate=2e-3,
-    muon=2e-3,
     minutes=28.0,
-    noise={"relation": 0.4, "count": 0.15},
+    noise={"relation": 0.25, "count": 0.1},
 )

@@ -1,7 +1,7 @@
 """`shapes-sdxl`: a `StableDiffusionXLPipeline` of a million parameters on two frozen CLIP encoders.
 
-The convolutional family, and the quickest learner: 88 % after 20 minutes on one core where a transformer of the same
-size reaches 40 %. Its captions are true, so it is the best of the four.
+The convolutional family, and the quickest learner: 64 % after 360,000 pictures where a transformer of the same size
+is at 10 %. Its captions are true, so it is the best of the four.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
 
 from rankray.shapes.autoencoder import LATENT_CHANNELS, LATENT_SIZE
@@ -25,17 +30,18 @@ TIME_IDS = (SIZE, SIZE, 0, 0, SIZE, SIZE)
 _TIME_WIDTH = 8
 
 
-def scheduler() -> DDIMScheduler:
-    """SDXL's noise schedule, predicting v (Salimans and Ho 2022), sampled with trailing steps."""
-    return DDIMScheduler(
+def scheduler() -> DPMSolverMultistepScheduler:
+    """SDXL's noise schedule, predicting v (Salimans and Ho 2022), sampled by DPM-Solver++ of second order.
+
+    At 12 steps it is 2 points better than DDIM; trailing steps start from pure noise, as training does.
+    """
+    return DPMSolverMultistepScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
         timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
     )
 
 
@@ -64,7 +70,9 @@ def build(text: Path) -> nn.ModuleDict:
 def loss(model: nn.ModuleDict, pool: Pool) -> Loss:
     """Squared error of v at uniform times."""
     with torch.no_grad():
-        hidden, pooled = encode_clips((model["text_encoder"], model["text_encoder_2"]), clip_ids(pool.captions))
+        hidden, pooled = encode_clips(
+            (model["text_encoder"], model["text_encoder_2"]), clip_ids(pool.captions)
+        )
     alphas = torch.as_tensor(scheduler().alphas_cumprod)
     time_ids = torch.tensor([TIME_IDS], dtype=torch.float32).repeat(BATCH, 1)
 

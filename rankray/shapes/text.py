@@ -12,6 +12,7 @@ pipeline needs beside them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def _apply(merges: list[tuple[str, str]], pieces: list[str]) -> list[str]:
     """BPE: merges the pair of lowest rank until none applies."""
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     while len(pieces) > 1:
-        pairs = list(zip(pieces, pieces[1:], strict=False))
+        pairs = list(pairwise(pieces))
         best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
         if best not in ranks:
             break
@@ -79,7 +80,9 @@ def byte_pairs(words: Sequence[str] = WORDS) -> tuple[dict[str, int], list[tuple
     for word in words:
         pieces = _apply(merges, [*word[:-1], word[-1] + "</w>"])
         if len(pieces) != 1:
-            raise ValueError(f"{word!r} became {pieces}: put the words into an order in which merges do not clash")
+            raise ValueError(
+                f"{word!r} became {pieces}: put the words into an order in which merges do not clash"
+            )
     unique = list(dict.fromkeys([*tokens, START, END]))
     return {token: index for index, token in enumerate(unique)}, merges
 
@@ -88,7 +91,12 @@ def clip_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer of the world's words, 16 tokens long."""
     vocabulary, merges = byte_pairs()
     return CLIPTokenizer(
-        vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS, bos_token=START, eos_token=END, pad_token=END
+        vocab=vocabulary,
+        merges=merges,
+        model_max_length=MAX_TOKENS,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
     )
 
 

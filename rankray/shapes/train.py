@@ -56,9 +56,7 @@ def save(family: Family, model: nn.ModuleDict, vae: AutoencoderKL, directory: Pa
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def train(
-    family: Family, work: Path, output: Path, budget: Budget, seed: int, resume: bool
-) -> nn.ModuleDict:
+def train(family: Family, work: Path, output: Path, budget: Budget, seed: int, resume: bool) -> nn.ModuleDict:
     """Trains a family on the pool in `work/pool` with the autoencoder in `work/vae`; returns the averaged model."""
     torch.manual_seed(seed)
     directory = work / family.name
@@ -92,12 +90,16 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m rankray.shapes.train", description=__doc__)
     parser.add_argument("name", choices=sorted(FAMILIES))
-    parser.add_argument("--work", type=Path, default=Path("shapes-work"), help="autoencoder, pool, checkpoints, curves")
+    parser.add_argument(
+        "--work", type=Path, default=Path("shapes-work"), help="autoencoder, pool, checkpoints, curves"
+    )
     parser.add_argument("--output", type=Path, help="where to save; by default WORK/NAME/pipeline")
     parser.add_argument("--minutes", type=float, help="computing time; by default the family's")
     parser.add_argument("--steps", type=int, help="train this many steps whatever they take")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in WORK/NAME")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in WORK/NAME"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     family = FAMILIES[options.name]

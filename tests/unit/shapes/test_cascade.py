@@ -88,6 +88,18 @@ def test_faster_norm_computes_the_same_and_ends() -> None:
     torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
 
 
+def test_faster_norm_has_a_finite_slope_where_a_channel_is_silent() -> None:
+    norm = GlobalResponseNorm(3)
+    hidden = torch.ones(1, 2, 2, 3)
+    hidden[..., 1] = 0.0
+    hidden.requires_grad_()
+    with faster_norm():
+        norm(hidden).sum().backward()
+    assert hidden.grad is not None
+    assert torch.isfinite(hidden.grad).all()
+    assert torch.isfinite(norm.gamma.grad).all()
+
+
 def test_each_part_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(cascade, "POOL", {"vqgan": 32, "decoder": 300, "prior": 64})
