@@ -128,14 +128,15 @@ def provenance() -> dict[str, Any]:
         (row.split(":")[1].strip() for row in _cpuinfo() if row.startswith("model name")),
         platform.processor(),
     )
+    resources = ray.cluster_resources() if ray.is_initialized() else {"CPU": os.cpu_count()}
     packages = ("torch", "diffusers", "transformers", "ray", "pyarrow")
     return {
         "commit": commit + ("+changes" if dirty else ""),
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "hardware": {
             "cpu": cpu,
-            "cores": ray.cluster_resources().get("CPU"),
-            "gpus": ray.cluster_resources().get("GPU", 0),
+            "cores": resources["CPU"],
+            "gpus": resources.get("GPU", 0),
         },
     }
 
