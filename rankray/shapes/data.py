@@ -21,8 +21,9 @@ from torch import Tensor
 
 from rankray.shapes.autoencoder import sample_prompts, to_tensor
 from rankray.shapes.captions import caption
-from rankray.shapes.prompts import prompts
-from rankray.shapes.renderer import render
+from rankray.shapes.contents import layout
+from rankray.shapes.prompts import parse, prompts
+from rankray.shapes.renderer import compose, paint
 
 SHARD = 24_000
 DROPOUT = 0.1
@@ -31,32 +32,48 @@ DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class Pool:
-    """Encoded pictures: latents float32[n, c, 8, 8], and for each the index of its caption in `captions`."""
+    """Encoded pictures.
+
+    Attributes:
+        latents: float32[n, c, 8, 8].
+        patches: what each latent cell shows, uint8[n, 64] (`contents.layout`).
+        captions: the distinct captions; 0 is the empty one.
+        caption_of: index of each picture's caption, int64[n].
+    """
 
     latents: Tensor
+    patches: Tensor
     captions: list[str]
     caption_of: Tensor
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Latents [size, c, 8, 8] and caption indices int64[size], drawn with replacement."""
+    def rows(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Numbers of `size` pictures, drawn with replacement, and their caption indices, some dropped: int64[size]."""
         rows = torch.randint(len(self.latents), (size,), generator=generator)
         dropped = torch.rand(size, generator=generator) < DROPOUT
-        return self.latents[rows], self.caption_of[rows].masked_fill(dropped, 0)
+        return rows, self.caption_of[rows].masked_fill(dropped, 0)
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents [size, c, 8, 8] and caption indices int64[size], drawn with replacement."""
+        rows, captions = self.rows(size, generator)
+        return self.latents[rows], captions
 
 
 def write_shard(vae: AutoencoderKL, path: Path, number: int, seed: int) -> None:
-    """Renders and encodes pictures of training prompts: latents float16 and the prompts' indices."""
+    """Renders and encodes pictures of training prompts: latents float16, the prompts' indices, what patches show."""
     rng = np.random.default_rng(seed)
     index = {text: place for place, text in enumerate(prompts("train"))}
     texts = sample_prompts(number, "train", rng)
-    latents = []
+    latents, patches = [], []
     with torch.no_grad():
         for start in range(0, number, 64):
-            pictures = np.stack([render(text, rng) for text in texts[start : start + 64]])
+            scenes = [compose(parse(text), rng) for text in texts[start : start + 64]]
+            pictures = np.stack([paint(items) for items in scenes])
+            patches += [layout(items)[0] for items in scenes]
             latents.append(vae.encode(to_tensor(pictures)).latent_dist.mode().half())
     chosen = torch.tensor([index[text] for text in texts], dtype=torch.int32)
     partial = path.with_suffix(".partial")
-    save_file({"latents": torch.cat(latents), "prompt": chosen}, partial)
+    shown = torch.as_tensor(np.stack(patches), dtype=torch.uint8)
+    save_file({"latents": torch.cat(latents), "prompt": chosen, "patches": shown}, partial)
     partial.rename(path)
 
 
@@ -78,7 +95,8 @@ def load_pool(directory: Path, noise: dict[str, float], seed: int) -> Pool:
     captions = [caption(texts[place], noise, rng) for place in chosen]
     distinct = ["", *sorted(set(captions))]
     index = {text: place for place, text in enumerate(distinct)}
-    return Pool(latents, distinct, torch.tensor([index[text] for text in captions]))
+    patches = torch.cat([shard["patches"] for shard in shards])
+    return Pool(latents, patches, distinct, torch.tensor([index[text] for text in captions]))
 
 
 def main() -> None:

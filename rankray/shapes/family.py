@@ -17,10 +17,15 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from rankray.shapes.checker import check
+from rankray.shapes.contents import KINDS
 from rankray.shapes.data import Pool
 from rankray.shapes.prompts import CATEGORIES, category, prompts
 
 Loss = Callable[[torch.Generator], Tensor]
+BACKGROUND_WEIGHT = 0.3
+"""Three patches in four show nothing."""
+READING = 0.3
+"""Weight of the reader's loss."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,49 @@ class Family:
     minutes: float
     muon: float | None = None
     noise: dict[str, float] = field(default_factory=dict)
+
+
+class Reader(nn.Module):
+    """Tells from a transformer's image tokens, half-way, what each patch will show; thrown away after training.
+
+    A transformer draws what a sentence says only once its tokens carry what is to be where, and the loss on noise says
+    little about that. Asking for it aloud is the idea of REPA (Yu et al. 2024), with exact labels in the place of a
+    vision model's features.
+
+    Args:
+        width: of the image tokens.
+        side: latent cells along a token's side.
+    """
+
+    weight: Tensor
+
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.norm = nn.LayerNorm(width)
+        self.named = nn.Linear(width, side * side * (len(KINDS) + 1))
+        weight = torch.ones(len(KINDS) + 1)
+        weight[-1] = BACKGROUND_WEIGHT
+        self.register_buffer("weight", weight)
+
+    def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
+        """Mean cross-entropy of image tokens [B, T, width] against patches uint8[B, 64]."""
+        side, number = self.side, len(tokens)
+        across = round(tokens.shape[1] ** 0.5)
+        told = self.named(self.norm(tokens)).unflatten(-1, (side * side, len(KINDS) + 1))
+        cells = patches.long().reshape(number, across, side, across, side).transpose(2, 3)
+        return nn.functional.cross_entropy(told.flatten(0, 2), cells.flatten(), weight=self.weight)
+
+
+def watch(transformer: Any, block: int, image_tokens: Callable[[Any], Tensor]) -> Callable[[], Tensor]:
+    """Keeps what a block of a transformer puts out; the function returned gives the image tokens of its last call."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        kept["tokens"] = image_tokens(output)
+
+    transformer.transformer_blocks[block].register_forward_hook(keep)
+    return lambda: kept.pop("tokens")
 
 
 def generate(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rankray.shapes.autoencoder import LATENT_CHANNELS, LATENT_SIZE
 from rankray.shapes.data import Pool
-from rankray.shapes.family import Family, Loss
+from rankray.shapes.family import READING, Family, Loss, Reader, watch
 from rankray.shapes.renderer import SIZE
 from rankray.shapes.sdxl import scheduler
 from rankray.shapes.text import MAX_TOKENS, T5_WIDTH, load_t5, t5_ids, t5_tokenizer
@@ -48,18 +48,21 @@ def build(text: Path) -> nn.ModuleDict:
     nn.init.zeros_(transformer.adaln_single.linear.weight)
     nn.init.zeros_(transformer.proj_out.weight)
     nn.init.zeros_(transformer.proj_out.bias)
-    return nn.ModuleDict({"transformer": transformer, "text_encoder": load_t5(text)})
+    reader = Reader(HEADS * HEAD_WIDTH, PATCH)
+    return nn.ModuleDict({"transformer": transformer, "reader": reader, "text_encoder": load_t5(text)})
 
 
 def loss(model: nn.ModuleDict, pool: Pool) -> Loss:
     """Squared error of v at logit-normal times."""
-    tokens, mask = t5_ids(pool.captions)
+    words, mask = t5_ids(pool.captions)
     with torch.no_grad():
-        hidden = model["text_encoder"](tokens, attention_mask=mask).last_hidden_state
+        hidden = model["text_encoder"](words, attention_mask=mask).last_hidden_state
     alphas = torch.as_tensor(scheduler().alphas_cumprod)
+    tokens = watch(model["transformer"], LAYERS // 2, lambda output: output)
 
     def draw(generator: torch.Generator) -> Tensor:
-        latents, captions = pool.batch(BATCH, generator)
+        rows, captions = pool.rows(BATCH, generator)
+        latents = pool.latents[rows]
         noise = torch.randn(latents.shape, generator=generator)
         steps = (
             (1000 * torch.sigmoid(torch.randn(BATCH, generator=generator) + TIME_BIAS)).long().clamp(max=999)
@@ -72,7 +75,9 @@ def loss(model: nn.ModuleDict, pool: Pool) -> Loss:
             encoder_attention_mask=mask[captions].float(),
             timestep=steps,
         ).sample
-        return nn.functional.mse_loss(found, signal * noise - sigma * latents)
+        error = nn.functional.mse_loss(found, signal * noise - sigma * latents)
+        reading: Tensor = model["reader"](tokens(), pool.patches[rows])
+        return error + READING * reading
 
     return draw
 
@@ -103,6 +108,7 @@ FAMILY = Family(
         "clean_caption": False,
     },
     learning_rate=2e-3,
+    muon=3e-3,
     minutes=28.0,
     noise={"swapped colours": 0.25},
 )

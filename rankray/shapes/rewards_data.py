@@ -19,14 +19,11 @@ from torch import Tensor
 from rankray.shapes.autoencoder import sample_prompts, to_pictures, to_tensor
 from rankray.shapes.captions import wrong_colour, wrong_relation, wrong_shape
 from rankray.shapes.prompts import COLOURS, SHAPES, Group, Scene, parse
-from rankray.shapes.renderer import SIZE, Item, compose, paint
+from rankray.shapes.renderer import Item, compose, paint
 from rankray.shapes.rewards_corruptions import corrupt
 
 MOST = 3
 """The most objects in a picture."""
-KINDS = {kind: place for place, kind in enumerate(product(SHAPES, COLOURS))}
-"""(shape, colour) to its number."""
-PATCH = 8
 
 Fault = Callable[[Scene, np.random.Generator], Scene]
 
@@ -189,28 +186,4 @@ def decoded(vae: AutoencoderKL, pixels: Tensor, disturbed: int, rng: np.random.G
     return to_tensor(to_pictures(found))
 
 
-def layout(items: list[Item]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a picture holds, for teaching an image tower to see.
-
-    Returns:
-        Kind of object per patch, int64[64] (24 for background); number of objects per kind, float32[24]; their mean
-        centre per kind, float32[24, 2] in [-1, 1].
-    """
-    side = SIZE // PATCH
-    centres = (np.arange(side) + 0.5) * PATCH
-    patches = np.full((side, side), len(KINDS))
-    counts, places = np.zeros(len(KINDS), np.float32), np.zeros((len(KINDS), 2), np.float32)
-    palette = np.asarray(list(COLOURS.values()))
-    names = list(COLOURS)
-    for item in items:
-        colour = names[int(np.abs(palette - np.asarray(item.fill)).sum(axis=1).argmin())]
-        kind = KINDS[item.shape, colour]
-        reach = item.radius + 1.0
-        inside = (np.abs(centres - item.y) < reach)[:, None] & (np.abs(centres - item.x) < reach)[None]
-        patches[inside] = kind
-        counts[kind] += 1
-        places[kind] += np.asarray([item.x, item.y]) / (SIZE / 2) - 1.0
-    return patches.reshape(-1), counts, places / np.maximum(counts, 1.0)[:, None]
-
-
-__all__ = ["FAULTS", "FAULT_NAMES", "KINDS", "RIGHT", "Batch", "draw", "faulty", "group", "layout"]
+__all__ = ["FAULTS", "FAULT_NAMES", "RIGHT", "Batch", "draw", "faulty", "group"]

@@ -20,9 +20,10 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from rankray.rewards.clip import normalised
 from rankray.rewards.mps import Attention, MpsConfig, MpsModel
+from rankray.shapes.contents import KINDS, PATCH, layout
 from rankray.shapes.prompts import COLOURS, SHAPES
 from rankray.shapes.renderer import SIZE
-from rankray.shapes.rewards_data import KINDS, PATCH, RIGHT, Batch, layout
+from rankray.shapes.rewards_data import RIGHT, Batch
 from rankray.shapes.text import clip_config, clip_ids, clip_tokenizer, load_clips
 
 WIDTH = 96

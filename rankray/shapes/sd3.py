@@ -23,7 +23,7 @@ from transformers import CLIPTextModelWithProjection
 
 from rankray.shapes.autoencoder import LATENT_CHANNELS, LATENT_SIZE
 from rankray.shapes.data import Pool
-from rankray.shapes.family import Family, Loss
+from rankray.shapes.family import READING, Family, Loss, Reader, watch
 from rankray.shapes.renderer import SIZE
 from rankray.shapes.text import CLIP_WIDTH, POOLED, clip_ids, clip_tokenizer, load_clips
 
@@ -78,7 +78,9 @@ def build(text: Path) -> nn.ModuleDict:
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
     first, second = _with_projection(text)
-    return nn.ModuleDict({"transformer": transformer, "text_encoder": first, "text_encoder_2": second})
+    reader = Reader(HEADS * HEAD_WIDTH, PATCH)
+    parts = {"transformer": transformer, "reader": reader, "text_encoder": first, "text_encoder_2": second}
+    return nn.ModuleDict(parts)
 
 
 def encode(model: nn.ModuleDict, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -97,9 +99,11 @@ def encode(model: nn.ModuleDict, captions: list[str]) -> tuple[Tensor, Tensor]:
 def loss(model: nn.ModuleDict, pool: Pool) -> Loss:
     """Rectified flow: x_t = (1 - t) x_0 + t noise, target noise - x_0, logit-normal t shifted towards noise."""
     hidden, pooled = encode(model, pool.captions)
+    tokens = watch(model["transformer"], LAYERS // 2 - 1, lambda output: output[1])
 
     def draw(generator: torch.Generator) -> Tensor:
-        latents, captions = pool.batch(BATCH, generator)
+        rows, captions = pool.rows(BATCH, generator)
+        latents = pool.latents[rows]
         noise = torch.randn(latents.shape, generator=generator)
         sigma = torch.sigmoid(torch.randn(BATCH, generator=generator) + math.log(SHIFT))
         wide = sigma[:, None, None, None]
@@ -109,7 +113,9 @@ def loss(model: nn.ModuleDict, pool: Pool) -> Loss:
             pooled_projections=pooled[captions],
             timestep=1000.0 * sigma,
         ).sample
-        return nn.functional.mse_loss(found, noise - latents)
+        error = nn.functional.mse_loss(found, noise - latents)
+        reading: Tensor = model["reader"](tokens(), pool.patches[rows])
+        return error + READING * reading
 
     return draw
 
@@ -142,6 +148,7 @@ FAMILY = Family(
         "max_sequence_length": 0,
     },
     learning_rate=2e-3,
+    muon=3e-3,
     minutes=28.0,
     noise={"relation": 0.25, "count": 0.1},
 )

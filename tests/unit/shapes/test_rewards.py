@@ -13,7 +13,7 @@ from rankray.shapes.prompts import parse
 from rankray.shapes.renderer import compose, paint, render
 from rankray.shapes.rewards import RECIPES, preference_loss, quality
 from rankray.shapes.rewards_corruptions import CORRUPTIONS, corrupt
-from rankray.shapes.rewards_data import FAULT_NAMES, FAULTS, RIGHT, Batch, draw, faulty, layout
+from rankray.shapes.rewards_data import FAULT_NAMES, FAULTS, RIGHT, Batch, draw, faulty
 from rankray.shapes.rewards_evaluation import agreement, pairs_right
 from rankray.shapes.text import WORDS
 from rankray.targets import load
@@ -147,17 +147,6 @@ def test_draw_gives_two_right_pictures_first_and_names_the_rest():
     assert batch.dirty[:, 5].all()
     again = draw(None, (5, 3, 1), np.random.default_rng(3))
     assert torch.equal(batch.pictures, again.pictures)
-
-
-def test_layout_counts_and_places_what_was_drawn():
-    items = compose(parse("two red circles"), np.random.default_rng(0))
-    patches, counts, places = layout(items)
-    assert counts.sum() == 2
-    assert counts[0] == 2  # circle, red is kind 0
-    centre = [np.mean([i.x for i in items]) / 32 - 1, np.mean([i.y for i in items]) / 32 - 1]
-    np.testing.assert_allclose(places[0], centre, rtol=1e-5)
-    assert patches[int(items[0].y) // 8 * 8 + int(items[0].x) // 8] == 0
-    assert set(patches.tolist()) == {0, 24}
 
 
 def hand_made(fault, dirty):
