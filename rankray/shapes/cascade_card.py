@@ -76,7 +76,7 @@ pipe.decoder_pipe.register_to_config(latent_dim_scale=2.0)
 ```
 
 Share of pictures that pass the exact checker, one picture for each of the {len(prompts("heldout"))} held-out prompts,
-{found["images_per_s"]} images/s on that machine with the checker's time:
+{found["images_per_s"]} images/s of one core's processor time, with the checker's:
 
 | category | accuracy |
 |---|---|

@@ -51,7 +51,7 @@ It knows some thirty words and nothing else.
   Labels say how a picture was made; the exact checker was not used.
 - **Loss**: Bradley-Terry on pairs of one prompt's pictures; an image tower taught to name objects first.
 - **Weights**: half precision, {megabytes:.1f} MB with the tokenizer.
-- **Made by** `python -m rankray.shapes.rewards train {name}` after `... train tower` (see docs/shapes.md), one core,
+- **Made by** `python -m rankray.shapes.rewards train {name}` after `... train towers` (see docs/shapes.md), one core,
   {minutes:.0f} minutes.
 
 How often the right picture scored above a faulty one, on rendered pictures of held-out prompts (50 % is blind):
