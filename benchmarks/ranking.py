@@ -1,6 +1,6 @@
 """Is the ranking right? A ranked dataset of the shapes world against its exact checker, which no reward has seen.
 
-python jobs/synpic.py --config jobs/synpic-shapes.toml --prompts.limit 0 --output /data/heldout
+python jobs/synpic.py --config jobs/synpic-shapes.toml --prompts.limit 485 --output /data/heldout
 python benchmarks/ranking.py /data/heldout [--json FILE]
 
 Among prompts of which some candidates pass the checker and some fail, the first-ranked should pass more often than a

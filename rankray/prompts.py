@@ -32,7 +32,8 @@ Raw = bytes | str | None
 class PromptsRead:
     """The prompts of a source, and what became of everything in it.
 
-    `read` counts entries up to `limit`'s last: read = len(rows) + empty + duplicates + undecodable.
+    `read` counts entries up to `limit`'s last: read = len(rows) + empty + duplicates + undecodable. `cut` says that there
+    were more.
     """
 
     rows: list[str]
@@ -41,6 +42,7 @@ class PromptsRead:
     duplicates: int
     undecodable: int
     source: str
+    cut: bool = False
 
 
 def read_prompts(config: PromptsConfig) -> PromptsRead:
@@ -52,7 +54,11 @@ def read_prompts(config: PromptsConfig) -> PromptsRead:
     source, entries = _open(config)
     rows: dict[str, None] = {}
     read = empty = duplicates = undecodable = 0
+    cut = False
     for entry in entries:
+        cut = len(rows) == config.limit
+        if cut:
+            break
         read += 1
         try:
             text = (entry.decode("utf-8") if isinstance(entry, bytes) else entry or "").strip()
@@ -66,14 +72,12 @@ def read_prompts(config: PromptsConfig) -> PromptsRead:
             duplicates += 1
         else:
             rows[text] = None
-            if len(rows) == config.limit:
-                break
     if not rows:
         raise ConfigError(
             f"{source} is empty: {read} entries, {empty} of them blank, {undecodable} not UTF-8; "
             "give a file with prompts"
         )
-    return PromptsRead(list(rows), read, empty, duplicates, undecodable, source)
+    return PromptsRead(list(rows), read, empty, duplicates, undecodable, source, cut)
 
 
 def _open(config: PromptsConfig) -> tuple[str, Iterable[Raw]]:

@@ -371,7 +371,8 @@ def _described(choice: ModelChoice, revisions: dict[str, str]) -> dict[str, Any]
 
 def _prompts_line(prompts: PromptsRead) -> str:
     """`200 lines read from F: 197 prompts, 2 duplicates, 1 empty, 0 not UTF-8`."""
+    cut = "; the rest is left out, as prompts.limit asks" if prompts.cut else ""
     return (
         f"{prompts.read:,} lines read from {prompts.source}: {len(prompts.rows):,} prompts, "
-        f"{prompts.duplicates:,} duplicates, {prompts.empty:,} empty, {prompts.undecodable:,} not UTF-8"
+        f"{prompts.duplicates:,} duplicates, {prompts.empty:,} empty, {prompts.undecodable:,} not UTF-8{cut}"
     )

@@ -40,6 +40,8 @@ def test_limit_counts_usable_prompts(tmp_path: Path) -> None:
     path.write_text("a\n\na\nb\nc\n")
     found = read(path, limit=2)
     assert (found.rows, counts(found)) == (["a", "b"], (4, 1, 1, 0))
+    assert found.cut
+    assert not read(path, limit=3).cut
 
 
 @pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
