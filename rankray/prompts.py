@@ -32,8 +32,8 @@ Raw = bytes | str | None
 class PromptsRead:
     """The prompts of a source, and what became of everything in it.
 
-    `read` counts entries up to `limit`'s last: read = len(rows) + empty + duplicates + undecodable. `cut` says that there
-    were more.
+    `read` counts entries up to `limit`'s last: read = len(rows) + empty + duplicates + undecodable. `cut`: there
+    were more of them.
     """
 
     rows: list[str]
