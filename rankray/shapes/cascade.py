@@ -19,8 +19,15 @@ from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 from torch import Tensor, nn
 
 from rankray.shapes.cascade_card import write_card
-from rankray.shapes.cascade_layout import make_pool
-from rankray.shapes.cascade_models import Diffusion, PriorWithText, build_decoder, build_vqgan, faster_norm
+from rankray.shapes.cascade_layout import Pool, make_pool
+from rankray.shapes.cascade_models import (
+    Diffusion,
+    PriorWithText,
+    build_decoder,
+    build_vqgan,
+    decoding_half,
+    faster_norm,
+)
 from rankray.shapes.cascade_pipeline import (
     CALL,
     assemble,
@@ -45,14 +52,16 @@ EMBEDDING_NOISE = 0.25
 """Largest standard deviation of the noise on the embedding (of 0.5) under which stage B learns."""
 FOREGROUND_WEIGHT = 3.0
 """Objects are a tenth of the pixels and all of the meaning: they, and two pixels around them, count this much more."""
+REFINE_NOISE = 0.4
+"""Largest standard deviation of the noise (of 1) on latents under which the decoder is refined."""
 POOL = {"vqgan": 6_000, "decoder": 24_000, "prior": 80_000}
 BATCH = {"vqgan": 16, "decoder": 32, "prior": 64}
-LEARNING_RATE = {"vqgan": 4e-3, "decoder": 2e-3, "prior": 2e-3}
-MUON = {"vqgan": None, "decoder": 2e-3, "prior": 2e-3}
+LEARNING_RATE = {"vqgan": 4e-3, "refine": 2e-3, "decoder": 2e-3, "prior": 2e-3}
+MUON = {"vqgan": None, "refine": None, "decoder": 2e-3, "prior": 2e-3}
 """Learning rates of Muon for the matrices of both stages."""
 MEASURED = 128
 """Prompts a point of a curve (of the validation split for stage C); a point is ± 4 points."""
-MINUTES = {"vqgan": 15.0, "decoder": 20.0, "prior": 90.0}
+MINUTES = {"vqgan": 15.0, "refine": 6.0, "decoder": 20.0, "prior": 90.0}
 SKEW = {"decoder": 1.0, "prior": 1.3}
 """Exponent that moves the training's timesteps towards noise: stage C decides what goes where at high noise."""
 
@@ -92,30 +101,67 @@ def train_vqgan(directory: Path, budget: Budget, seed: int, resume: bool) -> Non
     training = _training(model, "vqgan", seed, directory / "state.pt", resume)
     pool = make_pool(POOL["vqgan"], seed, pictures=True)
     held = make_pool(MEASURED, seed + 1, pictures=True)
-    background = torch.tensor(BACKGROUND).view(1, 3, 1, 1) / 255.0
 
     def loss(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(pool.texts), (BATCH["vqgan"],), generator=generator)
         pictures = to_tensor(pool.pictures[chosen.numpy()])
         latents = model.encode(pictures).latents
         noise = torch.randn(latents.shape, generator=generator) * LATENT_NOISE
-        error = (model.decode(latents + noise).sample - pictures) * 2.0
-        drawn = ((pictures - background).abs().amax(dim=1, keepdim=True) > 0.03).float()
-        weight = 1.0 + FOREGROUND_WEIGHT * nn.functional.max_pool2d(drawn, 5, stride=1, padding=2)
-        cost: Tensor = (weight * (error.abs() + error**2)).mean()
-        return cost
+        return _picture_error(model.decode(latents + noise).sample, pictures)
 
     def measure() -> dict[str, float]:
         model.eval()
-        latents = model.encode(to_tensor(held.pictures)).latents
-        decoded = [
-            to_pictures(model.decode(part).sample) for part in (latents, latents + 0.2 * latents.roll(1, 0))
-        ]
+        found = _reconstructed(model, held)
         model.train()
-        passed = [[check(p, t) for p, t in zip(some, held.texts, strict=True)] for some in decoded]
-        return {"accuracy": float(np.mean(passed[0])), "accuracy_disturbed": float(np.mean(passed[1]))}
+        return found
 
     fit(training, loss, budget, directory, measure, measure_minutes=1.5, save_minutes=1.0)
+
+
+def refine_vqgan(directory: Path, budget: Budget, seed: int, resume: bool, vqgan: PaellaVQModel) -> None:
+    """Trains the VQGAN's decoder alone on disturbed latents: the encoder, and so what stage B draws, stays as it is."""
+    training = _training(decoding_half(vqgan), "refine", seed, directory / "state.pt", resume)
+    pool = make_pool(POOL["vqgan"], seed + 5, pictures=True)
+    held = make_pool(MEASURED, seed + 1, pictures=True)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(pool.texts), (BATCH["vqgan"],), generator=generator)
+        pictures = to_tensor(pool.pictures[chosen.numpy()])
+        with torch.no_grad():
+            latents = vqgan.encode(pictures).latents
+        scale = REFINE_NOISE * torch.rand((len(latents), 1, 1, 1), generator=generator)
+        noise = scale * torch.randn(latents.shape, generator=generator)
+        return _picture_error(vqgan.decode(latents + noise).sample, pictures)
+
+    fit(training, loss, budget, directory, lambda: _reconstructed(vqgan, held), measure_minutes=1.5)
+
+
+def _picture_error(decoded: Tensor, pictures: Tensor) -> Tensor:
+    """Absolute and squared error of pixels in [0, 1], objects and their surroundings weighted more."""
+    background = torch.tensor(BACKGROUND).view(1, 3, 1, 1) / 255.0
+    error = (decoded - pictures) * 2.0
+    drawn = ((pictures - background).abs().amax(dim=1, keepdim=True) > 0.03).float()
+    weight = 1.0 + FOREGROUND_WEIGHT * nn.functional.max_pool2d(drawn, 5, stride=1, padding=2)
+    cost: Tensor = (weight * (error.abs() + error**2)).mean()
+    return cost
+
+
+def _reconstructed(vqgan: PaellaVQModel, held: Pool) -> dict[str, float]:
+    """Shares of reconstructions that pass, as they are and with a fifth of a neighbour's latents on top."""
+    latents = vqgan.encode(to_tensor(held.pictures)).latents
+    parts = (latents, latents + 0.2 * latents.roll(1, 0))
+    decoded = [to_pictures(vqgan.decode(part).sample) for part in parts]
+    passed = [[check(p, t) for p, t in zip(some, held.texts, strict=True)] for some in decoded]
+    return {"accuracy": float(np.mean(passed[0])), "accuracy_disturbed": float(np.mean(passed[1]))}
+
+
+def trained_vqgan(work: Path) -> PaellaVQModel:
+    """The VQGAN of a work directory, its decoder refined where that was done."""
+    vqgan = averaged(build_vqgan(), work / "vqgan" / "state.pt")
+    refined = work / "refine" / "state.pt"
+    if refined.exists():
+        averaged(decoding_half(vqgan), refined)
+    return vqgan
 
 
 def train_decoder(directory: Path, budget: Budget, seed: int, resume: bool, vqgan: PaellaVQModel) -> None:
@@ -203,14 +249,14 @@ def run(
         budget = Budget(steps, MINUTES[part] if minutes is None else minutes)
         if part == "vqgan":
             train_vqgan(work / part, budget, seed, resume)
-        elif part == "decoder":
-            train_decoder(
-                work / part, budget, seed, resume, averaged(build_vqgan(), work / "vqgan" / "state.pt")
-            )
-        elif (work / "decoder" / "state.pt").exists():
+        elif part == "refine":
             vqgan = averaged(build_vqgan(), work / "vqgan" / "state.pt")
+            refine_vqgan(work / part, budget, seed, resume, vqgan)
+        elif part == "decoder":
+            train_decoder(work / part, budget, seed, resume, trained_vqgan(work))
+        elif (work / "decoder" / "state.pt").exists():
             decoder = averaged(build_decoder(), work / "decoder" / "state.pt")
-            train_prior(work / part, budget, seed, resume, (vqgan, decoder))
+            train_prior(work / part, budget, seed, resume, (trained_vqgan(work), decoder))
         else:
             train_prior(work / part, budget, seed, resume, None)
 
@@ -218,9 +264,8 @@ def run(
 def finish(work: Path, output: Path) -> None:
     """Assembles the parts, saves the pipeline and prints its accuracy on the held-out prompts as loaded again."""
     prior = averaged(PriorWithText(), work / "prior" / "state.pt")
-    vqgan = averaged(build_vqgan(), work / "vqgan" / "state.pt")
     decoder = averaged(build_decoder(), work / "decoder" / "state.pt")
-    save(assemble(prior, vqgan, decoder), output)
+    save(assemble(prior, trained_vqgan(work), decoder), output)
     texts, start = prompts("heldout"), time.process_time()
     found = accuracy(load(output), texts, CALL, seed=10_000)
     found["images_per_s"] = round(len(texts) / (time.process_time() - start), 1)
@@ -237,10 +282,10 @@ def _main() -> None:
     )
     parser.add_argument(
         "--parts",
-        default="vqgan,decoder,prior",
+        default="vqgan,refine,decoder,prior",
         help="which to train, in this order; the others are read from DIR",
     )
-    parser.add_argument("--minutes", type=float, help="for each part, instead of 6, 20 and 90")
+    parser.add_argument("--minutes", type=float, help="for each part, instead of 15, 6, 20 and 90")
     parser.add_argument("--steps", type=int, help="train each part this many steps, whatever they take")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -13,6 +13,7 @@ from rankray.shapes.prompts import CATEGORIES, prompts
 
 PARTS = {
     "vqgan": "VQGAN: reconstructions",
+    "refine": "VQGAN, its decoder refined: reconstructions",
     "decoder": "stage B and VQGAN: true embeddings",
     "prior": "whole pipeline: 128 validation prompts",
 }

@@ -45,6 +45,11 @@ def build_vqgan() -> PaellaVQModel:
     return model
 
 
+def decoding_half(vqgan: PaellaVQModel) -> nn.ModuleList:
+    """What turns latents into pixels; shares its weights with the model."""
+    return nn.ModuleList([vqgan.up_blocks, vqgan.out_block])
+
+
 def _initialise(unet: StableCascadeUNet) -> StableCascadeUNet:
     """Starts every residual branch small and the output at 0, as the paper's code does; diffusers leaves defaults.
 
