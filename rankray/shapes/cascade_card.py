@@ -62,7 +62,7 @@ rankray. It knows some thirty words and nothing else.
 - **Sampling**: `{shown}`.
 - **Weights**: half precision, {size_mb(directory):.1f} MB.
 - **Made by** `python -m rankray.shapes.cascade --work DIR --output THIS`, one thread, seed 0. The machine was
-  shared; the minutes below are wall-clock.
+  shared, and the minutes of the first two thirds are wall-clock: steps are the honest axis.
 
 Loading, with diffusers 0.42 (which moved `PaellaVQModel` and does not save two settings of this pipeline):
 

@@ -115,5 +115,5 @@ FAMILY = Family(
     pipeline=pipeline,
     call={"height": SIZE, "width": SIZE, "num_inference_steps": 12, "guidance_scale": 2.5},
     learning_rate=1.2e-3,
-    minutes=26.0,
+    minutes=75.0,
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL
 from torch import nn
 
 from rankray.shapes import pixart, sd3, sdxl
@@ -42,8 +42,7 @@ def save(family: Family, model: nn.ModuleDict, vae: AutoencoderKL, directory: Pa
     full = directory.with_name(directory.name + ".full")
     pipeline = family.pipeline(model, vae)
     pipeline.save_pretrained(full, safe_serialization=True)
-    absent = {name: None for name, part in pipeline.components.items() if part is None}
-    half: Any = type(pipeline).from_pretrained(full, torch_dtype=torch.float16, **absent)
+    half = load(full, pipeline, torch.float16)
     half.save_pretrained(partial, safe_serialization=True)
     shutil.rmtree(full)
     for config in partial.glob("text_encoder*/config.json"):
@@ -54,6 +53,12 @@ def save(family: Family, model: nn.ModuleDict, vae: AutoencoderKL, directory: Pa
         os.replace(directory, replaced)
     os.replace(partial, directory)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def load(directory: Path, like: Any, dtype: torch.dtype) -> Any:
+    """A saved pipeline of the class of `like`; components that it lacks (SD3's T5) have to be named as None."""
+    absent = {name: None for name, part in like.components.items() if part is None}
+    return type(like).from_pretrained(directory, dtype=dtype, **absent)
 
 
 def train(family: Family, work: Path, output: Path, budget: Budget, seed: int, resume: bool) -> nn.ModuleDict:
@@ -105,9 +110,11 @@ def main() -> None:
     family = FAMILIES[options.name]
     budget = Budget(options.steps, options.minutes or family.minutes)
     output = options.output or options.work / family.name / "pipeline"
-    train(family, options.work, output, budget, options.seed, options.resume)
-    half: Any = DiffusionPipeline.from_pretrained(output, torch_dtype=torch.float32)
-    found = accuracy(half, spread("heldout", HELD_OUT), family.call, seed=10_000)
+    model = train(family, options.work, output, budget, options.seed, options.resume)
+    pipeline = family.pipeline(model, AutoencoderKL.from_pretrained(options.work / "vae"))
+    found = accuracy(
+        load(output, pipeline, torch.float32), spread("heldout", HELD_OUT), family.call, seed=10_000
+    )
     write_card(family, output, options.work / family.name / "curve.jsonl", found)
     print(json.dumps(found))
 

@@ -21,8 +21,17 @@ from rankray.targets import load
 torch = pytest.importorskip("torch")
 NAMES = tuple(RECIPES)
 PAIRS = 100
-LEAST: dict[tuple[str, str], float] = {}
-"""Measured rates less a margin where they are below the usual bound."""
+LEAST: dict[tuple[str, str], float] = {
+    ("shapes-pickscore", "relation"): 0.3,
+    ("shapes-clipscore", "count"): 0.5,
+    ("shapes-mps", "count"): 0.45,
+    ("shapes-mps", "relation"): 0.33,
+    ("shapes-mps", "shape"): 0.42,
+    ("shapes-mps", "missing"): 0.7,
+    ("shapes-mps", "extra"): 0.65,
+}
+"""Measured rates (docs/shapes.md) less a margin of a hundred pairs, where they are below the usual bound: what a reward
+did not learn, though it was told."""
 
 
 @lru_cache(maxsize=3)
