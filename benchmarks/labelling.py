@@ -1,6 +1,6 @@
 """Does scoring in a Ray Data pipeline keep up with a bare loop? The three shapes rewards, two cores.
 
-    python benchmarks/labelling.py [--rows 1000] [--rounds 3] [--json FILE]
+    python benchmarks/labelling.py [--rows 2000] [--rounds 3] [--json FILE]
 
 The loop scores pictures that lie decoded in memory; the pipeline decodes each for every reward, and moves it.
 """
@@ -41,12 +41,12 @@ def bare_loop(batch: int) -> steady.Loop:
 
 def main() -> None:
     """Measures, prints, and writes JSON."""
-    arguments = steady.arguments(__doc__, rows=1000)
+    arguments = steady.arguments(__doc__, rows=2000)
     settings = {
         "prompts": {"path": "shapes:train", "limit": arguments.rows},
         "generators": [{"model": "trivial:Rendered", "samples": SAMPLES, "pool": {"num_cpus": 0.05}}],
         "rewards": [{"model": name} for name in MODELS],
-        "execution": {"rows_per_block": 16, "report_interval_s": 1000},
+        "execution": {"rows_per_block": 64, "report_interval_s": 1000},
     }
     steady.show(
         steady.measure(settings, bare_loop(batch=64), arguments.rounds, arguments.loop_s), arguments.json

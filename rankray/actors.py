@@ -44,6 +44,9 @@ Result = TypeVar("Result")
 HEARTBEAT_S = 2.0
 """How often an idle actor says that it is alive, and so how exactly its lifetime is known for the bill."""
 
+FEWEST_TO_ABORT = 8
+"""A first block in which everything fails stops the job before it is kept, if it holds at least so many items."""
+
 GENERATED_TYPE = pa.list_(
     pa.struct(
         [
@@ -168,7 +171,8 @@ class _Metered:
             self._failures += len(failed)
             self._skipped += skipped
         self._report()
-        if failed and self._failures == self._items >= self.context.abort_after:
+        enough = min(self.context.abort_after, max(FEWEST_TO_ABORT, len(items)))
+        if failed and self._failures == self._items >= enough:
             raise BrokenModelError(
                 f"{self.stage.kind} '{self.stage.target.name}' failed for each of its first {self._items} items, "
                 f"the last with {describe(failed[-1])}. Mend it and run the same command again; "
@@ -223,10 +227,10 @@ class GenerateActor:
             images = self._metered.model.generate(
                 [prompt for prompt, _ in items], [seed for _, seed in items]
             )
-            return list(images)
+            return [_picture(image) for image in images]
 
         results = self._metered.run(generate, list(zip(prompts, seeds, strict=True)))
-        keys = [f"{row_id}-{name.replace('/', '_')}-{i % samples}" for i, row_id in enumerate(ids)]
+        keys = [f"{row_id}-{_file_name(name)}-{i % samples}" for i, row_id in enumerate(ids)]
         flat = list(self._encoders.map(self._entry, results, seeds, keys))
         rows = [flat[start : start + samples] for start in range(0, len(flat), samples)]
         return table.append_column(stage.column, pa.array(rows, GENERATED_TYPE))
@@ -278,6 +282,19 @@ class ScoreActor:
             for row in candidates
         ]
         return table.append_column(self._metered.stage.column, pa.array(rows, SCORED_TYPE))
+
+
+def _picture(image: Any) -> Image.Image:
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"a generator returned {type(image).__name__}; a PIL picture is due")
+    return image
+
+
+def _file_name(label: str) -> str:
+    """A label as part of a file's name; no two labels share one."""
+    return label.replace("=", "=3D").replace("/", "=2F")
 
 
 def _scored(result: float | Exception) -> dict[str, Any]:

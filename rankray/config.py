@@ -128,7 +128,11 @@ class ExecutionConfig(_Strict):
     )
     report_interval_s: float = Field(10.0, gt=0)
     tolerance: float = Field(0.01, ge=0, le=1, description="share of candidates or scores that may fail")
-    abort_after: int = Field(64, ge=1, description="a model whose first so many items all fail stops the job")
+    abort_after: int = Field(
+        64,
+        ge=1,
+        description="a model stops the job when its first block, or its first so many items, all fail",
+    )
 
 
 class PricesConfig(_Strict):
@@ -159,6 +163,9 @@ class SynPicConfig(_Strict):
                 raise ValueError(f"{kind}: '{twice[0]}' stands twice; give one of them another `name`")
             if any("\0" in label for label in labels):
                 raise ValueError(f"{kind}: a name holds a NUL character")
+        both = {choice.label for choice in self.generators} & {choice.label for choice in self.rewards}
+        if both:
+            raise ValueError(f"'{min(both)}' names a generator and a reward; give one of them another `name`")
         if not 2 <= self.k <= MAX_CANDIDATES:
             raise ValueError(f"{self.k} candidates a prompt; a ranking takes 2 to {MAX_CANDIDATES}")
         return self

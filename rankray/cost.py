@@ -78,17 +78,21 @@ def usd_for_prompts(
     return None if per_1000 is None else per_1000 / 1000 * images_per_prompt * prompts
 
 
+def _cpu_hours(actor: ActorUsage) -> float:
+    """Claims of CPUs are fractions where models share cores, so a CPU second that was worked is a second paid."""
+    return max(actor.alive_s * actor.num_cpus, actor.busy_s + actor.load_s) / 3600
+
+
 def _row(kind: str, model: str, actors: Sequence[ActorUsage], prices: PricesConfig) -> dict[str, Any]:
     gpu_hours = sum(actor.alive_s * actor.num_gpus for actor in actors) / 3600
-    # Claims of CPUs are fractions where models share cores, so a CPU second that was worked is a second paid.
-    cpu_hours = (
-        sum(max(actor.alive_s * actor.num_cpus, actor.busy_s + actor.load_s) for actor in actors) / 3600
-    )
+    cpu_hours = sum(_cpu_hours(actor) for actor in actors)
     items = sum(actor.items for actor in actors)
     busy_s, load_s = sum(actor.busy_s for actor in actors), sum(actor.load_s for actor in actors)
     alive_s = sum(actor.alive_s for actor in actors)
-    # A GPU node's price includes its CPUs; a pool without GPUs pays for its CPUs.
-    usd = gpu_hours * prices.gpu_usd_per_hour if gpu_hours else cpu_hours * prices.cpu_usd_per_hour
+    # A GPU node's price includes its CPUs; an actor without a GPU pays for its CPUs. A model may have had both.
+    usd = gpu_hours * prices.gpu_usd_per_hour + prices.cpu_usd_per_hour * sum(
+        _cpu_hours(actor) for actor in actors if not actor.num_gpus
+    )
     return {
         "kind": kind,
         "model": model,

@@ -135,3 +135,11 @@ def wait_for_nodes(stages: Sequence[Stage], wait_s: float, say: Callable[[str], 
         time.sleep(2.0)
         cluster = dict(ray.cluster_resources())
     return cluster
+
+
+def release_nodes(wait_s: float) -> None:
+    """Withdraws what `wait_for_nodes` asked of the autoscaler; a request would else keep nodes for good."""
+    if wait_s > 0:
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[])

@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -133,12 +134,21 @@ def claim(output: Output, config: SynPicConfig, revisions: Mapping[str, str]) ->
                 + "\n  ".join(lines)
             )
         return complete
-    if output.files("data"):
-        raise ConfigError(f"{output.uri}/data holds files that no rankray job began; take another output")
+    foreign = ["data"] if output.files("data") else []
+    foreign += [name for name in ("config.toml", "report.html") if output.exists(name)]
+    if foreign:
+        raise ConfigError(
+            f"{output.uri}/{foreign[0]} is there, and no rankray job began it; take another output"
+        )
     _begin(output)
-    output.write_text("config.toml", tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
     store.write_json(output.at("_work/identity.json"), {"identity": identity}, output.fs)
+    output.write_text("config.toml", tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
     return False
+
+
+def prompts_digest(prompts: Sequence[str]) -> str:
+    """What tells one set of prompts from another, whatever their order."""
+    return hashlib.sha256("".join(sorted(map(schema.prompt_id, prompts))).encode()).hexdigest()
 
 
 def stage_prompts(output: Output, prompts: PromptsRead, rows_per_block: int) -> list[str]:
@@ -149,7 +159,7 @@ def stage_prompts(output: Output, prompts: PromptsRead, rows_per_block: int) -> 
     """
     table = pa.table({"prompt_id": [schema.prompt_id(row) for row in prompts.rows], "prompt": prompts.rows})
     table = table.sort_by("prompt_id")
-    digest = hashlib.sha256("".join(table["prompt_id"].to_pylist()).encode()).hexdigest()
+    digest = prompts_digest(prompts.rows)
     if output.exists("_work/staged.json"):
         found = store.read_json(output.at("_work/staged.json"), output.fs)
         if found["sha256"] != digest:
@@ -158,20 +168,37 @@ def stage_prompts(output: Output, prompts: PromptsRead, rows_per_block: int) -> 
                 f"{table.num_rows} now); put the file back, or take another output"
             )
     else:
+        output.remove(
+            "_work", "prompts"
+        )  # a kill while they were written leaves some of them, or a half of one
         output.make("_work", "prompts")
 
         def write_block(start: int) -> None:
             place = output.at("_work", "prompts", f"{start // rows_per_block:06}.parquet")
             pq.write_table(table.slice(start, rows_per_block), place, filesystem=output.fs)
 
-        with ThreadPoolExecutor(
-            16
-        ) as pool:  # 58,000 prompts are 3,625 files, and an object store takes 50 ms for one
+        with ThreadPoolExecutor(IO_THREADS) as pool:
             list(pool.map(write_block, range(0, table.num_rows, rows_per_block)))
         store.write_json(
             output.at("_work/staged.json"), {"sha256": digest, "rows": table.num_rows}, output.fs
         )
     return list(table["prompt_id"].to_pylist())
+
+
+def complete_already(output: Output, prompts: PromptsRead) -> dict[str, Any]:
+    """The summary of a finished dataset of the same prompts; clears what a kill after its last write left.
+
+    Raises:
+        ConfigError: it was made of other prompts.
+    """
+    info = store.read_json(output.at("dataset.json"), output.fs)
+    if info["prompts"]["sha256"] != prompts_digest(prompts.rows):
+        raise ConfigError(
+            f"{output.uri} is complete with {info['rows']:,} prompts, and {prompts.source} now holds others; "
+            "take another output"
+        )
+    output.remove("_work")
+    return info
 
 
 def finished_ids(output: Output, *parts: str) -> list[str]:

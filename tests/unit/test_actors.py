@@ -82,3 +82,18 @@ def test_encoded_images_come_back(name: str, exact: bool) -> None:
     assert (image.format or "").lower() == name
     assert image.size == (24, 16)
     assert np.array_equal(np.asarray(image.convert("RGB")), pixels) is exact
+
+
+def test_what_is_no_picture_is_that_items_fault() -> None:
+    picture = Image.new("RGB", (2, 2))
+    drawn = {"a": picture, "b": None}
+    good, bad = actors.each_alone(lambda items: [actors._picture(drawn[item]) for item in items], ["a", "b"])
+    assert good is picture
+    assert str(bad) == "a generator returned NoneType; a PIL picture is due"
+
+
+@given(st.lists(st.text(alphabet="a_/=23DF", max_size=6), min_size=2, max_size=2, unique=True))
+def test_no_two_labels_share_a_file_name(labels: list[str]) -> None:
+    first, second = map(actors._file_name, labels)
+    assert first != second
+    assert "/" not in first + second

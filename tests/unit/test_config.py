@@ -43,6 +43,10 @@ def test_k_counts_samples() -> None:
             "17 candidates a prompt",
         ),
         (
+            {"generators": [{"model": "sdxl"}, {"model": "b"}], "rewards": [{"model": "b"}]},
+            "'b' names a generator and a reward; give one of them another `name`",
+        ),
+        (
             {"generators": [{"model": "sdxl"}, {"model": "sdxl"}]},
             "'sdxl' stands twice; give one of them another `name`",
         ),

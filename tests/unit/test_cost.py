@@ -60,3 +60,10 @@ def test_the_papers_table_8() -> None:
 
 def test_nothing_ran() -> None:
     assert ledger([], PricesConfig())["totals"]["usd"] == 0
+
+
+def test_a_model_that_had_gpus_and_then_none_pays_for_both() -> None:
+    on_gpu = usage("sdxl", alive_s=3600, items=1, num_gpus=1)
+    on_cpu = usage("sdxl", alive_s=7200, items=1, num_cpus=4)
+    bill = ledger([on_gpu, on_cpu], PricesConfig(gpu_usd_per_hour=3, cpu_usd_per_hour=0.5))
+    assert bill["models"][0]["usd"] == 3 + 2 * 4 * 0.5

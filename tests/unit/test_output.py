@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rankray import config, output, schema
+from rankray import config, output, schema, store
 from rankray.config import ConfigError, SynPicConfig
 from rankray.output import Output
 from rankray.prompts import PromptsRead
@@ -72,9 +72,36 @@ def test_claiming_twice_is_fine_and_another_configuration_is_not(place: Output) 
 def test_foreign_files_are_left_alone(place: Output) -> None:
     place.make("data")
     pq.write_table(pa.table({"a": [1]}), place.at("data/x.parquet"))
-    with pytest.raises(ConfigError, match="holds files that no rankray job began"):
+    with pytest.raises(ConfigError, match=r"/data is there, and no rankray job began it"):
         output.claim(place, settings(), {})
     assert place.files("_work") == []
+
+
+def test_a_foreign_configuration_is_left_alone(place: Output) -> None:
+    place.make("data")
+    place.write_text("config.toml", "mine")
+    with pytest.raises(ConfigError, match=r"/config\.toml is there, and no rankray job began it"):
+        output.claim(place, settings(), {})
+
+
+def test_what_a_kill_left_of_staging_is_replaced(place: Output) -> None:
+    output.claim(place, settings(), {})
+    place.make("_work", "prompts")
+    for number in range(5):
+        place.write_text(f"_work/prompts/{number:06}.parquet", "half a file")
+    ids = output.stage_prompts(place, prompts(*"abcdef"), rows_per_block=3)
+    assert output.finished_ids(place, "_work", "prompts") == ids
+
+
+def test_other_prompts_on_a_complete_output_are_refused(place: Output) -> None:
+    same, other = prompts("a", "b"), prompts("a", "b", "c")
+    info = {"rows": 2, "prompts": {"sha256": output.prompts_digest(same.rows)}}
+    place.make("_work")
+    store.write_json(place.at("dataset.json"), info, place.fs)
+    with pytest.raises(ConfigError, match="is complete with 2 prompts"):
+        output.complete_already(place, other)
+    assert output.complete_already(place, prompts("b", "a")) == info
+    assert not place.exists("_work")
 
 
 def test_staged_prompts_are_sorted_blocks(place: Output) -> None:
