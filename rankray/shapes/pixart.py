@@ -109,6 +109,6 @@ FAMILY = Family(
     },
     learning_rate=2e-3,
     muon=3e-3,
-    minutes=35.0,
+    minutes=28.0,
     noise={"swapped colours": 0.25},
 )

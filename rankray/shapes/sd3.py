@@ -149,6 +149,6 @@ FAMILY = Family(
     },
     learning_rate=2e-3,
     muon=3e-3,
-    minutes=35.0,
+    minutes=37.5,
     noise={"relation": 0.25, "count": 0.1},
 )
