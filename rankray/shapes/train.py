@@ -45,9 +45,14 @@ def save(family: Family, model: nn.ModuleDict, vae: AutoencoderKL, directory: Pa
     half = load(full, pipeline, torch.float16)
     half.save_pretrained(partial, safe_serialization=True)
     shutil.rmtree(full)
-    for config in partial.glob("text_encoder*/config.json"):
+    for config in (*partial.glob("*/config.json"), partial / "model_index.json"):
         fields = json.loads(config.read_text())
-        config.write_text(json.dumps(fields | {"dtype": "float32"}, indent=2) + "\n")
+        fields.pop(
+            "_name_or_path", None
+        )  # where this machine kept it is nobody's business, and part of its hash
+        if config.parent.name.startswith("text_encoder"):
+            fields["dtype"] = "float32"
+        config.write_text(json.dumps(fields, indent=2) + "\n")
     replaced = directory.with_name(directory.name + ".old")
     if directory.exists():
         os.replace(directory, replaced)
