@@ -205,8 +205,8 @@ def test_a_model_that_always_fails_stops_the_job_and_loses_nothing(
     way = [*options(prompts), "--generators", broken, "--execution.rows_per_block", "8"]
     ended = job(tmp_path / "o", *way)
     assert ended.code == 1
-    # Two blocks are in an actor at once: the error that Ray shows may be the second one's.
-    assert re.search(r"generator 'broken' failed for each of its first (8|16) items", ended.text), ended.text
+    # Some blocks are in an actor at once: the error that Ray shows may be a later one's.
+    assert re.search(r"generator 'broken' failed for each of its first (8|16|24|32|40) items", ended.text), ended.text
     assert "RuntimeError: no prompt is good enough" in ended.text
     assert not (tmp_path / "o" / "dataset.json").exists()
     assert not list((tmp_path / "o" / "data").glob("*.parquet")), (
