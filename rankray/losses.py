@@ -1,0 +1,342 @@
+"""Preference objectives over a prompt's ranked candidates, unreduced: one loss a prompt.
+
+RankDPO (`rank_dpo`, Eq. 7) learns from every pair of a ranking and weighs each by what exchanging the two would cost in
+DCG. That is k(k-1)/2 pairs from k predictions, six from four, where best-against-worst DPO has one pair from two: three
+times as many pairs a prediction. Its price is k predictions a prompt in memory.
+
+    B prompts, K candidates, rank 1 = best
+    error[b, k]   mean over C, H, W of the squared error of the denoiser's prediction
+    s[b, k]       model_error - ref_error: how much worse than the reference the model denoises a candidate; lower is better
+    i > j         i is preferred to j: rank[i] < rank[j] and phi_i != phi_j (a tie prefers neither)
+
+A pair's term is `-log sigmoid(-beta * (s_i - s_j))` for i > j. The paper prints sums over pixels and no one-half; with
+errors as means its beta is C*H*W times ours, and public Diffusion-DPO code, whose terms are `-0.5 * beta` on means,
+says 5000 for our 2500.
+
+A candidate is usable where its mask is set, its rank is not 0 and its phi is a number. Everything is computed in
+float32, or in float64 where that comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What an objective sees of B prompts with K candidates each; unusable places may hold anything, NaN too.
+
+    Attributes:
+        model_error: float[B, K], of the model that is trained.
+        ref_error: float[B, K], of the reference; not looked at by the reference-free objectives.
+        win_probability: phi, float[B, K].
+        rank: int[B, K], 1 = best, 0 = left out.
+        mask: bool[B, K], False for padding and for candidates without an image.
+        scores: float[B, K], one named reward's; only `weighted_sft` asks for it.
+    """
+
+    model_error: Tensor
+    ref_error: Tensor
+    win_probability: Tensor
+    rank: Tensor
+    mask: Tensor
+    scores: Tensor | None = None
+
+
+def usable(inputs: LossInputs) -> Tensor:
+    """Candidates that take part: bool[B, K], all False in a row with fewer than two of them."""
+    found = inputs.mask.bool() & (inputs.rank > 0) & ~torch.isnan(inputs.win_probability)
+    return found & (found.sum(dim=-1, keepdim=True) >= 2)
+
+
+def _clean(values: Tensor, usable_: Tensor) -> Tensor:
+    """`values` in float32 or wider, 0 where unusable, so that nothing there reaches a loss or a gradient."""
+    wide = values if values.dtype == torch.float64 else values.float()
+    return torch.where(usable_, wide, torch.zeros((), dtype=wide.dtype, device=wide.device))
+
+
+def _s(inputs: LossInputs, usable_: Tensor) -> Tensor:
+    """s = model_error - ref_error (paper section 3.1): float[B, K], 0 where unusable."""
+    return _clean(inputs.model_error, usable_) - _clean(inputs.ref_error, usable_).detach()
+
+
+def preferred(inputs: LossInputs) -> Tensor:
+    """[b, i, j] is True where i is preferred to j: bool[B, K, K]; each untied usable pair once."""
+    usable_ = usable(inputs)
+    both = usable_[:, :, None] & usable_[:, None, :]
+    phi = torch.where(usable_, inputs.win_probability, torch.zeros_like(inputs.win_probability))
+    above = inputs.rank[:, :, None] < inputs.rank[:, None, :]
+    return both & above & (phi[:, :, None] != phi[:, None, :])
+
+
+def best_and_worst(inputs: LossInputs) -> Tensor:
+    """`preferred` with only the pair of the best- and the worst-ranked usable candidate left: bool[B, K, K]."""
+    usable_ = usable(inputs)
+    rank = inputs.rank.long()
+    last = torch.iinfo(torch.int64).max
+    best = usable_ & (rank == torch.where(usable_, rank, last).amin(-1, keepdim=True))
+    worst = usable_ & (rank == torch.where(usable_, rank, -1).amax(-1, keepdim=True))
+    return preferred(inputs) & best[:, :, None] & worst[:, None, :]
+
+
+def _pairs(inputs: LossInputs, pairs: str) -> Tensor:
+    chosen = {"best_worst": best_and_worst, "all": preferred}
+    if pairs not in chosen:
+        raise ValueError(f"pairs = {pairs!r}; allowed: {', '.join(chosen)}")
+    return chosen[pairs](inputs)
+
+
+def _pair_loss(inputs: LossInputs, beta: float, chosen: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Sum over `chosen` pairs [B, K, K] of weight * -log sigmoid(-beta * (s_i - s_j)): float[B]."""
+    s = _s(inputs, usable(inputs))
+    terms = -logsigmoid(-beta * (s[:, :, None] - s[:, None, :]))
+    if weight is not None:
+        terms = terms * weight
+    return torch.where(chosen, terms, torch.zeros_like(terms)).sum(dim=(-2, -1))
+
+
+GAINS: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp2": lambda phi: torch.exp2(phi) - 1.0,
+    "linear": lambda phi: phi,
+}
+"""G(phi). "exp2" is the paper's (section 3.3) and LambdaRank's; "linear" is the plain win probability."""
+
+DISCOUNTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "log": torch.log1p,
+    "log2": lambda rank: torch.log2(1.0 + rank),
+    "reciprocal": lambda rank: rank,
+}
+"""D(rank). "log" is the paper's ln(1 + rank), "log2" is NDCG's, 1/"reciprocal" is that of mean reciprocal rank."""
+
+
+def gain_difference(inputs: LossInputs, gain: str = "exp2") -> Tensor:
+    """|G_i - G_j| (paper section 3.3): float[B, K, K], 0 where either is unusable."""
+    usable_ = usable(inputs)
+    found = GAINS[gain](_clean(inputs.win_probability, usable_))
+    both = usable_[:, :, None] & usable_[:, None, :]
+    return torch.where(
+        both, (found[:, :, None] - found[:, None, :]).abs(), torch.zeros_like(found[:, :, None])
+    )
+
+
+def pair_weight(inputs: LossInputs, gain: str = "exp2", discount: str = "log") -> Tensor:
+    """Delta_ij = |G_i - G_j| * |1/D(rank_i) - 1/D(rank_j)| (paper section 3.3): float[B, K, K]."""
+    weight = gain_difference(inputs, gain)
+    if discount == "none":
+        return weight
+    rank = torch.where(usable(inputs), inputs.rank, torch.ones_like(inputs.rank)).to(weight.dtype)
+    inverse = 1.0 / DISCOUNTS[discount](rank)
+    return weight * (inverse[:, :, None] - inverse[:, None, :]).abs()
+
+
+def rank_dpo(inputs: LossInputs, *, beta: float, gain: str = "exp2", discount: str = "log") -> Tensor:
+    """RankDPO (paper Eq. 7): sum over i > j of Delta_ij * -log sigmoid(-beta * (s_i - s_j)).
+
+    `gain` and `discount` are LambdaRank's choices (Burges 2010); the paper's are the defaults; discount "none" leaves
+    the gain alone.
+
+    Returns:
+        float[B].
+    """
+    return _pair_loss(inputs, beta, preferred(inputs), pair_weight(inputs, gain, discount))
+
+
+def dpo(inputs: LossInputs, *, beta: float, pairs: str = "best_worst") -> Tensor:
+    """Diffusion-DPO (paper Eq. 4; Wallace et al. 2023): the best against the worst, or with "all" every pair's sum.
+
+    Returns:
+        float[B].
+    """
+    return _pair_loss(inputs, beta, _pairs(inputs, pairs))
+
+
+def dpo_gain(inputs: LossInputs, *, beta: float, pairs: str = "best_worst", gain: str = "exp2") -> Tensor:
+    """`dpo`'s pairs, each times |G_i - G_j| (paper Table 5, "DPO + gain").
+
+    Returns:
+        float[B].
+    """
+    return _pair_loss(inputs, beta, _pairs(inputs, pairs), gain_difference(inputs, gain))
+
+
+def sft(inputs: LossInputs, *, beta: float = 0.0) -> Tensor:
+    """The best candidate's error (paper Table 5, "SFT"); beta has no part in it.
+
+    Returns:
+        float[B].
+    """
+    usable_ = usable(inputs)
+    rank = torch.where(usable_, inputs.rank.long(), torch.iinfo(torch.int64).max)
+    best = usable_ & (rank == rank.amin(-1, keepdim=True))
+    return (_clean(inputs.model_error, usable_) * best).sum(-1)
+
+
+def weighted_sft(inputs: LossInputs, *, beta: float = 0.0) -> Tensor:
+    """Errors weighted by one reward's scores (paper Table 5, "Weighted SFT"); beta has no part in it.
+
+    The paper does not print the weights. Here w_i = (score_i - min) / sum_j (score_j - min) over a prompt's usable
+    candidates, which no scale or offset of the reward changes; equal weights where all scores are equal.
+
+    Returns:
+        float[B].
+
+    Raises:
+        ValueError: there are no scores.
+    """
+    if inputs.scores is None:
+        raise ValueError("weighted_sft needs the scores of one reward, and there are none")
+    usable_ = usable(inputs) & ~torch.isnan(inputs.scores)
+    scores = _clean(inputs.scores, usable_)
+    lowest = torch.where(usable_, scores, torch.inf).amin(-1, keepdim=True)
+    above = torch.where(usable_, scores - lowest, torch.zeros_like(scores))
+    total = above.sum(-1, keepdim=True)
+    equal = usable_ / usable_.sum(-1, keepdim=True).clamp(min=1)
+    weight = torch.where(total > 0, above / torch.where(total > 0, total, torch.ones_like(total)), equal)
+    return (weight * _clean(inputs.model_error, usable_)).sum(-1)
+
+
+def plackett_luce(inputs: LossInputs, *, beta: float) -> Tensor:
+    """List-wise DPO: -log of the ranking's Plackett-Luce probability under utilities -beta * s (Diffusion-LPO, 2025).
+
+    Each place but the last adds -log softmax of its candidate among those not yet placed. Ties are taken in rank order,
+    as the model has no notion of them. For two candidates it is `dpo`.
+
+    Returns:
+        float[B].
+    """
+    usable_ = usable(inputs)
+    utility = -beta * _s(inputs, usable_)
+    rank = inputs.rank.long()
+    # [b, i, j]: j is still there when i is placed
+    left = usable_[:, :, None] & usable_[:, None, :] & (rank[:, None, :] >= rank[:, :, None])
+    own = torch.eye(rank.shape[-1], dtype=torch.bool, device=rank.device)
+    candidates = torch.where(
+        left | own, utility[:, None, :], -torch.inf
+    )  # unusable rows hold themselves alone: 0
+    return (torch.logsumexp(candidates, dim=-1) - utility).sum(-1)
+
+
+def mapo(inputs: LossInputs, *, beta: float, snr: float = 0.5, pairs: str = "best_worst") -> Tensor:
+    """MaPO (Hong et al. 2024), reference-free: the chosen one's error, less beta * log sigmoid of the margin.
+
+    A candidate's score is the log odds of its likelihood exp(-snr * error); the margin is chosen less rejected. (The
+    authors' code has p / (1 - p) times snr * error there; the log odds is what their text derives.)
+
+    Returns:
+        float[B]; averaged over pairs where `pairs` is "all".
+    """
+    chosen = _pairs(inputs, pairs)
+    usable_ = usable(inputs)
+    error = _clean(inputs.model_error, usable_)
+    wide = snr * error.clamp(min=1e-8)
+    # log p - log(1 - p) for p = exp(-wide), without overflow for errors up to 1e4
+    odds = -wide - torch.log(-torch.expm1(-wide))
+    terms = error[:, :, None] - beta * logsigmoid(odds[:, :, None] - odds[:, None, :])
+    count = chosen.sum(dim=(-2, -1))
+    return torch.where(chosen, terms, torch.zeros_like(terms)).sum(dim=(-2, -1)) / count.clamp(min=1)
+
+
+def kto(inputs: LossInputs, *, beta: float) -> Tensor:
+    """Diffusion-KTO (Li et al. 2024), unpaired: mean of 1 - sigmoid(+-(-beta * s - z)) over a prompt's candidates.
+
+    Desirable (+) is phi above one half, undesirable (-) below; one half has no part. z, which the authors estimate over
+    a batch, is the prompt's own mean of -beta * s, not below 0 and without gradient: a batch's would make a loss depend
+    on how prompts are split among workers.
+
+    Returns:
+        float[B].
+    """
+    usable_ = usable(inputs)
+    reward = -beta * _s(inputs, usable_)
+    z = (reward.detach().sum(-1, keepdim=True) / usable_.sum(-1, keepdim=True).clamp(min=1)).clamp(min=0.0)
+    sign = torch.sign(_clean(inputs.win_probability, usable_) - 0.5)
+    counted = usable_ & (sign != 0)
+    terms = torch.where(counted, torch.sigmoid(-sign * (reward - z)), torch.zeros_like(reward))
+    return terms.sum(-1) / counted.sum(-1).clamp(min=1)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "rank_dpo": rank_dpo,
+    "dpo": dpo,
+    "dpo_gain": dpo_gain,
+    "sft": sft,
+    "weighted_sft": weighted_sft,
+    "plackett_luce": plackett_luce,
+    "mapo": mapo,
+    "kto": kto,
+}
+"""Every objective: (LossInputs, *, beta, **options) -> float[B]."""
+
+REFERENCE_FREE = frozenset({"sft", "weighted_sft", "mapo"})
+"""Objectives that never look at `ref_error`: a run with one of them holds no reference."""
+
+SCORED = frozenset({"weighted_sft"})
+"""Objectives that need one reward's scores."""
+
+
+def needed(name: str, inputs: LossInputs, options: Mapping[str, Any]) -> Tensor:
+    """Candidates whose errors the objective looks at: bool[B, K]. The others need no prediction.
+
+    Best-against-worst objectives take two predictions of four, SFT one; the errors in `inputs` are not looked at.
+    """
+    usable_ = usable(inputs)
+    if name == "sft":
+        rank = torch.where(usable_, inputs.rank.long(), torch.iinfo(torch.int64).max)
+        return usable_ & (rank == rank.amin(-1, keepdim=True))
+    if name in {"dpo", "dpo_gain", "mapo"} and options.get("pairs", "best_worst") == "best_worst":
+        pair = best_and_worst(inputs)
+        return pair.any(-1) | pair.any(-2)
+    return usable_
+
+
+def metric_sums(
+    inputs: LossInputs, loss: Tensor, *, beta: float, computed: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Sums over B, in float64, which add up over micro-batches and workers; `metrics` makes means of them.
+
+    `computed` says where there are errors (bool[B, K], `needed`); None is everywhere.
+
+    A pair is implicitly right where the model, against the reference, denoises the preferred candidate better than the
+    other: s_i < s_j; equal counts one half, so an untrained model stands at 0.5. The margin is beta * (s_j - s_i).
+    Pairs are those with a preference, which ties have not.
+    """
+    rows = usable(inputs).any(-1)
+    usable_ = usable(inputs) if computed is None else usable(inputs) & computed
+    s = _s(inputs, usable_).detach().double()
+    pairs = preferred(inputs) & usable_[:, :, None] & usable_[:, None, :]
+    difference = s[:, None, :] - s[:, :, None]  # s_j - s_i
+    right = (difference > 0).double() + 0.5 * (difference == 0).double()
+    zero = torch.zeros((), dtype=torch.float64, device=s.device)
+    return {
+        "loss": torch.where(rows, loss.detach().double(), zero).sum(),
+        "right": torch.where(pairs, right, zero).sum(),
+        "margin": torch.where(pairs, beta * difference, zero).sum(),
+        "model_error": _clean(inputs.model_error, usable_).detach().double().sum(),
+        "ref_error": _clean(inputs.ref_error, usable_).detach().double().sum(),
+        "pairs": pairs.sum().double(),
+        "candidates": usable_.sum().double(),
+        "prompts": rows.sum().double(),
+        "skipped_prompts": (~rows).sum().double(),
+    }
+
+
+def metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Means over what `metric_sums` summed: loss a usable prompt, accuracy and margin a pair, errors a candidate."""
+    prompts, pairs = max(sums["prompts"], 1.0), max(sums["pairs"], 1.0)
+    candidates = max(sums["candidates"], 1.0)
+    return {
+        "loss": sums["loss"] / prompts,
+        "implicit_accuracy": sums["right"] / pairs,
+        "margin": sums["margin"] / pairs,
+        "model_error": sums["model_error"] / candidates,
+        "ref_error": sums["ref_error"] / candidates,
+        "pairs": sums["pairs"],
+        "prompts": sums["prompts"],
+        "skipped_prompts": sums["skipped_prompts"],
+    }

@@ -1,0 +1,335 @@
+"""The objectives against hand-computed numbers, a slow float64 oracle, finite differences and each other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankray import ranking
+from rankray.losses import (
+    LOSSES,
+    REFERENCE_FREE,
+    LossInputs,
+    metric_sums,
+    metrics,
+    needed,
+    pair_weight,
+    usable,
+)
+
+BETA = 3.0
+OPTIONS: list[tuple[str, dict[str, str]]] = [
+    *((name, {}) for name in LOSSES),
+    ("dpo", {"pairs": "all"}),
+    ("dpo_gain", {"pairs": "all"}),
+    ("mapo", {"pairs": "all"}),
+    ("rank_dpo", {"gain": "linear", "discount": "log2"}),
+    ("rank_dpo", {"discount": "none"}),
+    ("rank_dpo", {"discount": "reciprocal"}),
+]
+
+
+def inputs(seed: int, b: int = 6, k: int = 4, ties: bool = True, holes: bool = True) -> LossInputs:
+    """Random rows as training sees them: padded, with failed candidates, ties, and NaN where nothing is usable."""
+    rng = np.random.default_rng(seed)
+    phi = rng.integers(0, 7, (b, k)) / 6.0 if ties else rng.random((b, k))
+    mask = np.ones((b, k), bool)
+    if holes:
+        phi[rng.random((b, k)) < 0.15] = np.nan
+        mask = rng.random((b, k)) < 0.85
+    rank = ranking.rank(phi)
+    model, ref = rng.random((b, k)), rng.random((b, k))
+    scores = rng.normal(size=(b, k))
+    for array in (model, ref, scores):
+        array[~mask | (rank == 0)] = np.nan
+    arrays = [torch.tensor(array) for array in (model, ref, phi)]
+    return LossInputs(*arrays, torch.tensor(rank), torch.tensor(mask), torch.tensor(scores))
+
+
+def test_rank_dpo_by_hand_for_two() -> None:
+    # phi 1 and 0, ranks 1 and 2: |G| = 1, 1/ln 2 - 1/ln 3 = 1.442695 - 0.910239 = 0.532456
+    # s = (0.3 - 0.5, 0.6 - 0.4) = (-0.2, 0.2): -log sigmoid(3 * 0.4) = log(1 + e^-1.2) = 0.263282
+    row = LossInputs(
+        torch.tensor([[0.3, 0.6]]),
+        torch.tensor([[0.5, 0.4]]),
+        torch.tensor([[1.0, 0.0]]),
+        torch.tensor([[1, 2]]),
+        torch.ones(1, 2, dtype=torch.bool),
+    )
+    assert LOSSES["rank_dpo"](row, beta=3.0).item() == pytest.approx(0.532456 * 0.263282, abs=1e-5)
+    assert LOSSES["dpo"](row, beta=3.0).item() == pytest.approx(0.263282, abs=1e-5)
+    assert LOSSES["sft"](row, beta=3.0).item() == pytest.approx(0.3)
+    assert LOSSES["plackett_luce"](row, beta=3.0).item() == pytest.approx(0.263282, abs=1e-5)
+
+
+def test_rank_dpo_by_hand_for_four() -> None:
+    phi, rank = [1 / 3, 1.0, 2 / 3, 0.0], [3, 1, 2, 4]
+    model, ref = [0.5, 0.4, 0.45, 0.6], [0.5, 0.5, 0.5, 0.5]
+    due = 0.0
+    gains = {r: 2**p - 1 for p, r in zip(phi, rank, strict=True)}  # by rank: 1, 0.5874, 0.2599, 0
+    s = {r: m - f for m, f, r in zip(model, ref, rank, strict=True)}  # by rank: -0.1, -0.05, 0, 0.1
+    for i, j in [(1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4)]:
+        delta = (gains[i] - gains[j]) * (1 / math.log(1 + i) - 1 / math.log(1 + j))
+        due += delta * math.log(1 + math.exp(10.0 * (s[i] - s[j])))
+    row = LossInputs(
+        *(torch.tensor([values]) for values in (model, ref, phi)),
+        torch.tensor([rank]),
+        torch.ones(1, 4, dtype=torch.bool),
+    )
+    assert LOSSES["rank_dpo"](row, beta=10.0).item() == pytest.approx(due, rel=1e-5)
+    # 0.2197 * 0.4741 + 0.5339 * 0.3133 + 0.8214 * 0.1269 + 0.0619 * 0.4741 + 0.1697 * 0.2014 + 0.0260 * 0.3133
+    assert due == pytest.approx(0.4474, abs=2e-4)
+
+
+def oracle(name: str, row: dict[str, list[float]], beta: float, options: dict[str, str]) -> float:
+    """One prompt's loss by plain loops over its usable candidates, in Python floats. Written from the papers."""
+    here = [
+        i
+        for i in range(len(row["rank"]))
+        if row["mask"][i] and row["rank"][i] > 0 and not math.isnan(row["phi"][i])
+    ]
+    if len(here) < 2:
+        return 0.0
+    here.sort(key=lambda i: row["rank"][i])
+    s = {i: row["model"][i] - row["ref"][i] for i in here}
+    gain = {i: row["phi"][i] if options.get("gain") == "linear" else 2 ** row["phi"][i] - 1 for i in here}
+    discounts = {"log": math.log, "log2": math.log2, "reciprocal": lambda v: v - 1}
+    inverse = {
+        i: 0.0 if (d := options.get("discount", "log")) == "none" else 1 / discounts[d](1 + row["rank"][i])
+        for i in here
+    }
+    pairs = [(i, j) for n, i in enumerate(here) for j in here[n + 1 :] if row["phi"][i] != row["phi"][j]]
+    if name in {"dpo", "dpo_gain", "mapo"} and options.get("pairs") != "all":
+        pairs = [(i, j) for i, j in pairs if i == here[0] and j == here[-1]]
+
+    def term(i: int, j: int) -> float:
+        x = beta * (s[i] - s[j])
+        return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+    if name == "rank_dpo":
+        plain = options.get("discount") == "none"
+        return sum(
+            abs(gain[i] - gain[j]) * (1.0 if plain else abs(inverse[i] - inverse[j])) * term(i, j)
+            for i, j in pairs
+        )
+    if name == "dpo":
+        return sum(term(i, j) for i, j in pairs)
+    if name == "dpo_gain":
+        return sum(abs(gain[i] - gain[j]) * term(i, j) for i, j in pairs)
+    if name == "sft":
+        return row["model"][here[0]]
+    if name == "weighted_sft":
+        low = min(row["scores"][i] for i in here)
+        total = sum(row["scores"][i] - low for i in here)
+        return sum((row["scores"][i] - low) / total * row["model"][i] for i in here)
+    if name == "plackett_luce":
+        return sum(
+            math.log(sum(math.exp(-beta * s[j]) for j in here[n:])) + beta * s[i] for n, i in enumerate(here)
+        )
+    if name == "mapo":
+        p = {i: math.exp(-0.5 * row["model"][i]) for i in here}
+        odds = {i: math.log(p[i] / (1 - p[i])) for i in here}
+        terms = [row["model"][i] + beta * math.log1p(math.exp(odds[j] - odds[i])) for i, j in pairs]
+        return sum(terms) / len(terms) if terms else 0.0
+    assert name == "kto"
+    z = max(0.0, sum(-beta * s[i] for i in here) / len(here))
+    values = [
+        1 - 1 / (1 + math.exp(-sign * (-beta * s[i] - z)))
+        for i in here
+        if (sign := (row["phi"][i] > 0.5) - (row["phi"][i] < 0.5))
+    ]
+    return sum(values) / len(values) if values else 0.0
+
+
+def rows_of(batch: LossInputs) -> list[dict[str, list[float]]]:
+    assert batch.scores is not None
+    fields = {
+        "model": batch.model_error,
+        "ref": batch.ref_error,
+        "phi": batch.win_probability,
+        "rank": batch.rank,
+        "mask": batch.mask,
+        "scores": batch.scores,
+    }
+    return [{name: part[b].tolist() for name, part in fields.items()} for b in range(len(batch.rank))]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+@pytest.mark.parametrize("seed", range(8))
+def test_every_objective_equals_the_oracle(name: str, options: dict[str, str], seed: int) -> None:
+    batch = inputs(seed, b=12, k=2 + seed % 5)
+    due = [oracle(name, row, BETA, options) for row in rows_of(batch)]
+    assert LOSSES[name](batch, beta=BETA, **options).tolist() == pytest.approx(due, rel=1e-9, abs=1e-12)
+    single = replace(batch, model_error=batch.model_error.float(), ref_error=batch.ref_error.float())
+    single = replace(single, win_probability=batch.win_probability.float())
+    found = LOSSES[name](single, beta=BETA, **options)
+    assert found.tolist() == pytest.approx(due, rel=3e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_equal_the_oracles_differences(name: str, options: dict[str, str], seed: int) -> None:
+    batch = inputs(seed, b=5)
+    error = batch.model_error.clone().requires_grad_()
+    LOSSES[name](replace(batch, model_error=error), beta=BETA, **options).sum().backward()
+    assert error.grad is not None
+    step = 1e-6
+    if name == "kto":  # z carries no gradient, so differences of the whole loss are another thing
+        assert torch.isfinite(error.grad).all()
+        return
+    for b, row in enumerate(rows_of(batch)):
+        for k in range(error.shape[1]):
+            sides = []
+            for sign in (1, -1):
+                moved = {**row, "model": [v + sign * step * (i == k) for i, v in enumerate(row["model"])]}
+                sides.append(oracle(name, moved, BETA, options))
+            due = (sides[0] - sides[1]) / (2 * step)
+            assert error.grad[b, k].item() == pytest.approx(due, rel=1e-5, abs=1e-7)
+
+
+def test_kto_gradient_with_z_held() -> None:
+    # s = (-0.2, 0.1), beta 2: rewards 0.4 and -0.2, z = 0.1; loss = mean(sigmoid(-0.3), sigmoid(-0.2 - 0.1))
+    error = torch.tensor([[0.3, 0.6]], dtype=torch.float64, requires_grad=True)
+    row = LossInputs(
+        error,
+        torch.tensor([[0.5, 0.5]], dtype=torch.float64),
+        torch.tensor([[1.0, 0.0]]),
+        torch.tensor([[1, 2]]),
+        torch.ones(1, 2, dtype=torch.bool),
+    )
+    loss = LOSSES["kto"](row, beta=2.0)
+    sigmoid = 1 / (1 + math.exp(0.3))
+    assert loss.item() == pytest.approx(sigmoid)
+    loss.sum().backward()
+    slope = sigmoid * (1 - sigmoid)
+    assert error.grad is not None
+    # -beta * ds raises the desirable one's reward: less loss; both terms have the argument -0.3
+    assert error.grad[0].tolist() == pytest.approx([0.5 * 2.0 * slope, -0.5 * 2.0 * slope])
+
+
+@given(st.integers(0, 10_000), st.floats(0.1, 50.0))
+def test_for_two_candidates_rank_dpo_is_gain_weighted_dpo(seed: int, beta: float) -> None:
+    """Paper A.2: with k = 2 the discounts are the same constant for every prompt."""
+    batch = inputs(seed, k=2, holes=False)
+    constant = 1 / math.log(2) - 1 / math.log(3)
+    torch.testing.assert_close(
+        LOSSES["rank_dpo"](batch, beta=beta), constant * LOSSES["dpo_gain"](batch, beta=beta)
+    )
+
+
+@given(st.integers(0, 10_000), st.sampled_from(OPTIONS))
+def test_the_order_of_candidates_does_not_matter(seed: int, objective: tuple[str, dict[str, str]]) -> None:
+    name, options = objective
+    batch = inputs(seed)
+    order = torch.tensor(np.random.default_rng(seed).permutation(batch.rank.shape[1]))
+    fields = {key: value[:, order] for key, value in vars(batch).items()}
+    torch.testing.assert_close(
+        LOSSES[name](batch, beta=BETA, **options), LOSSES[name](LossInputs(**fields), beta=BETA, **options)
+    )
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_no_nan_at_extremes(name: str, options: dict[str, str], size: float) -> None:
+    batch = inputs(3)
+    error = (batch.model_error.float() * size).requires_grad_()
+    row = replace(batch, model_error=error, ref_error=batch.ref_error.float())
+    loss = LOSSES[name](row, beta=2500.0, **options)
+    assert torch.isfinite(loss).all()
+    loss.sum().backward()
+    assert error.grad is not None
+    assert torch.isfinite(error.grad).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_is_computed_in_single(name: str) -> None:
+    batch = inputs(1)
+    half = replace(batch, model_error=batch.model_error.bfloat16(), ref_error=batch.ref_error.bfloat16())
+    wide = replace(half, model_error=half.model_error.float(), ref_error=half.ref_error.float())
+    found = LOSSES[name](half, beta=BETA)
+    assert found.dtype in (torch.float32, torch.float64)
+    torch.testing.assert_close(found, LOSSES[name](wide, beta=BETA))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_rows_with_one_usable_candidate_give_nothing_and_are_counted(name: str) -> None:
+    batch = inputs(0, b=2, holes=False)
+    mask = batch.mask.clone()
+    mask[0, 1:] = False
+    loss = LOSSES[name](replace(batch, mask=mask), beta=BETA)
+    assert loss[0] == 0
+    sums = metric_sums(replace(batch, mask=mask), loss, beta=BETA)
+    assert (sums["prompts"].item(), sums["skipped_prompts"].item()) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["rank_dpo", "dpo", "dpo_gain"])
+def test_learning_raises_the_preferred_one(name: str) -> None:
+    """The sign: the gradient lowers the preferred candidate's error and raises the other's."""
+    batch = inputs(0, b=1, k=2, ties=False, holes=False)
+    error = batch.model_error.clone().requires_grad_()
+    LOSSES[name](replace(batch, model_error=error), beta=BETA).sum().backward()
+    assert error.grad is not None
+    best = int(batch.rank[0].argmin())
+    assert error.grad[0, best] > 0 > error.grad[0, 1 - best]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_what_is_not_needed_is_not_looked_at(name: str, options: dict[str, str]) -> None:
+    batch = inputs(5, b=12)
+    asked = needed(name, batch, options)
+    other = replace(
+        batch, model_error=torch.where(asked, batch.model_error, torch.full_like(batch.model_error, 7.0))
+    )
+    torch.testing.assert_close(
+        LOSSES[name](batch, beta=BETA, **options), LOSSES[name](other, beta=BETA, **options)
+    )
+    assert not (asked & ~usable(batch)).any()
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE_FREE))
+def test_reference_free_objectives_do_not_look_at_the_reference(name: str) -> None:
+    batch = inputs(2)
+    other = replace(batch, ref_error=torch.full_like(batch.ref_error, 9.0))
+    torch.testing.assert_close(LOSSES[name](batch, beta=BETA), LOSSES[name](other, beta=BETA))
+
+
+def test_pair_weight_is_rankings() -> None:
+    batch = inputs(4, b=8)
+    phi = np.where(usable(batch), batch.win_probability, np.nan)
+    due = ranking.pair_weight(phi, np.where(usable(batch), batch.rank, 0))
+    np.testing.assert_allclose(pair_weight(batch).numpy(), due, atol=1e-12)
+
+
+def test_metrics_by_hand() -> None:
+    # s = (-0.2, 0.2, 0.0), ranks 1, 2, 3: pairs (1,2) right, (1,3) right, (2,3) wrong
+    row = LossInputs(
+        torch.tensor([[0.3, 0.6, 0.5]]),
+        torch.tensor([[0.5, 0.4, 0.5]]),
+        torch.tensor([[1.0, 0.5, 0.0]]),
+        torch.tensor([[1, 2, 3]]),
+        torch.ones(1, 3, dtype=torch.bool),
+    )
+    sums = {k: float(v) for k, v in metric_sums(row, torch.tensor([0.7]), beta=10.0).items()}
+    found = metrics(sums)
+    assert found["implicit_accuracy"] == pytest.approx(2 / 3)
+    assert found["margin"] == pytest.approx(10.0 * (0.4 + 0.2 - 0.2) / 3, rel=1e-5)
+    assert found["model_error"] == pytest.approx(1.4 / 3)
+    assert (found["pairs"], found["loss"]) == (3, pytest.approx(0.7))
+
+
+def test_an_untrained_model_stands_at_one_half() -> None:
+    batch = inputs(0, holes=False)
+    same = replace(batch, model_error=batch.ref_error)
+    sums = metric_sums(same, LOSSES["rank_dpo"](same, beta=BETA), beta=BETA)
+    assert metrics({k: float(v) for k, v in sums.items()})["implicit_accuracy"] == 0.5
+
+
+def test_weighted_sft_needs_scores() -> None:
+    with pytest.raises(ValueError, match="needs the scores of one reward"):
+        LOSSES["weighted_sft"](replace(inputs(0), scores=None), beta=1.0)
