@@ -122,7 +122,7 @@ def _zero_snr(alphas_cumprod: Tensor) -> Tensor:
     """The schedule moved and stretched to end in pure noise (Lin et al. 2023, Algorithm 1)."""
     signal = alphas_cumprod.sqrt()
     first, last = signal[0].clone(), signal[-1].clone()
-    moved = ((signal - last) * first / (first - last)) ** 2
+    moved = ((signal - last) * (first / (first - last))) ** 2
     # By way of its ratios, as diffusers computes it: the rounding is then the same.
     return torch.cumprod(1.0 - (1.0 - torch.cat([moved[:1], moved[1:] / moved[:-1]])), dim=0)
 

@@ -6,7 +6,7 @@ times as many pairs a prediction. Its price is k predictions a prompt in memory.
 
     B prompts, K candidates, rank 1 = best
     error[b, k]   mean over C, H, W of the squared error of the denoiser's prediction
-    s[b, k]       model_error - ref_error: how much worse than the reference the model denoises a candidate; lower is better
+    s[b, k]       model_error - ref_error: how much worse than the reference the model denoises; lower is better
     i > j         i is preferred to j: rank[i] < rank[j] and phi_i != phi_j (a tie prefers neither)
 
 A pair's term is `-log sigmoid(-beta * (s_i - s_j))` for i > j. The paper prints sums over pixels and no one-half; with

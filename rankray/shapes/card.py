@@ -28,6 +28,8 @@ def write_card(family: Family, directory: Path, curve_path: Path, found: dict[st
     (directory / "accuracy.json").write_text(json.dumps(found, indent=1) + "\n")
     points = curve(curve_path)
     noise = ", ".join(f"{share:.0%} {name}" for name, share in family.noise.items()) or "none"
+    if family.noise_after:
+        noise += f", after {family.noise_after:g} minutes of true ones"
     call = ", ".join(f"{key}={value}" for key, value in family.call.items())
     rows = [f"| {name.replace('_', ' ')} | {found[name]:.1%} |" for name in CATEGORIES if name in found]
     steps = [f"| {p['minutes']:.1f} | {p['step']:.0f} | {p['accuracy']:.1%} |" for p in points]

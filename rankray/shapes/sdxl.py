@@ -115,5 +115,7 @@ FAMILY = Family(
     pipeline=pipeline,
     call={"height": SIZE, "width": SIZE, "num_inference_steps": 12, "guidance_scale": 2.5},
     learning_rate=1.2e-3,
-    minutes=75.0,
+    minutes=90.0,
+    noise={"relation": 0.4, "count": 0.3, "swapped colours": 0.25},
+    noise_after=75.0,
 )

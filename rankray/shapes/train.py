@@ -79,7 +79,12 @@ def train(family: Family, work: Path, output: Path, budget: Budget, seed: int, r
         training.restore(directory / "state.pt")
     else:
         (directory / "curve.jsonl").unlink(missing_ok=True)
-    draw = family.loss(model, load_pool(work / "pool", family.noise, seed))
+    told = family.loss(model, load_pool(work / "pool", family.noise, seed))
+    true = family.loss(model, load_pool(work / "pool", {}, seed)) if family.noise_after else told
+
+    def draw(generator: torch.Generator) -> torch.Tensor:
+        return (true if training.elapsed_s < 60.0 * family.noise_after else told)(generator)
+
     texts = spread("heldout", MEASURED)
 
     def measure() -> dict[str, float]:

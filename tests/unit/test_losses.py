@@ -87,7 +87,9 @@ def test_rank_dpo_by_hand_for_four() -> None:
     assert due == pytest.approx(0.4474, abs=2e-4)
 
 
-def oracle(name: str, row: dict[str, list[float]], beta: float, options: dict[str, str]) -> float:
+def oracle(  # noqa: C901, PLR0911
+    name: str, row: dict[str, list[float]], beta: float, options: dict[str, str]
+) -> float:
     """One prompt's loss by plain loops over its usable candidates, in Python floats. Written from the papers."""
     here = [
         i
