@@ -11,7 +11,7 @@ import difflib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -34,11 +34,16 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f" (did you mean '{match[0]}'?)" if match else ""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Frozen, and refuses keys that it does not know."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class PromptsConfig(_Strict):
+Config = TypeVar("Config", bound=Strict)
+
+
+class PromptsConfig(Strict):
     """Where the prompts come from."""
 
     path: str = Field(
@@ -51,7 +56,7 @@ class PromptsConfig(_Strict):
     limit: int | None = Field(None, ge=1, description="use the first so many usable prompts")
 
 
-class Pool(_Strict):
+class Pool(Strict):
     """The actors of one model. None takes the model's row in its table."""
 
     min_size: int = Field(
@@ -73,7 +78,7 @@ class Pool(_Strict):
         return self
 
 
-class ModelChoice(_Strict):
+class ModelChoice(Strict):
     """What a generator and a reward have in common. None takes the model's row in its table."""
 
     model: str = Field(description="a name of the table, or 'package.module:Class'")
@@ -105,7 +110,7 @@ class RewardChoice(ModelChoice):
     """One reward."""
 
 
-class ImagesConfig(_Strict):
+class ImagesConfig(Strict):
     """How candidates are stored. PNG is exact; on one core a 1024x1024 PNG takes 78 ms, WebP 430, JPEG 3."""
 
     format: Literal["png", "webp", "jpeg"] = "png"
@@ -115,7 +120,7 @@ class ImagesConfig(_Strict):
     )
 
 
-class ExecutionConfig(_Strict):
+class ExecutionConfig(Strict):
     """How the work is laid out. Nothing here changes a row."""
 
     mode: Literal["auto", "streaming", "phases"] = "auto"
@@ -135,14 +140,14 @@ class ExecutionConfig(_Strict):
     )
 
 
-class PricesConfig(_Strict):
+class PricesConfig(Strict):
     """What the cluster costs. A pool with GPUs is charged by its GPUs, any other by its CPUs."""
 
     gpu_usd_per_hour: float = Field(0.0, ge=0)
     cpu_usd_per_hour: float = Field(0.0, ge=0)
 
 
-class SynPicConfig(_Strict):
+class SynPicConfig(Strict):
     """Syn-Pic (paper section 3.2, Algorithm 1): prompts -> k generators -> n rewards -> ranking."""
 
     prompts: PromptsConfig
@@ -180,10 +185,11 @@ class SynPicConfig(_Strict):
         content = self.model_dump(mode="json", exclude={"output", "execution", "prices"})
         for choice in (*content["generators"], *content["rewards"]):
             del choice["pool"], choice["batch_size"]
-        return dict(_flatten(content))
+        return dict(flatten(content))
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of nested tables; lists of tables count by number."""
     pairs: Iterable[tuple[Any, Any]] | None = None
     if isinstance(value, Mapping):
         pairs = value.items()
@@ -193,7 +199,7 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
         return
     for key, item in pairs:
-        yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -232,7 +238,7 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def build(model: type[SynPicConfig], tables: Mapping[str, Any]) -> SynPicConfig:
+def build(model: type[Config], tables: Mapping[str, Any]) -> Config:
     """Validates `tables` against `model`.
 
     Raises:

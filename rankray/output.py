@@ -31,6 +31,7 @@ from rankray.config import ConfigError, SynPicConfig, differing_keys
 from rankray.cost import ActorUsage
 from rankray.progress import as_dicts
 from rankray.prompts import PromptsRead
+from rankray.training_config import RankDPOConfig
 
 IO_THREADS = 16
 """58,000 prompts are 3,625 files, and an object store takes some 50 ms for one."""
@@ -115,16 +116,24 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def claim(output: Output, config: SynPicConfig, revisions: Mapping[str, str]) -> bool:
-    """Makes the directory this configuration's, or finds that it already is. True where the dataset is complete.
+def claim(
+    output: Output,
+    config: SynPicConfig | RankDPOConfig,
+    revisions: Mapping[str, str],
+    marker: str = "dataset.json",
+) -> bool:
+    """Makes the directory this configuration's, or finds that it already is. True where it is complete.
+
+    Args:
+        marker: the file, written last, whose presence means that the work is complete.
 
     Raises:
         ConfigError: another configuration's rows are there (the differing keys are named), files are there that
             no job began, or the place cannot be written.
     """
     identity = {**config.identity(), **{f"revision.{name}": revision for name, revision in revisions.items()}}
-    complete = output.exists("dataset.json")
-    place = "dataset.json" if complete else "_work/identity.json"
+    complete = output.exists(marker)
+    place = marker if complete else "_work/identity.json"
     if complete or output.exists(place):
         found = store.read_json(output.at(place), output.fs)
         lines = differing_keys(found["identity"], identity)
@@ -135,7 +144,7 @@ def claim(output: Output, config: SynPicConfig, revisions: Mapping[str, str]) ->
             )
         return complete
     foreign = ["data"] if output.files("data") else []
-    foreign += [name for name in ("config.toml", "report.html") if output.exists(name)]
+    foreign += [name for name in ("config.toml", "report.html", "pipeline") if output.exists(name)]
     if foreign:
         raise ConfigError(
             f"{output.uri}/{foreign[0]} is there, and no rankray job began it; take another output"
@@ -219,7 +228,7 @@ def _ids_by_file(output: Output, *parts: str) -> list[tuple[str, list[str]]]:
         return list(zip(files, pool.map(ids, files), strict=True))
 
 
-def drop_repeats(output: Output, *parts: str) -> int:
+def drop_repeats(output: Output, *parts: str, row_group_size: int | None = None) -> int:
     """Removes rows whose id stands in an earlier file; returns how many.
 
     Ray Data's checkpoint writes a row once. What it cannot see is a writing task of a killed driver that
@@ -240,7 +249,7 @@ def drop_repeats(output: Output, *parts: str) -> int:
             output.fs.delete_file(path)
             continue
         passing = f"{path}.tmp"
-        pq.write_table(table, passing, filesystem=output.fs)
+        pq.write_table(table, passing, filesystem=output.fs, row_group_size=row_group_size)
         output.fs.move(passing, path)
     return dropped
 

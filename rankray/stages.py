@@ -15,7 +15,8 @@ import pyarrow as pa
 import ray.data
 
 from rankray import ranking, schema
-from rankray.actors import GenerateActor, JobContext, ScoreActor, Stage, candidates_of
+from rankray.actors import Actors, GenerateActor, JobContext, ScoreActor, Stage, candidates_of
+from rankray.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
 
 IO_CPUS = 0.1
 """Ray CPUs that a reading, ranking or writing task claims: they mostly wait, and models need the cores."""
@@ -45,6 +46,29 @@ def model_stage(dataset: ray.data.Dataset, stage: Stage, context: JobContext) ->
         memory=actors.memory_bytes,
         resources=dict(actors.resources) or None,
         runtime_env=dict(actors.runtime_env) or None,
+    )
+
+
+def encode_stage(dataset: ray.data.Dataset, job: EncodeJob, actors: Actors) -> ray.data.Dataset:
+    """Ranked rows become encoded ones: latents of each candidate, embeddings of each prompt."""
+    return _pool(dataset, EncodeActor, job, actors)
+
+
+def reference_stage(dataset: ray.data.Dataset, job: ReferenceJob, actors: Actors) -> ray.data.Dataset:
+    """Encoded rows become the untrained model's errors on them, for each coming epoch."""
+    return _pool(dataset, ReferenceActor, job, actors)
+
+
+def _pool(dataset: ray.data.Dataset, actor: type, job: object, actors: Actors) -> ray.data.Dataset:
+    return dataset.map_batches(
+        actor,
+        fn_constructor_kwargs={"job": job},
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ray.data.ActorPoolStrategy(min_size=actors.min_size, max_size=actors.max_size),
+        num_cpus=actors.num_cpus,
+        num_gpus=actors.num_gpus or None,
     )
 
 

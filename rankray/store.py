@@ -266,6 +266,26 @@ def image_bytes(image: dict[str, Any]) -> bytes:
         return bytes(stream.read())
 
 
+def missing_images(dataset: RankedDataset) -> list[str]:
+    """Places of pictures that rows name and that are not there; rows that hold their pictures miss none."""
+    if dataset.info["identity"].get("images.store") == "inline":
+        return []
+    missing: list[str] = []
+    for file in dataset.files:
+        table = pq.ParquetFile(file, filesystem=dataset.fs).read(["candidates.list.element.image.path"])
+        paths = [
+            candidate["image"]["path"]
+            for row in table.to_pylist()
+            for candidate in row["candidates"]
+            if candidate["image"] is not None and candidate["image"]["path"]
+        ]
+        for path in paths:
+            fs, place = filesystem(path)
+            if fs.get_file_info(place).type == pafs.FileType.NotFound:
+                missing.append(path)
+    return missing
+
+
 def image_size(image: dict[str, Any]) -> tuple[int, int]:
     """(width, height) of a candidate's `image`, decoded to its last pixel.
 

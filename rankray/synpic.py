@@ -10,20 +10,15 @@ from __future__ import annotations
 
 import datetime
 import functools
-import logging
-import os
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data.checkpoint import CheckpointConfig
 
 import rankray
 from rankray import cost, generators, layout, rewards, schema, stages, store
@@ -31,12 +26,11 @@ from rankray import output as outputs
 from rankray.actors import Actors, JobContext, Stage
 from rankray.config import ConfigError, ModelChoice, SynPicConfig
 from rankray.output import Output
-from rankray.progress import Reporter, start_meter
+from rankray.progress import Reporter
 from rankray.prompts import PromptsRead, read_prompts
+from rankray.ray_session import connect, exclusive, in_submitted_job
+from rankray.streaming import stream
 from rankray.targets import Target
-
-CHECKPOINT_FILTER_BYTES = 256 * 1024**2
-"""Memory that Ray reserves for the actor that filters finished ids (its default is 1 GiB): 58,000 ids are 4 MB."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ def run(
         say(f"{output.uri} is complete already; nothing to do")
         return Result(output.uri, info)
 
-    _connect()
+    connect()
     try:
         info = _make(config, plan, output, prompts, say, publish)
     finally:
@@ -107,7 +101,7 @@ def _make(
 
     before = len(outputs.finished_ids(output, "_work", "checkpoint-data"))
     begin_s = time.perf_counter()
-    with _meter(output) as meter:
+    with exclusive("synpic", output.uri) as meter:
         context = _context(config, output, meter)
         run_id = uuid.uuid4().hex[:12]
         for phase in chosen.phases:
@@ -128,19 +122,6 @@ def _make(
     store.write_json(output.at("dataset.json"), info, output.fs)
     output.remove("_work")
     return info
-
-
-@contextmanager
-def _meter(output: Output) -> Iterator[Any]:
-    """The job's meter, whose name keeps a second job off the same output."""
-    try:
-        meter = start_meter(f"synpic {output.uri}")
-    except ValueError:
-        raise ConfigError(f"another job is writing to {output.uri}; wait for it, or stop it") from None
-    try:
-        yield meter
-    finally:
-        ray.kill(meter)
 
 
 @dataclass(frozen=True)
@@ -175,25 +156,6 @@ class Phase:
 def _stages_done(output: Output, plan: list[Stage]) -> int:
     """How many stages the furthest finished phase has behind it; 0 where none is finished."""
     return max((n for n in range(1, len(plan)) if output.exists("_work", f"done-upto-{n}")), default=0)
-
-
-def _connect() -> None:
-    """Joins the Ray that runs (a job's, RAY_ADDRESS's, or this machine's), or starts one for this job alone."""
-    if ray.is_initialized():
-        return
-    if os.environ.get("RAY_ADDRESS") != "local":
-        try:
-            ray.init(address="auto")
-        except ConnectionError:
-            pass
-        else:
-            return
-    ray.init(address="local", include_dashboard=False)
-
-
-def in_submitted_job() -> bool:
-    """Whether this is the driver of a `ray job submit`, whose working directory is a copy that Ray deletes."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def _stages(config: SynPicConfig) -> list[Stage]:
@@ -274,44 +236,17 @@ def _run_phase(
 
 
 def _stream(phase: Phase, config: SynPicConfig, output: Output, context: JobContext) -> None:
-    """One Ray Data pipeline: read -> cut into blocks -> the phase's stages -> write, checkpointed by row."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    data_context = ray.data.DataContext.get_current()
-    checkpoint = CheckpointConfig(
-        id_column="prompt_id",
-        checkpoint_path=output.uri_of(*phase.checkpoint),
-        delete_checkpoint_on_success=False,
-        override_filesystem=output.fs,
-    )
-    checkpoint.checkpoint_actor_memory_bytes = CHECKPOINT_FILTER_BYTES
-    data_context.checkpoint_config = checkpoint
-    # Version 2 of the reader lists files in a task of a whole CPU, which on two CPUs never starts beside the
-    # checkpoint's filter, an actor of a whole CPU; it also makes one block of all small files.
-    data_context.use_datasource_v2 = False
-    data_context.enable_progress_bars = sys.stdout.isatty()  # in a log they are 30 lines every 10 s
-    data_context.issue_detectors_config.detectors = []  # advice about memory, 20 lines every 30 s
-    try:
-        dataset = ray.data.read_parquet(
-            output.uri_of(*phase.source),
-            filesystem=output.fs,
-            override_num_blocks=len(output.files(*phase.source)),  # a file is a block, in every phase
-            num_cpus=stages.IO_CPUS,
-        )
+    """One Ray Data pipeline: read -> the phase's stages -> write, checkpointed by row."""
+
+    def build(dataset: ray.data.Dataset) -> ray.data.Dataset:
         for stage in phase.stages:
             dataset = stages.model_stage(dataset, stage, context)
-        arrow_args: dict[str, Any] = {}
-        if phase.last:
-            final = _final_schema(config, context, output)
-            dataset = stages.rank_stage(dataset, context, final)
-            arrow_args = {"schema": final}
-        dataset.write_parquet(
-            output.uri_of(*phase.sink),
-            filesystem=output.fs,
-            ray_remote_args={"num_cpus": stages.IO_CPUS},
-            **arrow_args,
-        )
-    finally:
-        data_context.checkpoint_config = None
+        return stages.rank_stage(dataset, context, final) if final is not None else dataset
+
+    final = _final_schema(config, context, output) if phase.last else None
+    source = output.files(*phase.source)
+    arrow_args = {} if final is None else {"schema": final}
+    stream(source, output.fs, output, phase.sink, phase.checkpoint, build, arrow_args)
 
 
 def _final_schema(config: SynPicConfig, context: JobContext, output: Output) -> pa.Schema:

@@ -1,7 +1,8 @@
 """`shapes-sdxl`: a `StableDiffusionXLPipeline` of a million parameters on two frozen CLIP encoders.
 
 The convolutional family, and the quickest learner: 64 % after 360,000 pictures where a transformer of the same size
-is at 10 %. Its captions are true, so it is the best of the four.
+is at 10 %. After it has learnt to draw, half of its captions swap colours or name a wrong shape: it draws clean pictures
+and binds attributes sloppily, as the real one is known to.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ FAMILY = Family(
     pipeline=pipeline,
     call={"height": SIZE, "width": SIZE, "num_inference_steps": 12, "guidance_scale": 2.5},
     learning_rate=1.2e-3,
-    minutes=90.0,
-    noise={"relation": 0.4, "count": 0.3, "swapped colours": 0.25},
+    minutes=88.0,
+    noise={"swapped colours": 0.35, "shape": 0.15},
     noise_after=75.0,
 )

@@ -206,7 +206,9 @@ def test_a_model_that_always_fails_stops_the_job_and_loses_nothing(
     ended = job(tmp_path / "o", *way)
     assert ended.code == 1
     # Some blocks are in an actor at once: the error that Ray shows may be a later one's.
-    assert re.search(r"generator 'broken' failed for each of its first (8|16|24|32|40) items", ended.text), ended.text
+    assert re.search(r"generator 'broken' failed for each of its first (8|16|24|32|40) items", ended.text), (
+        ended.text
+    )
     assert "RuntimeError: no prompt is good enough" in ended.text
     assert not (tmp_path / "o" / "dataset.json").exists()
     assert not list((tmp_path / "o" / "data").glob("*.parquet")), (

@@ -1,0 +1,64 @@
+"""The DENOISERS table: families of models that can be trained, by the diffusers pipeline that they belong to.
+
+A family is one file with two functions and one row here:
+
+    encode_prompts(pipe, prompts, call) -> {name: Tensor[B, ...]}    what the denoiser is conditioned on, once a prompt
+    predict(denoiser, noisy, time, text, size) -> Tensor[B, C, H, W] its prediction, from that and the noisy latents
+
+`pipe` is the pipeline with its denoiser left on the meta device, so prompts are encoded by the pipeline's own code, as
+they will be when it draws. `parts` does what all families share: load, encode pictures, LoRA, export.
+
+Importing this module loads neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rankray.config import ConfigError
+from rankray.generators import GeneratorSpec
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class DenoiserSpec:
+    """One trainable family.
+
+    Attributes:
+        pipeline: class name in diffusers.
+        denoiser: the pipeline's component that is trained.
+        module: where `encode_prompts` and `predict` stand.
+        lora_targets: names of the layers that get an adapter.
+    """
+
+    pipeline: str
+    denoiser: str
+    module: str
+    lora_targets: tuple[str, ...] = _ATTENTION
+
+
+DENOISERS: dict[str, DenoiserSpec] = {
+    "sd15": DenoiserSpec("StableDiffusionPipeline", "unet", "rankray.denoisers.sd15"),
+    "sdxl": DenoiserSpec("StableDiffusionXLPipeline", "unet", "rankray.denoisers.sdxl"),
+    "sd3": DenoiserSpec(
+        "StableDiffusion3Pipeline",
+        "transformer",
+        "rankray.denoisers.sd3",
+        (*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    ),
+    "pixart_sigma": DenoiserSpec("PixArtSigmaPipeline", "transformer", "rankray.denoisers.pixart_sigma"),
+}
+
+
+def family(spec: GeneratorSpec) -> str:
+    """The family of a generator's row.
+
+    Raises:
+        ConfigError: no family trains that pipeline.
+    """
+    for name, row in DENOISERS.items():
+        if row.pipeline == spec.pipeline:
+            return name
+    known = ", ".join(f"{name} ({row.pipeline})" for name, row in DENOISERS.items())
+    raise ConfigError(f"'{spec.source}' is a {spec.pipeline}, which no family trains; families: {known}")

@@ -1,0 +1,175 @@
+"""What all trainable families share: loading the parts of a pipeline, encoding pictures, LoRA, export.
+
+Encoders and denoiser load apart, so an encoding actor holds no denoiser and a trainer no encoder: of SDXL's 3.5 billion
+parameters a trainer holds 2.6.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rankray import diffusion
+from rankray.config import ConfigError
+from rankray.denoisers import DENOISERS, DenoiserSpec, family
+from rankray.generators import GeneratorSpec
+from rankray.targets import locate
+
+ADAPTER = "default"
+"""Name of the one LoRA adapter."""
+
+
+def row_of(spec: GeneratorSpec) -> DenoiserSpec:
+    """The DENOISERS row of a generator's row."""
+    return DENOISERS[family(spec)]
+
+
+def module_of(spec: GeneratorSpec) -> Any:
+    """The family's file, with `encode_prompts` and `predict`."""
+    return importlib.import_module(row_of(spec).module)
+
+
+def _hub(spec: GeneratorSpec) -> tuple[str, dict[str, Any]]:
+    place = locate(spec.source)
+    local = place != spec.source
+    where = {} if local else {"revision": spec.revision}
+    return place, {**where, "local_files_only": local}
+
+
+def check_family(spec: GeneratorSpec) -> None:
+    """Reads a directory's `model_index.json` and no weights.
+
+    Raises:
+        ConfigError: it holds another pipeline than the row says, or none that trains.
+    """
+    row = row_of(spec)
+    place, where = _hub(spec)
+    try:
+        found = diffusers.DiffusionPipeline.load_config(place, **where).get("_class_name")
+    except OSError as error:
+        raise ConfigError(f"'{spec.source}' is no diffusers pipeline: {str(error).splitlines()[0]}") from None
+    if found != row.pipeline:
+        known = ", ".join(f"{name} ({item.pipeline})" for name, item in DENOISERS.items())
+        raise ConfigError(
+            f"'{spec.source}' holds a {found} and the model's row says {row.pipeline}; name the row that fits: {known}"
+        )
+
+
+def load_denoiser(spec: GeneratorSpec, device: str, dtype: torch.dtype) -> nn.Module:
+    """The part that is trained, with the weights of `spec`."""
+    place, where = _hub(spec)
+    row = row_of(spec)
+    found: nn.Module = _denoiser_class(spec).from_pretrained(
+        place, subfolder=row.denoiser, torch_dtype=dtype, use_safetensors=True, variant=spec.variant, **where
+    )
+    return found.to(device)
+
+
+def _denoiser_class(spec: GeneratorSpec) -> Any:
+    place, where = _hub(spec)
+    name = diffusers.DiffusionPipeline.load_config(place, **where)[row_of(spec).denoiser][1]
+    return getattr(diffusers, name)
+
+
+def denoiser_skeleton(spec: GeneratorSpec) -> nn.Module:
+    """The denoiser on the meta device: every shape, no memory."""
+    place, where = _hub(spec)
+    cls = _denoiser_class(spec)
+    config = cls.load_config(place, subfolder=row_of(spec).denoiser, **where)
+    with torch.device("meta"):
+        found: nn.Module = cls.from_config(config)
+    return found
+
+
+def load_encoders(spec: GeneratorSpec, device: str, dtype: torch.dtype) -> Any:
+    """The pipeline with its text encoders and autoencoder on `device` and its denoiser on the meta device.
+
+    The autoencoder is in float32 whatever `dtype` says: SDXL's overflows in half precision.
+    """
+    place, where = _hub(spec)
+    parts = {row_of(spec).denoiser: denoiser_skeleton(spec)}
+    pipe = getattr(diffusers, spec.pipeline).from_pretrained(
+        place, dtype=dtype, use_safetensors=True, variant=spec.variant, **where, **spec.load, **parts
+    )
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and name != row_of(spec).denoiser:
+            part.requires_grad_(False).eval().to(device)
+    if pipe.vae.dtype != torch.float32:
+        pipe.vae.to(torch.float32)
+    return pipe
+
+
+def load_process(spec: GeneratorSpec) -> diffusion.Process:
+    """The forward process that the pipeline's scheduler describes."""
+    place, where = _hub(spec)
+    name = diffusers.DiffusionPipeline.load_config(place, **where)["scheduler"][1]
+    config = getattr(diffusers, name).load_config(place, subfolder="scheduler", **where)
+    return diffusion.process({"_class_name": name, **config})
+
+
+def time_sampling(
+    spec: GeneratorSpec, distribution: str | None, mean: float, std: float
+) -> diffusion.TimeSampling:
+    """How times are drawn: as given, or as the family was trained: logit-normal with the scheduler's shift for flow
+    (SD3 paper, section 5.3.2), uniform for the others."""
+    if not load_process(spec).is_flow:
+        return diffusion.TimeSampling(distribution or "uniform", mean, std)
+    place, where = _hub(spec)
+    config = diffusers.FlowMatchEulerDiscreteScheduler.load_config(place, subfolder="scheduler", **where)
+    return diffusion.TimeSampling(distribution or "logit_normal", mean, std, float(config.get("shift", 1.0)))
+
+
+@torch.no_grad()
+def encode_images(pipe: Any, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the autoencoder's posterior, scaled as the denoiser takes them: float32[B, C, H, W] each."""
+    vae = pipe.vae
+    pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+    pixels = pixels.permute(0, 3, 1, 2).to(vae.device, vae.dtype) / 127.5 - 1.0
+    posterior = vae.encode(pixels).latent_dist
+    scale, shift = _latent_scale(vae, posterior.mean)
+    return (posterior.mean - shift) * scale, posterior.std * scale
+
+
+def _latent_scale(vae: Any, like: Tensor) -> tuple[Any, Any]:
+    """(scale, shift) by which the denoiser's latents are (latents - shift) * scale."""
+    config = vae.config
+    scale = float(config.scaling_factor)
+    if getattr(config, "latents_mean", None) is not None and getattr(config, "latents_std", None) is not None:
+        mean = torch.tensor(config.latents_mean, device=like.device, dtype=like.dtype)[None, :, None, None]
+        std = torch.tensor(config.latents_std, device=like.device, dtype=like.dtype)[None, :, None, None]
+        return scale / std, mean
+    return scale, float(getattr(config, "shift_factor", None) or 0.0)
+
+
+def add_lora(denoiser: Any, spec: GeneratorSpec, rank: int, alpha: float) -> None:
+    """Freezes the denoiser and gives its attention layers adapters, which start as no change."""
+    from peft import LoraConfig
+
+    denoiser.requires_grad_(False)
+    targets = list(row_of(spec).lora_targets)
+    denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), adapter_name=ADAPTER)
+
+
+def merge_lora(denoiser: Any) -> None:
+    """Adds the adapters' change to the layers that they sit on, and removes them."""
+    denoiser.fuse_lora()
+    denoiser.unload_lora()
+
+
+def export(spec: GeneratorSpec, denoiser: nn.Module, directory: Path) -> None:
+    """Saves the whole pipeline around a trained denoiser, as `save_pretrained` does, in the row's dtype."""
+    place, where = _hub(spec)
+    dtype = getattr(torch, spec.dtype)
+    parts: Mapping[str, Any] = {row_of(spec).denoiser: denoiser.to(dtype)}
+    pipe = getattr(diffusers, spec.pipeline).from_pretrained(
+        place, dtype=dtype, use_safetensors=True, variant=spec.variant, **where, **spec.load, **parts
+    )
+    pipe.save_pretrained(directory, safe_serialization=True)

@@ -1,0 +1,218 @@
+"""The models of the encoding and the reference stage, one in an actor, block by block.
+
+An encoder holds text encoders and autoencoder, a reference holds the untrained denoiser; neither holds the other. Blocks
+come as Arrow tables and leave as Arrow tables, so the same classes serve Ray Data's pools and, for `encoding.mode =
+"stream"`, trainers that ask for single prompts while they train: three times the encoding in three epochs, and nothing
+stored.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from rankray import store
+from rankray.encoded import EncodedRow, Layout, decoded_row, encoded_table
+from rankray.generators import GeneratorSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from rankray.batches import Noising
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What an encoding actor needs.
+
+    Attributes:
+        spec: the row of the model that is tuned; pictures are cut to its height and width.
+        device: "cpu" or "cuda".
+        dtype: how text encoders compute.
+        stored_dtype: how results are kept.
+        batch_size: pictures encoded at once.
+        place: URI of the encoded set, where the empty prompt's embeddings go.
+    """
+
+    spec: GeneratorSpec
+    device: str
+    dtype: str
+    stored_dtype: str
+    batch_size: int
+    place: str
+
+
+class EncodeActor:
+    """Ranked rows in, encoded rows out."""
+
+    def __init__(self, job: EncodeJob) -> None:
+        import torch
+
+        from rankray.denoisers import parts
+
+        torch.set_num_threads(1)
+        self._job = job
+        self._pipe = parts.load_encoders(job.spec, job.device, getattr(torch, job.dtype))
+        self._empty = self._text([""])
+        fs, place = store.filesystem(job.place)
+        fs.create_dir(place, recursive=True)
+        _write_arrays(f"{place}/empty.safetensors", {k: v[0] for k, v in self._empty.items()}, fs)
+
+    def empty(self) -> dict[str, np.ndarray]:
+        """The empty prompt's embeddings."""
+        return {name: value[0] for name, value in self._empty.items()}
+
+    def rows(self, rows: Sequence[dict[str, Any]]) -> list[EncodedRow]:
+        """Encoded rows of ranked ones, for a trainer that streams."""
+        table = self.encode(list(rows))
+        layout = layout_of(table.schema)
+        return [decoded_row(row, layout) for row in table.to_pylist()]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return self.encode(table.to_pylist())
+
+    def encode(self, rows: list[dict[str, Any]]) -> pa.Table:
+        """The encoded table of ranked rows."""
+        from rankray.denoisers import parts
+
+        spec = self._job.spec
+        places = [
+            (b, k)
+            for b, row in enumerate(rows)
+            for k, candidate in enumerate(row["candidates"])
+            if candidate["image"] is not None
+        ]
+        latents: list[list[Any]] = [[None] * len(row["candidates"]) for row in rows]
+        shape = (1, 1, 1)
+        for start in range(0, len(places), self._job.batch_size):
+            part = places[start : start + self._job.batch_size]
+            pictures = [_picture(rows[b]["candidates"][k]["image"], spec.height, spec.width) for b, k in part]
+            mean, std = (value.cpu().numpy() for value in parts.encode_images(self._pipe, pictures))
+            shape = mean.shape[1:]
+            for n, (b, k) in enumerate(part):
+                latents[b][k] = (mean[n], std[n])
+        text = self._text([row["prompt"] for row in rows])
+        layout = Layout(
+            shape,
+            {name: value.shape[1:] for name, value in text.items()},
+            self._job.stored_dtype,
+            (spec.height, spec.width),
+        )
+        return encoded_table(rows, latents, text, layout)
+
+    def _text(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        import torch
+
+        from rankray.denoisers import parts
+
+        with torch.no_grad():
+            found = parts.module_of(self._job.spec).encode_prompts(self._pipe, prompts, self._job.spec.call)
+        return {name: value.float().cpu().numpy() for name, value in found.items()}
+
+
+def _picture(image: dict[str, Any], height: int, width: int) -> Image.Image:
+    """A candidate's picture at the model's size: cut to its aspect ratio about the middle, then resized."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(store.image_bytes(image))) as picture:
+        found = picture.convert("RGB")
+    if found.size != (width, height):
+        found = ImageOps.fit(found, (width, height), Image.Resampling.LANCZOS)
+    return found
+
+
+@dataclass(frozen=True)
+class ReferenceJob:
+    """What a reference actor needs: the model, the encoded set's place, and the noising of coming epochs."""
+
+    spec: GeneratorSpec
+    device: str
+    dtype: str
+    place: str
+    noising: Noising
+    epochs: int
+
+
+REFERENCE_SCHEMA = pa.schema(
+    [pa.field("prompt_id", pa.string()), pa.field("ref_error", pa.list_(pa.list_(pa.float32())))]
+)
+"""ref_error[E][K]: of each coming epoch, of each candidate."""
+
+
+class ReferenceActor:
+    """Encoded rows in, the untrained model's errors out (Algorithm 2, line 6, computed ahead)."""
+
+    def __init__(self, job: ReferenceJob) -> None:
+        import torch
+
+        from rankray.denoisers import parts
+
+        torch.set_num_threads(1)
+        self._job = job
+        self._dtype = getattr(torch, job.dtype)
+        self._denoiser = parts.load_denoiser(job.spec, job.device, self._dtype).requires_grad_(False)
+        self._empty = read_empty(job.place)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        import torch
+
+        from rankray import batches
+        from rankray.denoisers import parts
+
+        layout = layout_of(table.schema)
+        predict = parts.module_of(self._job.spec).predict
+        found: list[dict[str, Any]] = []
+        for row in table.to_pylist():
+            encoded = decoded_row(row, layout)
+            of_epochs = []
+            for epoch in range(self._job.epochs):
+                batch = batches.make_batch(
+                    [encoded], [epoch], self._job.noising, self._empty, self._job.device
+                )
+                with torch.no_grad():
+                    error = batches.errors(
+                        self._denoiser,
+                        predict,
+                        batch,
+                        batch.mask,
+                        self._job.noising,
+                        layout.size,
+                        self._dtype,
+                    )
+                of_epochs.append(error[0].tolist())
+            found.append({"prompt_id": encoded.prompt_id, "ref_error": of_epochs})
+        return pa.Table.from_pylist(found, schema=REFERENCE_SCHEMA)
+
+
+def layout_of(schema: pa.Schema) -> Layout:
+    """The layout that an encoded table's metadata states."""
+    import json
+
+    return Layout.from_json(json.loads(schema.metadata[b"rankray.encoded"]))
+
+
+def _write_arrays(path: str, arrays: dict[str, np.ndarray], fs: Any) -> None:
+    """A safetensors file, written whole: under a passing name first."""
+    import uuid
+
+    from safetensors.numpy import save
+
+    passing = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    with fs.open_output_stream(passing) as stream:
+        stream.write(save({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
+    fs.move(passing, path)
+
+
+def read_empty(place: str) -> dict[str, np.ndarray]:
+    """The empty prompt's embeddings of the encoded set at `place`."""
+    from safetensors.numpy import load
+
+    fs, path = store.filesystem(place)
+    with fs.open_input_stream(f"{path}/empty.safetensors") as stream:
+        found: dict[str, np.ndarray] = load(stream.read())
+    return found

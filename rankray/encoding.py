@@ -1,0 +1,195 @@
+"""Ranked dataset -> latents and text embeddings, once; encoded set -> reference errors of coming epochs, once.
+
+Both are Ray Data stages of their own pool, both resume by row, and both are kept under a hash of everything that decides
+their content, so a second run with the same encoders finds them and starts at once. What it saves is measured in
+`benchmarks/training.py`; what it costs is disk: about 1 MB for each of SDXL's candidates, or nothing with
+`encoding.mode = "stream"`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+
+from rankray import stages, store
+from rankray import output as outputs
+from rankray.actors import Actors
+from rankray.config import ConfigError
+from rankray.encode_actors import REFERENCE_SCHEMA, EncodeJob, ReferenceJob, layout_of
+from rankray.encoded import ENCODED_VERSION, Layout
+from rankray.output import Output
+from rankray.streaming import stream
+from rankray.training_config import EncodingConfig, WorkersConfig
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """A finished encoded set: its place and files, and what it holds."""
+
+    uri: str
+    files: tuple[str, ...]
+    layout: Layout
+    rows: int
+
+
+def key_of(content: dict[str, Any]) -> str:
+    """16 hex digits that name whatever `content` decides."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def encoded_place(dataset: store.RankedDataset, job: EncodeJob, revision: str, config: EncodingConfig) -> str:
+    """Where the encoded set belongs: DATASET/encoded/KEY, the key being the encoders' hash."""
+    spec = job.spec
+    content = {
+        "version": ENCODED_VERSION,
+        "revision": revision,
+        "pipeline": spec.pipeline,
+        "size": [spec.height, spec.width],
+        "call": dict(spec.call),
+        "dtype": [job.dtype, job.stored_dtype],
+        "dataset": dataset.info["identity"],
+        "prompts": dataset.info["prompts"]["sha256"],
+    }
+    root = (config.place or f"{dataset.path}/encoded").rstrip("/")
+    return f"{root}/{key_of(content)}"
+
+
+def encode(
+    dataset: store.RankedDataset, job: EncodeJob, config: EncodingConfig, say: Callable[[str], None]
+) -> EncodedSet:
+    """Encodes what is left of `dataset` into `job.place`.
+
+    Raises:
+        ConfigError: the place cannot be written.
+    """
+    output = _open(job.place)
+    if not output.exists("encoded.json"):
+        say(f"encoding {dataset.info['rows']:,} prompts into {output.uri}")
+
+        def build(rows: ray.data.Dataset) -> ray.data.Dataset:
+            return stages.encode_stage(rows, job, pool_of(config))
+
+        _run(dataset.files, dataset.fs, output, dataset.info["rows"], build)
+        layout = layout_of(pq.read_schema(output.files("data")[0], filesystem=output.fs))
+        summary = {"version": ENCODED_VERSION, "rows": dataset.info["rows"], **layout.as_json()}
+        store.write_json(output.at("encoded.json"), summary, output.fs)
+        output.remove("_work")
+    else:
+        say(f"encoded already: {output.uri}")
+    found = store.read_json(output.at("encoded.json"), output.fs)
+    return EncodedSet(output.uri, tuple(output.files("data")), Layout.from_json(found), found["rows"])
+
+
+def reference_place(encoded: EncodedSet, job: ReferenceJob, revision: str, noise: dict[str, Any]) -> str:
+    """Where the reference errors belong: beside the encoded set, by the hash of model, noise and epochs."""
+    content = {
+        "revision": revision,
+        "dtype": job.dtype,
+        "seed": job.noising.seed,
+        "epochs": job.epochs,
+        **noise,
+    }
+    return f"{encoded.uri}/reference/{key_of(content)}"
+
+
+def precompute(
+    encoded: EncodedSet, job: ReferenceJob, place: str, workers: WorkersConfig, say: Callable[[str], None]
+) -> str:
+    """Computes what is left of the reference errors, with as many actors as there will be trainers; returns the place."""
+    output = _open(place)
+    if output.exists("reference.json"):
+        say(f"reference errors already there: {output.uri}")
+        return output.uri
+    say(f"reference errors of {job.epochs} epochs of {encoded.rows:,} prompts")
+    actors = actors_of(workers.count, workers.max_count, workers.num_cpus, workers.num_gpus)
+
+    def build(rows: ray.data.Dataset) -> ray.data.Dataset:
+        return stages.reference_stage(rows, job, actors)
+
+    fs, _ = store.filesystem(encoded.uri)
+    _run(encoded.files, fs, output, encoded.rows, build, {"schema": REFERENCE_SCHEMA})
+    store.write_json(output.at("reference.json"), {"epochs": job.epochs, "rows": encoded.rows}, output.fs)
+    output.remove("_work")
+    return output.uri
+
+
+def _run(
+    files: tuple[str, ...],
+    fs: Any,
+    output: Output,
+    rows: int,
+    build: Callable[[ray.data.Dataset], ray.data.Dataset],
+    arrow_args: dict[str, Any] | None = None,
+) -> None:
+    """Streams what is not finished of `rows` rows, one row group a row.
+
+    Raises:
+        RuntimeError: rows are missing although Ray Data says that it wrote them.
+    """
+    output.make("data")
+    output.make("_work", "checkpoint")
+    if len(set(outputs.finished_ids(output, "_work", "checkpoint"))) < rows:
+        stream(
+            files,
+            fs,
+            output,
+            ("data",),
+            ("_work", "checkpoint"),
+            build,
+            {**(arrow_args or {}), "row_group_size": 1},
+        )
+    outputs.drop_repeats(output, "data", row_group_size=1)
+    missing = rows - len(outputs.finished_ids(output, "data"))
+    if missing:
+        raise RuntimeError(
+            f"{missing} of {rows} rows are missing in {output.uri}/data; run the command again"
+        )
+
+
+def _open(uri: str) -> Output:
+    output = outputs.open_output(uri, in_job=False)
+    try:
+        output.make("_work")
+    except OSError as error:
+        raise ConfigError(
+            f"'{output.uri}' cannot be written ({str(error).splitlines()[0]}); set encoding.place to a directory "
+            "that can be"
+        ) from None
+    return output
+
+
+def pool_of(config: EncodingConfig) -> Actors:
+    """The encoding pool that the configuration asks for."""
+    return actors_of(config.min_size, config.max_size, config.num_cpus, config.num_gpus)
+
+
+def actors_of(count: int, most: int | None, num_cpus: float, num_gpus: float) -> Actors:
+    """A pool of one kind of actor."""
+    return Actors(
+        min_size=count,
+        max_size=most or count,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        memory_bytes=None,
+        resources={},
+        runtime_env={},
+        device="cuda" if num_gpus else "cpu",
+    )
+
+
+def read_reference(place: str) -> dict[str, list[list[float]]]:
+    """prompt_id -> errors [E][K] of the reference errors at `place`; 58,000 prompts x 7 epochs x 4 are 7 MB."""
+    fs, path = store.filesystem(place)
+    found: dict[str, list[list[float]]] = {}
+    for file in store.data_files(fs, path):
+        table: pa.Table = pq.read_table(file, filesystem=fs)
+        found.update(zip(table["prompt_id"].to_pylist(), table["ref_error"].to_pylist(), strict=True))
+    return found

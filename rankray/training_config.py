@@ -1,0 +1,194 @@
+"""The configuration of RankDPO (paper section 3.3, Algorithm 2) and of its whole loop (Algorithm 3).
+
+Every default that the paper prints is the paper's; those that it leaves open (beta, learning rate, optimizer) say in
+`jobs/rankdpo-*.toml` where their value comes from. As in Syn-Pic, what decides the result forms the run's identity,
+and what decides only how fast it is reached (workers, micro-batches, logging) may change between a kill and a resume.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rankray.config import GeneratorChoice, PricesConfig, Strict, flatten
+
+LOSS_NAMES = ("rank_dpo", "dpo", "dpo_gain", "sft", "weighted_sft", "plackett_luce", "mapo", "kto")
+
+
+class ObjectiveConfig(Strict):
+    """What is minimised (`rankray.losses`)."""
+
+    name: Literal["rank_dpo", "dpo", "dpo_gain", "sft", "weighted_sft", "plackett_luce", "mapo", "kto"] = (
+        "rank_dpo"
+    )
+    beta: float = Field(
+        2500.0, gt=0, description="on errors as means and without a one-half; see docs/rankdpo.md"
+    )
+    options: dict[str, Any] = Field({}, description="further arguments of the loss, such as {pairs = 'all'}")
+    reward: str | None = Field(None, description="the reward whose scores weigh weighted_sft")
+    reference: Literal["copy", "adapter_off", "precomputed"] = Field(
+        "copy",
+        description="where reference errors come from: a second model, the model without LoRA, or a stage ahead",
+    )
+
+    @model_validator(mode="after")
+    def _reward(self) -> ObjectiveConfig:
+        if self.name == "weighted_sft" and self.reward is None:
+            raise ValueError("weighted_sft weighs by one reward's scores: give objective.reward = 'NAME'")
+        return self
+
+
+class NoiseConfig(Strict):
+    """Times and noise (Algorithm 2, lines 3 and 4). None takes what the family was trained with."""
+
+    distribution: Literal["uniform", "logit_normal"] | None = None
+    mean: float = Field(0.0, description="of the logit-normal")
+    std: float = Field(1.0, gt=0, description="of the logit-normal")
+    shared: bool = Field(
+        False, description="one noise for all candidates of a prompt, as Diffusion-DPO has it"
+    )
+    weighting: Literal["none", "min_snr"] = "none"
+    prompt_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of prompts made empty; Diffusion-DPO: 0.2"
+    )
+    sample_latents: bool = Field(
+        True, description="sample the autoencoder's posterior instead of taking its mean"
+    )
+
+
+class TunedConfig(Strict):
+    """What of the model is trained."""
+
+    train: Literal["full", "lora"] | tuple[str, ...] = Field(
+        "full",
+        description="all of the denoiser, LoRA adapters, or modules whose names hold one of these strings",
+    )
+    lora_rank: int = Field(64, ge=1)
+    lora_alpha: float | None = Field(None, gt=0, description="None is lora_rank")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: bool = False
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of averaged weights, which are then the result"
+    )
+
+
+class OptimizerConfig(Strict):
+    """How the weights move."""
+
+    name: Literal["adamw", "adamw_8bit", "adafactor", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 is no limit")
+
+
+class EncodingConfig(Strict):
+    """Latents and text embeddings: computed once and kept beside the dataset, or while trainers train."""
+
+    mode: Literal["store", "stream"] = "store"
+    dtype: Literal["float32", "float16"] = "float32"
+    place: str | None = Field(None, description="where they are kept; None is DATASET/encoded")
+    min_size: int = Field(1, ge=1, description="encoding actors")
+    max_size: int | None = Field(None, ge=1)
+    num_cpus: float = Field(0.25, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    batch_size: int = Field(16, ge=1, description="pictures encoded at once")
+
+
+class WorkersConfig(Strict):
+    """Ray Train's workers and DeepSpeed's ZeRO. Nothing here changes what is learnt, beyond rounding."""
+
+    count: int = Field(1, ge=1)
+    max_count: int | None = Field(None, ge=1, description="elastic: grow to so many as nodes join")
+    num_cpus: float = Field(1.0, gt=0)
+    num_gpus: float = Field(0.0, ge=0, description="GPUs of one worker: 0 or 1")
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: bool = Field(
+        False, description="optimizer state in host memory (stages 1 to 3), parameters too (3)"
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="prompts at once on a worker; None tries what fits"
+    )
+    max_failures: int = Field(3, ge=-1, description="lost workers to recover from; -1 is any number")
+
+
+class CheckpointsConfig(Strict):
+    """What is kept of a run, and what is looked at."""
+
+    every: int = Field(50, ge=1, description="steps")
+    keep: int = Field(2, ge=1, description="last checkpoints; the best is kept beside them")
+    sample_every: int = Field(0, ge=0, description="steps between picture grids; 0 draws none")
+    sample_prompts: tuple[str, ...] = Field(
+        (), description="prompts of the grids; four of the dataset's if empty"
+    )
+    tensorboard: bool = False
+    wandb: str | None = Field(
+        None, description="a Weights & Biases project; needs that package and its login"
+    )
+    bad_steps: int = Field(
+        10, ge=0, description="steps with a loss that is not finite, or explodes, before it stops"
+    )
+    explode_at: float = Field(
+        1e4, gt=0, description="a loss above this is skipped like one that is not finite"
+    )
+
+
+class RankDPOConfig(Strict):
+    """RankDPO (paper section 3.3, Algorithm 2): a ranked dataset and a model -> a better model."""
+
+    dataset: str = Field(min_length=1, description="a finished ranked dataset: a directory or URI")
+    output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
+    model: GeneratorChoice = Field(
+        description="the model that is tuned: a generator's row, with its own source"
+    )
+    seed: int = Field(0, ge=0, lt=2**63)
+    steps: int = Field(400, ge=1)
+    batch_size: int = Field(1024, ge=1, description="prompts a step over all workers")
+    objective: ObjectiveConfig = ObjectiveConfig()
+    noise: NoiseConfig = NoiseConfig()
+    tuned: TunedConfig = TunedConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    encoding: EncodingConfig = EncodingConfig()
+    workers: WorkersConfig = WorkersConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    prices: PricesConfig = PricesConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RankDPOConfig:
+        if self.objective.reference == "adapter_off" and self.tuned.train != "lora":
+            raise ValueError(
+                "objective.reference adapter_off needs LoRA: set tuned.train = 'lora', or take copy"
+            )
+        most = self.workers.max_count or self.workers.count
+        if most < self.workers.count:
+            raise ValueError(f"workers.max_count {most} is below workers.count {self.workers.count}")
+        for count in range(self.workers.count, most + 1):
+            each = count * (self.workers.micro_batch or 1)
+            if self.workers.max_count is None and self.batch_size % each:
+                raise ValueError(
+                    f"batch_size {self.batch_size} cannot be divided among {count} workers x micro_batch "
+                    f"{self.workers.micro_batch or 1}; take a multiple of {each}"
+                )
+        if self.tuned.train == "lora" and self.workers.num_gpus > 1:
+            raise ValueError("workers.num_gpus is 0 or 1; more workers take more GPUs")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide what is learnt, flat, by dotted name."""
+        content = self.model_dump(
+            mode="json",
+            exclude={
+                "output": True,
+                "workers": True,
+                "checkpoints": True,
+                "prices": True,
+                "encoding": {"mode", "place", "min_size", "max_size", "num_cpus", "num_gpus", "batch_size"},
+            },
+        )
+        del content["model"]["pool"], content["model"]["batch_size"]
+        return dict(flatten(content))
