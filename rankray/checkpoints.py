@@ -1,4 +1,4 @@
-"""A run's checkpoints: whole tensors by name, written through Ray Train to any filesystem, read by any number of workers.
+"""A run's checkpoints: whole tensors by name, written through Ray Train to any filesystem, read by any workers.
 
     weights.safetensors          float32, of what is trained
     ema.safetensors              their average, where there is one
@@ -6,8 +6,8 @@
     state.json                   step, skipped steps, best value, what was spent
 
 No random state is in it: all randomness is a function of seed, epoch and prompt, and the place in the data is the step.
-Ray Train names a checkpoint only once all of it is stored, and keeps the last N; the best is copied beside them. Gathering
-to rank 0 takes a second for a million parameters on two CPU workers, and a training run waits for it.
+Ray Train names a checkpoint only once all of it is stored, and keeps the last N; the best is copied beside them.
+Gathering to rank 0 takes a second for a million parameters on two CPU workers, and a training run waits for it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def _load(engine: Any, average: Any, directory: Path) -> RunState:
     weights = load_file(directory / "weights.safetensors")
     zero.scatter(engine, weights)
     zero.refresh(engine, weights)
-    tensors = {key: load_file(directory / f"optimizer.{key}.safetensors") for key in found["optimizer_tensors"]}
+    tensors = {
+        key: load_file(directory / f"optimizer.{key}.safetensors") for key in found["optimizer_tensors"]
+    }
     zero.restore_optimizer(engine, tensors, found["optimizer_scalars"])
     return RunState(**found["run"])
 
@@ -113,7 +115,9 @@ def save(job: TrainJob, engine: Any, average: Any, state: RunState, rank: int, l
     return state
 
 
-def _write(directory: Path, tensors: dict[str, Any], keys: list[str], scalars: dict[str, float], state: RunState) -> None:
+def _write(
+    directory: Path, tensors: dict[str, Any], keys: list[str], scalars: dict[str, float], state: RunState
+) -> None:
     from safetensors.torch import save_file
 
     for name, values in tensors.items():
@@ -138,7 +142,9 @@ def upload(directory: Path, fs: pafs.FileSystem, place: str) -> None:
     if fs.get_file_info(place).type != pafs.FileType.NotFound:
         fs.delete_dir(place)
     fs.create_dir(place, recursive=True)
-    pafs.copy_files(str(directory), place, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+    pafs.copy_files(
+        str(directory), place, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs
+    )
 
 
 def keep_samples(job: TrainJob, engine: Any, average: Any, step: int, rank: int, log: RunLog) -> None:

@@ -9,17 +9,21 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import ray
+import ray.train
 
-from rankray import config, report, synpic
-from rankray.config import ConfigError, SynPicConfig, nearest
+from rankray import align, config, rankdpo, report, run_report, synpic
+from rankray.config import Config, ConfigError, SynPicConfig, nearest
+from rankray.training_config import AlignConfig, RankDPOConfig
 
 FAULT_EXIT = 1
 USAGE_EXIT = 2
 TOLERANCE_EXIT = 3
+
+PATHS = ("output", "prompts.path", "held_out.prompts.path", "dataset", "model.source", "encoding.place")
 
 _OWN_ERROR = re.compile(r"(?:BrokenModelError|ConfigError): (.+)")
 """What our own errors said in an actor: across processes only Ray's text of the traceback arrives."""
@@ -32,15 +36,15 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def parse_synpic(argv: Sequence[str]) -> SynPicConfig:
+def parse(prog: str, model: type[Config], argv: Sequence[str]) -> Config:
     """The configuration that `--config FILE` and the dotted options make together; options win.
 
     Raises:
         ConfigError: an unknown option (nearest named), or a configuration that does not validate.
     """
-    parser = _Parser(prog="synpic", description=SynPicConfig.__doc__, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="a TOML file; see jobs/synpic.toml")
-    keys = dict(config.option_keys(SynPicConfig))
+    parser = _Parser(prog=prog, description=model.__doc__, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help=f"a TOML file; see jobs/{prog}-shapes.toml")
+    keys = dict(config.option_keys(model))
     for key, description in keys.items():
         parser.add_argument(f"--{key}", dest=key, metavar="VALUE", help=description.replace("%", "%%"))
     known, unknown = parser.parse_known_args(list(argv))
@@ -51,42 +55,91 @@ def parse_synpic(argv: Sequence[str]) -> SynPicConfig:
     options: dict[str, Any] = vars(known)
     path = options.pop("config")
     values = {key: config.parse_value(text) for key, text in options.items() if text is not None}
-    for key in ("output", "prompts.path"):  # a path that looks like a number or a date is still a path
-        if options[key] is not None:
+    for key in PATHS:  # a path that looks like a number or a date is still a path
+        if options.get(key) is not None:
             values[key] = options[key]
-    return config.build(SynPicConfig, config.with_options(config.read_toml(path) if path else {}, values))
+    return config.build(model, config.with_options(config.read_toml(path) if path else {}, values))
+
+
+def parse_synpic(argv: Sequence[str]) -> SynPicConfig:
+    """Syn-Pic's configuration."""
+    return parse("synpic", SynPicConfig, argv)
+
+
+def _guarded(prog: str, work: Callable[[], int]) -> int:
+    """`work()`'s exit code; what the user can mend is one line, whatever else goes wrong its traceback."""
+    try:
+        return work()
+    except ConfigError as error:
+        print(f"{prog}: {error}", file=sys.stderr, flush=True)
+        return USAGE_EXIT
+    except rankdpo.TrainingError as error:
+        print(f"{prog}: {error}", file=sys.stderr, flush=True)
+        return FAULT_EXIT
+    except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
+        told = _OWN_ERROR.findall(str(error))
+        if not told:
+            raise
+        print(f"{prog}: {told[-1]}", file=sys.stderr, flush=True)
+        return FAULT_EXIT
+
+
+def run_rankdpo(argv: Sequence[str]) -> int:
+    """Runs RankDPO as `argv` says; returns the exit code."""
+
+    def work() -> int:
+        settings = parse("rankdpo", RankDPOConfig, argv)
+        result = rankdpo.run(settings, say=_say, publish=run_report.write_run_report)
+        info = result.info
+        _say(
+            f"{info['steps']:,} steps, {info['throughput']['prompts_per_s']:.1f} prompts/s, "
+            f"{info['throughput']['data_wait_share']:.1%} of the time waiting for data, "
+            f"{info['skipped_steps']} steps skipped"
+        )
+        _say(f"model:  {result.path}/pipeline\nreport: {result.path}/report.html")
+        return 0
+
+    return _guarded("rankdpo", work)
+
+
+def run_align(argv: Sequence[str]) -> int:
+    """Runs Algorithm 3 as `argv` says; returns the exit code."""
+
+    def work() -> int:
+        settings = parse("align", AlignConfig, argv)
+        result = align.run(settings, _say, report.write_report, run_report.write_run_report)
+        _say(f"model:  {result.info['pipeline']}")
+        _say(f"rounds: {result.path}/align.json")
+        return 0
+
+    return _guarded("align", work)
 
 
 def run_synpic(argv: Sequence[str]) -> int:
     """Runs Syn-Pic as `argv` says; returns the exit code."""
-    try:
+
+    def work() -> int:
         settings = parse_synpic(argv)
         result = synpic.run(settings, say=_say, publish=report.write_report)
-    except ConfigError as error:
-        print(f"synpic: {error}", file=sys.stderr, flush=True)
-        return USAGE_EXIT
-    except ray.exceptions.RayError as error:
-        told = _OWN_ERROR.findall(str(error))
-        if not told:
-            raise
-        print(f"synpic: {told[-1]}", file=sys.stderr, flush=True)
-        return FAULT_EXIT
-    info = result.info
-    _say(
-        f"{info['rows']:,} rows, {info['images']:,} images, {info['failures']['total']:,} failures, "
-        f"{info['throughput']['images_per_s']:.1f} images/s"
-    )
-    _say(f"dataset: {result.path}\nreport:  {result.path}/report.html")
-    if result.failed_share > settings.execution.tolerance:
-        worst = max(info["failures"]["by_model"].items(), key=lambda item: item[1])
-        print(
-            f"synpic: {worst[0]} failed {worst[1]:,} times, more than execution.tolerance = "
-            f"{settings.execution.tolerance:g} allows; failed items are marked in the rows and listed in the report",
-            file=sys.stderr,
-            flush=True,
+        info = result.info
+        _say(
+            f"{info['rows']:,} rows, {info['images']:,} images, {info['failures']['total']:,} failures, "
+            f"{info['throughput']['images_per_s']:.1f} images/s"
         )
-        return TOLERANCE_EXIT
-    return 0
+        _say(f"dataset: {result.path}\nreport:  {result.path}/report.html")
+        if result.failed_share > settings.execution.tolerance:
+            worst = max(info["failures"]["by_model"].items(), key=lambda item: item[1])
+            print(
+                f"synpic: {worst[0]} failed {worst[1]:,} times, more than execution.tolerance = "
+                f"{settings.execution.tolerance:g} allows; failed items are marked in the rows and "
+                "listed in the report",
+                file=sys.stderr,
+                flush=True,
+            )
+            return TOLERANCE_EXIT
+        return 0
+
+    return _guarded("synpic", work)
 
 
 def _say(line: str) -> None:

@@ -1,9 +1,8 @@
 """The models of the encoding and the reference stage, one in an actor, block by block.
 
-An encoder holds text encoders and autoencoder, a reference holds the untrained denoiser; neither holds the other. Blocks
-come as Arrow tables and leave as Arrow tables, so the same classes serve Ray Data's pools and, for `encoding.mode =
-"stream"`, trainers that ask for single prompts while they train: three times the encoding in three epochs, and nothing
-stored.
+An encoder holds text encoders and autoencoder, a reference holds the untrained denoiser; neither holds the other.
+Blocks come and leave as Arrow tables, so the same classes serve Ray Data's pools and, for `encoding.mode = "stream"`,
+trainers that ask for single prompts while they train: three times the encoding in three epochs, and nothing stored.
 """
 
 from __future__ import annotations

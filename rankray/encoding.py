@@ -1,8 +1,8 @@
 """Ranked dataset -> latents and text embeddings, once; encoded set -> reference errors of coming epochs, once.
 
-Both are Ray Data stages of their own pool, both resume by row, and both are kept under a hash of everything that decides
-their content, so a second run with the same encoders finds them and starts at once. What it saves is measured in
-`benchmarks/training.py`; what it costs is disk: about 1 MB for each of SDXL's candidates, or nothing with
+Both are Ray Data stages of their own pool, both resume by row, and both are kept under a hash of everything that
+decides their content, so a second run with the same encoders finds them and starts at once. What it saves is measured
+in `benchmarks/training.py`; what it costs is disk: about 1 MB for each of SDXL's candidates, or nothing with
 `encoding.mode = "stream"`.
 """
 
@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from rankray import stages, store
 from rankray import output as outputs
+from rankray import stages, store
 from rankray.actors import Actors
 from rankray.config import ConfigError
 from rankray.encode_actors import REFERENCE_SCHEMA, EncodeJob, ReferenceJob, layout_of
@@ -103,7 +103,7 @@ def reference_place(encoded: EncodedSet, job: ReferenceJob, revision: str, noise
 def precompute(
     encoded: EncodedSet, job: ReferenceJob, place: str, workers: WorkersConfig, say: Callable[[str], None]
 ) -> str:
-    """Computes what is left of the reference errors, with as many actors as there will be trainers; returns the place."""
+    """Computes what is left of the reference errors, with as many actors as trainers; returns the place."""
     output = _open(place)
     if output.exists("reference.json"):
         say(f"reference errors already there: {output.uri}")

@@ -70,7 +70,13 @@ def share(rows: Sequence[Any], rank: int, world: int) -> list[Any]:
 
 
 def feed(
-    source: StoredRows | StreamedRows, start: int, steps: int, batch_size: int, seed: int, rank: int, world: int
+    source: StoredRows | StreamedRows,
+    start: int,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    rank: int,
+    world: int,
 ) -> Iterator[Loaded]:
     """The worker's share of each step from `start` on, read ahead by a thread.
 
@@ -112,7 +118,9 @@ def feed(
         stop.set()
 
 
-def reference_of(errors: Mapping[str, Sequence[Sequence[float]]], rows: Sequence[EncodedRow], epochs: Sequence[int]) -> np.ndarray:
+def reference_of(
+    errors: Mapping[str, Sequence[Sequence[float]]], rows: Sequence[EncodedRow], epochs: Sequence[int]
+) -> np.ndarray:
     """Precomputed reference errors of rows in their epochs, padded with zeros: float32[B, K]."""
     k = max(len(row.rank) for row in rows)
     found = np.zeros((len(rows), k), np.float32)

@@ -1,7 +1,7 @@
 """How many prompts a GPU holds at once, found by trying.
 
-A trial pass costs a second or two at the start of a run; a guess from parameter counts is off by a factor of two between
-attention kernels. Optimizer state comes on top of a trial's peak, so a size fits if the pass leaves 40 % free.
+A trial pass costs a second or two at the start of a run; a guess from parameter counts is off by a factor of two
+between attention kernels. Optimizer state comes on top of a trial's peak, so a size fits if the pass leaves 40 % free.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def largest_that_fits(model: Any, job: TrainJob, local: int) -> int:
     def passes(size: int) -> bool:
         torch.cuda.reset_peak_memory_stats()
         batch = make_batch([row] * size, [0] * size, model.noising, model.empty, model.device, job.reward)
-        error = errors(
-            model.module, model.predict, batch, batch.mask, model.noising, model.size, model.dtype
-        )
+        error = errors(model.module, model.predict, batch, batch.mask, model.noising, model.size, model.dtype)
         error.sum().backward()
         model.module.zero_grad(set_to_none=True)
         return bool(torch.cuda.max_memory_allocated() < SHARE * total)

@@ -7,8 +7,8 @@
     OUTPUT/config.toml, report.html
     OUTPUT/run.json         written last: the run is complete
 
-Everything that can be known of a bad input is found before a model loads. Killed anywhere, the same command goes on: the
-encoded set and the reference errors by row, the training from its last checkpoint, which costs at most
+Everything that can be known of a bad input is found before a model loads. Killed anywhere, the same command goes on:
+the encoded set and the reference errors by row, the training from its last checkpoint, which costs at most
 `checkpoints.every` steps.
 """
 
@@ -24,12 +24,12 @@ import ray
 import rankray
 from rankray import denoisers, generators, schema, store
 from rankray import output as outputs
-from rankray.config import ConfigError, nearest
+from rankray.config import ConfigError, GeneratorChoice, nearest
 from rankray.generators import GeneratorSpec
 from rankray.losses import REFERENCE_FREE, SCORED
 from rankray.output import Output
 from rankray.ray_session import connect, exclusive, in_submitted_job
-from rankray.training_config import RankDPOConfig
+from rankray.training_config import RankDPOConfig, TrainingSettings
 
 Say = Callable[[str], None]
 SAMPLE_PROMPTS = 4
@@ -96,20 +96,15 @@ def check(config: RankDPOConfig) -> Plan:
     Raises:
         ConfigError: named fault, what is allowed, what to do.
     """
-    target = generators.resolve(config.model)
-    spec = target.kwargs.get("spec")
-    if not isinstance(spec, GeneratorSpec):
-        raise ConfigError(f"model '{config.model.model}' is a class of your own; name a row of the generators' table")
-    denoisers.family(spec)
-    from rankray.denoisers import parts
-
-    parts.check_family(spec)
+    spec, revision = check_model(config.model)
     dataset = _dataset(config.dataset)
-    reward = _reward(config, dataset)
+    reward = check_reward(config, [item["name"] for item in dataset.info["rewards"]])
     if config.checkpoints.tensorboard and "://" in config.output:
-        raise ConfigError(f"checkpoints.tensorboard writes to directories, and output is '{config.output}'; turn it off")
+        raise ConfigError(
+            f"checkpoints.tensorboard writes to directories, and output is '{config.output}'; turn it off"
+        )
     device = "cuda" if config.workers.num_gpus else "cpu"
-    return Plan(config, spec, target.revision, dataset, reward, device)
+    return Plan(config, spec, revision, dataset, reward, device)
 
 
 def _dataset(path: str) -> store.RankedDataset:
@@ -144,11 +139,33 @@ def _dataset(path: str) -> store.RankedDataset:
     return dataset
 
 
-def _reward(config: RankDPOConfig, dataset: store.RankedDataset) -> int | None:
-    """The place of the objective's reward among a candidate's scores."""
+def check_model(choice: GeneratorChoice) -> tuple[GeneratorSpec, str]:
+    """The row and revision of a model that can be trained; its weights are not read.
+
+    Raises:
+        ConfigError: a class of the user's own, or a pipeline of which no family trains.
+    """
+    from rankray.denoisers import parts
+
+    target = generators.resolve(choice)
+    spec = target.kwargs.get("spec")
+    if not isinstance(spec, GeneratorSpec):
+        raise ConfigError(
+            f"model '{choice.model}' is a class of your own; name a row of the generators' table"
+        )
+    denoisers.family(spec)
+    parts.check_family(spec)
+    return spec, target.revision
+
+
+def check_reward(config: TrainingSettings, names: list[str]) -> int | None:
+    """The place of the objective's reward among a candidate's scores, None where it needs none.
+
+    Raises:
+        ConfigError: the dataset has no such reward.
+    """
     if config.objective.name not in SCORED:
         return None
-    names = [reward["name"] for reward in dataset.info["rewards"]]
     name = str(config.objective.reward)
     if name not in names:
         raise ConfigError(
@@ -214,7 +231,9 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
         )
     say("writing the pipeline")
     export = ray.remote(num_cpus=0.5)(samples.export_pipeline)
-    ray.get(export.remote(plan.spec, config, output.uri_of("checkpoints", checkpoint), output.uri_of("pipeline")))
+    ray.get(
+        export.remote(plan.spec, config, output.uri_of("checkpoints", checkpoint), output.uri_of("pipeline"))
+    )
     return _summary(plan, output, checkpoint)
 
 
@@ -258,23 +277,25 @@ def _train(job: Any, output: Output) -> str:
 
     workers = job.config.workers
     resources = {"CPU": workers.num_cpus, **({"GPU": workers.num_gpus} if workers.num_gpus else {})}
+    scaling: dict[str, Any] = {
+        "num_workers": (workers.count, workers.max_count) if workers.max_count else workers.count,
+        "use_gpu": bool(workers.num_gpus),
+        "resources_per_worker": resources,
+    }
+    storage: dict[str, Any] = {
+        "name": "checkpoints",
+        "storage_path": output.path,
+        "storage_filesystem": output.fs,
+        "failure_config": FailureConfig(max_failures=workers.max_failures),
+        "checkpoint_config": CheckpointConfig(num_to_keep=job.config.checkpoints.keep),
+        "worker_runtime_env": {"env_vars": _environment(job.device)},
+    }
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=(workers.count, workers.max_count) if workers.max_count else workers.count,
-            use_gpu=bool(workers.num_gpus),
-            resources_per_worker=resources,
-        ),
+        scaling_config=ScalingConfig(**scaling),
         torch_config=TorchConfig(backend="nccl" if workers.num_gpus else "gloo"),
-        run_config=RunConfig(
-            name="checkpoints",
-            storage_path=output.path,
-            storage_filesystem=output.fs,
-            failure_config=FailureConfig(max_failures=workers.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=job.config.checkpoints.keep),
-            worker_runtime_env={"env_vars": _environment(job.device)},
-        ),
+        run_config=RunConfig(**storage),
     )
     result = trainer.fit()
     if result.checkpoint is None:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import numpy as np
@@ -37,6 +37,7 @@ PICTURE_BYTES = 4_000_000
 PIXELATED_PIXELS = 128
 """Pictures up to this size are shown enlarged as sharp squares; larger ones smoothly."""
 PROMPT_CHARACTERS = 240
+_Item = TypeVar("_Item")
 _BINS = 24
 _SIDES = (THUMBNAIL_PIXELS, 192, 128, 96, 64)
 _SHOWN_AS_IS = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
@@ -93,7 +94,7 @@ def write_report(path: str, info: dict[str, Any]) -> None:
         for row in _with_images(files, fs, chosen)
     }
     html = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             info=info,
@@ -117,8 +118,9 @@ def write_report(path: str, info: dict[str, Any]) -> None:
     store.write_text(f"{place}/report.html", html, fs)
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """This package's templates: text is escaped and made printable, an undefined name is an error."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("rankray", "."),
         autoescape=True,
         trim_blocks=True,
@@ -126,14 +128,14 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    environment.filters |= {
+    made.filters |= {
         "number": number,
         "money": money,
         "percent": percent,
         "seconds": seconds,
         "short": short,
     }
-    return environment
+    return made
 
 
 def _rows(files: Sequence[str], fs: pafs.FileSystem) -> Iterator[dict[str, Any]]:
@@ -198,7 +200,7 @@ def choose(unanimity: Mapping[str, float], failed: Iterable[str], count: int = S
     return sorted(chosen, key=key, reverse=True)
 
 
-def spread(items: Sequence[str], count: int) -> list[str]:
+def spread(items: Sequence[_Item], count: int) -> list[_Item]:
     """`count` items (or all, where there are fewer), evenly spaced from the first to the last."""
     if len(items) <= count:
         return list(items)
@@ -287,11 +289,11 @@ def _picture(candidate: dict[str, Any], limit_bytes: int) -> dict[str, Any]:
     return found | {"pixelated": max(candidate["width"], candidate["height"]) <= PIXELATED_PIXELS}
 
 
-def thumbnail(image: dict[str, Any], limit_bytes: int = PICTURE_BYTES) -> str:
-    """A data: URI of the picture, at most 256 pixels wide and high.
+def thumbnail(image: dict[str, Any], limit_bytes: int = PICTURE_BYTES, sides: Sequence[int] = _SIDES) -> str:
+    """A data: URI of the picture, at most `sides[0]` pixels (256) wide and high.
 
     A picture that is small enough already, in pixels and in bytes, stays what it is. Any other becomes the
-    largest JPEG of at most `limit_bytes`, or one of 64 pixels where none is so small.
+    JPEG of the first side of at most `limit_bytes`, or of the last side (64 pixels) where none is so small.
 
     Raises:
         OSError, ValueError, SyntaxError: it is missing, cut short, or no picture (as Pillow says it).
@@ -300,11 +302,11 @@ def thumbnail(image: dict[str, Any], limit_bytes: int = PICTURE_BYTES) -> str:
     with Image.open(io.BytesIO(data)) as picture:
         picture.load()
         kind = _SHOWN_AS_IS.get(picture.format or "")
-        if kind and max(picture.size) <= THUMBNAIL_PIXELS and len(data) <= limit_bytes:
+        if kind and max(picture.size) <= sides[0] and len(data) <= limit_bytes:
             return _data_uri(kind, data)
         small = picture.convert("RGB")
     buffer = io.BytesIO()
-    for side in _SIDES:
+    for side in sides:
         small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=88)

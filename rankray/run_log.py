@@ -34,7 +34,9 @@ class RunLog:
     ) -> None:
         self._job, self._first, self._world = job, rank == 0, world
         self._fs, self._place = store.filesystem(job.output)
-        self._lines = [line for line in _read(self._fs, self._path) if line["step"] <= state.step] if rank == 0 else []
+        self._lines = (
+            [line for line in _read(self._fs, self._path) if line["step"] <= state.step] if rank == 0 else []
+        )
         self._right, self._pairs = 0.0, 0.0
         self._elapsed_s = 0.0
         self._flushed_s = self._said_s = time.monotonic()
@@ -174,7 +176,9 @@ def _memory_gb(device: str) -> float:
 
 def _sentence(line: Mapping[str, Any], steps: int) -> str:
     loss = "skipped" if line["loss"] is None else f"loss {line['loss']:.4f}"
-    accuracy = "" if line["implicit_accuracy"] is None else f"  implicit accuracy {line['implicit_accuracy']:.1%}"
+    accuracy = (
+        "" if line["implicit_accuracy"] is None else f"  implicit accuracy {line['implicit_accuracy']:.1%}"
+    )
     return f"[rankray] step {line['step']}/{steps}  {loss}{accuracy}  {line['prompts_per_s']:.1f} prompts/s"
 
 
@@ -191,4 +195,6 @@ def _wandb(job: TrainJob) -> Any:
         return None
     import wandb
 
-    return wandb.init(project=job.config.checkpoints.wandb, config=job.config.model_dump(mode="json"), resume="allow")
+    return wandb.init(
+        project=job.config.checkpoints.wandb, config=job.config.model_dump(mode="json"), resume="allow"
+    )

@@ -58,7 +58,8 @@ def write_grid(job: TrainJob, weights: Mapping[str, Tensor], step: int, prompts:
     setattr(generator.pipe, name, denoiser_with(job.spec, job.config, weights, job.device))
     texts = [text for text in prompts for _ in range(COLUMNS)]
     seeds = [
-        schema.candidate_seed(GRID_SEED, schema.prompt_id(text), "samples", n % COLUMNS) for n, text in enumerate(texts)
+        schema.candidate_seed(GRID_SEED, schema.prompt_id(text), "samples", n % COLUMNS)
+        for n, text in enumerate(texts)
     ]
     pictures = generator.generate(texts, seeds)
     width, height = pictures[0].size
@@ -95,6 +96,4 @@ def download(uri: str, directory: Path) -> None:
 
     fs, path = store.filesystem(uri)
     directory.mkdir(parents=True, exist_ok=True)
-    pafs.copy_files(
-        path, str(directory), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem()
-    )
+    pafs.copy_files(path, str(directory), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())

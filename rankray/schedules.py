@@ -1,4 +1,4 @@
-"""Learning rate by step: linear warm-up, then constant, cosine or linear. A pure function, so a resume needs no state."""
+"""Learning rate by step: linear warm-up, then constant, cosine or linear. A pure function: a resume needs no state."""
 
 from __future__ import annotations
 

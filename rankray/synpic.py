@@ -24,7 +24,7 @@ import rankray
 from rankray import cost, generators, layout, rewards, schema, stages, store
 from rankray import output as outputs
 from rankray.actors import Actors, JobContext, Stage
-from rankray.config import ConfigError, ModelChoice, SynPicConfig
+from rankray.config import ModelChoice, SynPicConfig
 from rankray.output import Output
 from rankray.progress import Reporter
 from rankray.prompts import PromptsRead, read_prompts

@@ -1,13 +1,14 @@
 """Algorithm 2 on Ray Train's workers: read this from `train` downwards.
 
-A step's loss is the mean over the global batch's usable prompts. Each worker sums the losses of its own prompts, divides
-by that global count and multiplies by the number of workers, as DeepSpeed averages gradients over them: the weights do
-not depend on how a batch is split. All randomness of a step is a function of (seed, epoch, prompt), so a checkpoint
-carries none. The price of both is one small all-reduce a step before the first backward pass.
+A step's loss is the mean over the global batch's usable prompts. Each worker sums the losses of its own prompts,
+divides by that global count and multiplies by the number of workers, as DeepSpeed averages gradients over them: the
+weights do not depend on how a batch is split. All randomness of a step is a function of (seed, epoch, prompt), so a
+checkpoint carries none. The price of both is one small all-reduce a step before the first backward pass.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -126,11 +127,14 @@ class _Model:
         learnt = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
         self.parameters = {"trained": learnt, "total": own, "held": own + copied}
 
-    def ref_error(self, engine: Any, batch: Any, computed: Any, rows: Sequence[Any], epochs: Sequence[int]) -> Any:
+    def ref_error(
+        self, engine: Any, batch: Any, computed: Any, rows: Sequence[Any], epochs: Sequence[int]
+    ) -> Any:
         """The reference's error on each candidate that is needed, without gradient: float32[B, K]."""
         import torch
 
         from rankray.batches import errors
+        from rankray.denoisers import parts
         from rankray.feed import reference_of
 
         if self.mode == "precomputed":
@@ -140,11 +144,11 @@ class _Model:
         with torch.no_grad():
             if self.copy is not None:
                 return errors(self.copy, self.predict, batch, computed, self.noising, self.size, self.dtype)
-            engine.module.disable_adapters()
+            parts.enable_lora(engine.module, False)
             try:
                 return errors(engine, self.predict, batch, computed, self.noising, self.size, self.dtype)
             finally:
-                engine.module.enable_adapters()
+                parts.enable_lora(engine.module, True)
 
 
 def tuned_denoiser(spec: GeneratorSpec, config: RankDPOConfig, device: str) -> Any:
@@ -308,7 +312,7 @@ def _some(computed: Any) -> Any:
 def _cut(rows: int, parts: int) -> list[range]:
     """`parts` consecutive micro-batches, equal to within one."""
     edges = [rows * n // parts for n in range(parts + 1)]
-    return [range(start, end) for start, end in zip(edges, edges[1:], strict=False)]
+    return [range(start, end) for start, end in itertools.pairwise(edges)]
 
 
 def _all_reduce(values: Any) -> None:

@@ -11,9 +11,18 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rankray.config import GeneratorChoice, PricesConfig, Strict, flatten
-
-LOSS_NAMES = ("rank_dpo", "dpo", "dpo_gain", "sft", "weighted_sft", "plackett_luce", "mapo", "kto")
+from rankray.config import (
+    MAX_CANDIDATES,
+    ExecutionConfig,
+    GeneratorChoice,
+    ImagesConfig,
+    PricesConfig,
+    PromptsConfig,
+    RewardChoice,
+    Strict,
+    SynPicConfig,
+    flatten,
+)
 
 
 class ObjectiveConfig(Strict):
@@ -65,7 +74,7 @@ class TunedConfig(Strict):
         description="all of the denoiser, LoRA adapters, or modules whose names hold one of these strings",
     )
     lora_rank: int = Field(64, ge=1)
-    lora_alpha: float | None = Field(None, gt=0, description="None is lora_rank")
+    lora_alpha: int | None = Field(None, ge=1, description="None is lora_rank")
     dtype: Literal["float32", "bfloat16"] = "float32"
     activation_checkpointing: bool = False
     ema: float | None = Field(
@@ -138,14 +147,9 @@ class CheckpointsConfig(Strict):
     )
 
 
-class RankDPOConfig(Strict):
-    """RankDPO (paper section 3.3, Algorithm 2): a ranked dataset and a model -> a better model."""
+class TrainingSettings(Strict):
+    """How a model is trained, whatever it is and whatever on."""
 
-    dataset: str = Field(min_length=1, description="a finished ranked dataset: a directory or URI")
-    output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
-    model: GeneratorChoice = Field(
-        description="the model that is tuned: a generator's row, with its own source"
-    )
     seed: int = Field(0, ge=0, lt=2**63)
     steps: int = Field(400, ge=1)
     batch_size: int = Field(1024, ge=1, description="prompts a step over all workers")
@@ -159,24 +163,42 @@ class RankDPOConfig(Strict):
     prices: PricesConfig = PricesConfig()
 
     @model_validator(mode="after")
-    def _consistent(self) -> RankDPOConfig:
+    def _consistent(self) -> TrainingSettings:
         if self.objective.reference == "adapter_off" and self.tuned.train != "lora":
             raise ValueError(
                 "objective.reference adapter_off needs LoRA: set tuned.train = 'lora', or take copy"
             )
-        most = self.workers.max_count or self.workers.count
-        if most < self.workers.count:
-            raise ValueError(f"workers.max_count {most} is below workers.count {self.workers.count}")
-        for count in range(self.workers.count, most + 1):
-            each = count * (self.workers.micro_batch or 1)
-            if self.workers.max_count is None and self.batch_size % each:
-                raise ValueError(
-                    f"batch_size {self.batch_size} cannot be divided among {count} workers x micro_batch "
-                    f"{self.workers.micro_batch or 1}; take a multiple of {each}"
-                )
-        if self.tuned.train == "lora" and self.workers.num_gpus > 1:
+        if self.workers.num_gpus not in (0.0, 1.0):
             raise ValueError("workers.num_gpus is 0 or 1; more workers take more GPUs")
+        if self.workers.zero_stage == 0 and self.tuned.dtype != "float32":
+            raise ValueError(
+                "workers.zero_stage 0 keeps no float32 masters: take 1, or tuned.dtype = 'float32'"
+            )
+        self._divisible()
         return self
+
+    def _divisible(self) -> None:
+        workers = self.workers
+        most, micro = workers.max_count or workers.count, workers.micro_batch or 1
+        if most < workers.count:
+            raise ValueError(f"workers.max_count {most} is below workers.count {workers.count}")
+        if workers.max_count is None and self.batch_size % (workers.count * micro):
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be divided among {workers.count} workers x micro_batch "
+                f"{micro}; take a multiple of {workers.count * micro}"
+            )
+        if self.batch_size < most:
+            raise ValueError(f"batch_size {self.batch_size} leaves some of {most} workers without a prompt")
+
+
+class RankDPOConfig(TrainingSettings):
+    """RankDPO (paper section 3.3, Algorithm 2): a ranked dataset and a model -> a better model."""
+
+    dataset: str = Field(min_length=1, description="a finished ranked dataset: a directory or URI")
+    output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
+    model: GeneratorChoice = Field(
+        description="the model that is tuned: a generator's row, with its own source"
+    )
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what is learnt, flat, by dotted name."""
@@ -192,3 +214,74 @@ class RankDPOConfig(Strict):
         )
         del content["model"]["pool"], content["model"]["batch_size"]
         return dict(flatten(content))
+
+
+class HeldOutConfig(Strict):
+    """What the model is measured on before and after: prompts that no round trains on."""
+
+    prompts: PromptsConfig
+    samples: int = Field(
+        2, ge=2, le=MAX_CANDIDATES, description="pictures a prompt, of the same seeds each time"
+    )
+    seed: int = Field(1, ge=0, lt=2**63)
+
+
+class AlignConfig(Strict):
+    """Algorithm 3: prompts -> Syn-Pic -> encode -> RankDPO -> before and after, in rounds, as one job."""
+
+    output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
+    rounds: int = Field(1, ge=1, description="each round's data are drawn by the model of the round before")
+    model: GeneratorChoice = Field(
+        description="the model that is tuned; generators of its label draw as it learns"
+    )
+    prompts: PromptsConfig
+    generators: tuple[GeneratorChoice, ...] = Field(min_length=1)
+    rewards: tuple[RewardChoice, ...] = Field(min_length=1)
+    seed: int = Field(
+        0, ge=0, lt=2**62, description="of the first round's pictures; later ones count on from it"
+    )
+    images: ImagesConfig = ImagesConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    prices: PricesConfig = PricesConfig()
+    training: TrainingSettings = TrainingSettings()
+    held_out: HeldOutConfig
+
+    def synpic(self, output: str, number: int, source: str | None) -> SynPicConfig:
+        """Syn-Pic of a round (from 1); `source` is where the model of the round before stands, None at the start."""
+        return SynPicConfig(
+            prompts=self.prompts,
+            generators=tuple(self._current(choice, source) for choice in self.generators),
+            rewards=self.rewards,
+            output=output,
+            seed=self.seed + number - 1,
+            images=self.images,
+            execution=self.execution,
+            prices=self.prices,
+        )
+
+    def rankdpo(self, dataset: str, output: str, source: str | None) -> RankDPOConfig:
+        """RankDPO of a round, from the model of the round before."""
+        fields = {name: getattr(self.training, name) for name in TrainingSettings.model_fields}
+        fields["prices"] = self.prices
+        return RankDPOConfig(dataset=dataset, output=output, model=self._tuned(source), **fields)
+
+    def evaluation(self, output: str, source: str | None) -> SynPicConfig:
+        """Pictures and scores of held-out prompts; one label for all, so that their seeds are the same."""
+        model = self._tuned(source).model_copy(update={"name": "model", "samples": self.held_out.samples})
+        return SynPicConfig(
+            prompts=self.held_out.prompts,
+            generators=(model,),
+            rewards=self.rewards,
+            output=output,
+            seed=self.held_out.seed,
+            images=self.images,
+            execution=self.execution,
+            prices=self.prices,
+        )
+
+    def _tuned(self, source: str | None) -> GeneratorChoice:
+        return self.model if source is None else self.model.model_copy(update={"source": source})
+
+    def _current(self, choice: GeneratorChoice, source: str | None) -> GeneratorChoice:
+        ours = source is not None and choice.label == self.model.label
+        return choice.model_copy(update={"source": source}) if ours else choice

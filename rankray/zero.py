@@ -1,4 +1,4 @@
-"""All that this project asks of DeepSpeed: an engine, whole tensors out of its shards, and whole tensors back into them.
+"""All that this project asks of DeepSpeed: an engine, whole tensors out of its shards, and back into them.
 
 ZeRO keeps a slice of every weight's float32 master and optimizer state on each worker, laid out differently for each
 stage and number of workers. A checkpoint here holds whole tensors by name, gathered one at a time, so it fits any stage
@@ -216,7 +216,7 @@ def restore_optimizer(
 
 
 class Average:
-    """An exponential average of the masters (EMA), in the same slices: it costs 4 bytes a parameter over all workers."""
+    """An exponential average of the masters (EMA), in the same slices: 4 bytes a parameter over all workers."""
 
     def __init__(self, engine: Any, decay: float) -> None:
         self._engine, self._decay = engine, decay

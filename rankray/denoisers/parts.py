@@ -23,9 +23,6 @@ from rankray.denoisers import DENOISERS, DenoiserSpec, family
 from rankray.generators import GeneratorSpec
 from rankray.targets import locate
 
-ADAPTER = "default"
-"""Name of the one LoRA adapter."""
-
 
 def row_of(spec: GeneratorSpec) -> DenoiserSpec:
     """The DENOISERS row of a generator's row."""
@@ -129,7 +126,7 @@ def time_sampling(
 
 @torch.no_grad()
 def encode_images(pipe: Any, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the autoencoder's posterior, scaled as the denoiser takes them: float32[B, C, H, W] each."""
+    """Mean and deviation of the autoencoder's posterior, scaled as the denoiser takes them: float32[B, C, H, W]."""
     vae = pipe.vae
     pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
     pixels = pixels.permute(0, 3, 1, 2).to(vae.device, vae.dtype) / 127.5 - 1.0
@@ -149,19 +146,36 @@ def _latent_scale(vae: Any, like: Tensor) -> tuple[Any, Any]:
     return scale, float(getattr(config, "shift_factor", None) or 0.0)
 
 
-def add_lora(denoiser: Any, spec: GeneratorSpec, rank: int, alpha: float) -> None:
-    """Freezes the denoiser and gives its attention layers adapters, which start as no change."""
-    from peft import LoraConfig
+def add_lora(denoiser: nn.Module, spec: GeneratorSpec, rank: int, alpha: int) -> None:
+    """Freezes the denoiser and gives its attention layers adapters, which start as no change.
+
+    By peft itself: diffusers' own mixin is missing from some of its transformers (PixArt's in 0.42).
+    """
+    from peft import LoraConfig, inject_adapter_in_model
 
     denoiser.requires_grad_(False)
     targets = list(row_of(spec).lora_targets)
-    denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), adapter_name=ADAPTER)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), denoiser)
 
 
-def merge_lora(denoiser: Any) -> None:
+def enable_lora(denoiser: nn.Module, enabled: bool) -> None:
+    """Switches all adapters on or off: off, the denoiser is what it was before training."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in denoiser.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.enable_adapters(enabled)
+
+
+def merge_lora(denoiser: nn.Module) -> None:
     """Adds the adapters' change to the layers that they sit on, and removes them."""
-    denoiser.fuse_lora()
-    denoiser.unload_lora()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = {name: layer for name, layer in denoiser.named_modules() if isinstance(layer, BaseTunerLayer)}
+    for name, layer in adapted.items():
+        parent, _, own = name.rpartition(".")
+        layer.merge()
+        denoiser.get_submodule(parent).register_module(own, layer.get_base_layer())
 
 
 def export(spec: GeneratorSpec, denoiser: nn.Module, directory: Path) -> None:

