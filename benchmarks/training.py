@@ -3,11 +3,11 @@
 python jobs/synpic.py --config jobs/synpic-shapes.toml --prompts.path shapes:train --output /data/train
 python benchmarks/training.py /data/train [--json FILE]
 
-The common recipe (public Diffusion-DPO training scripts, in their words and plainly written here): best against worst,
-a second frozen model for the reference, autoencoder and text encoders within the loop. Ours: encoded once, reference
-errors computed ahead, all pairs of the ranking from k predictions. Both train the same model on the same prompts with the
-same optimizer, batch and threads; what is compared is pairs of pictures learnt from a second. What is computed ahead costs
-too, once: it is measured beside, as the steps after which it has paid for itself.
+The common recipe (public Diffusion-DPO training scripts, plainly written here): best against worst, a second frozen
+model for the reference, autoencoder and text encoders within the loop. Ours: encoded once, reference errors computed
+ahead, all pairs of the ranking from k predictions. Both train the same model on the same prompts with the same
+optimizer, batch and threads; what is compared is pairs of pictures learnt from a second. What is computed ahead costs
+too, once, and is measured beside.
 """
 
 from __future__ import annotations

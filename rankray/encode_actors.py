@@ -22,7 +22,7 @@ from rankray.generators import GeneratorSpec
 if TYPE_CHECKING:
     from PIL import Image
 
-    from rankray.batches import Noising
+    from rankray.training_config import RankDPOConfig
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,12 @@ def _picture(image: dict[str, Any], height: int, width: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class ReferenceJob:
-    """What a reference actor needs: the model, the encoded set's place, and the noising of coming epochs."""
+    """What a reference actor needs: the model, the run's configuration, the encoded set's place, coming epochs."""
 
     spec: GeneratorSpec
     device: str
-    dtype: str
+    config: RankDPOConfig
     place: str
-    noising: Noising
     epochs: int
 
 
@@ -149,11 +148,13 @@ class ReferenceActor:
     def __init__(self, job: ReferenceJob) -> None:
         import torch
 
+        from rankray import training
         from rankray.denoisers import parts
 
         torch.set_num_threads(1)
         self._job = job
-        self._dtype = getattr(torch, job.dtype)
+        self._dtype = getattr(torch, job.config.tuned.dtype)
+        self._noising = training.noising(job.spec, job.config)
         self._denoiser = parts.load_denoiser(job.spec, job.device, self._dtype).requires_grad_(False)
         self._empty = read_empty(job.place)
 
@@ -170,16 +171,14 @@ class ReferenceActor:
             encoded = decoded_row(row, layout)
             of_epochs = []
             for epoch in range(self._job.epochs):
-                batch = batches.make_batch(
-                    [encoded], [epoch], self._job.noising, self._empty, self._job.device
-                )
+                batch = batches.make_batch([encoded], [epoch], self._noising, self._empty, self._job.device)
                 with torch.no_grad():
                     error = batches.errors(
                         self._denoiser,
                         predict,
                         batch,
                         batch.mask,
-                        self._job.noising,
+                        self._noising,
                         layout.size,
                         self._dtype,
                     )

@@ -88,14 +88,15 @@ def encode(
     return EncodedSet(output.uri, tuple(output.files("data")), Layout.from_json(found), found["rows"])
 
 
-def reference_place(encoded: EncodedSet, job: ReferenceJob, revision: str, noise: dict[str, Any]) -> str:
+def reference_place(encoded: EncodedSet, job: ReferenceJob, revision: str) -> str:
     """Where the reference errors belong: beside the encoded set, by the hash of model, noise and epochs."""
+    config = job.config
     content = {
         "revision": revision,
-        "dtype": job.dtype,
-        "seed": job.noising.seed,
+        "dtype": config.tuned.dtype,
+        "seed": config.seed,
         "epochs": job.epochs,
-        **noise,
+        "noise": config.noise.model_dump(),
     }
     return f"{encoded.uri}/reference/{key_of(content)}"
 

@@ -273,12 +273,6 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 """Every objective: (LossInputs, *, beta, **options) -> float[B]."""
 
-REFERENCE_FREE = frozenset({"sft", "weighted_sft", "mapo"})
-"""Objectives that never look at `ref_error`: a run with one of them holds no reference."""
-
-SCORED = frozenset({"weighted_sft"})
-"""Objectives that need one reward's scores."""
-
 
 def needed(name: str, inputs: LossInputs, options: Mapping[str, Any]) -> Tensor:
     """Candidates whose errors the objective looks at: bool[B, K]. The others need no prediction.

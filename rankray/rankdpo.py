@@ -26,10 +26,9 @@ from rankray import denoisers, generators, schema, store
 from rankray import output as outputs
 from rankray.config import ConfigError, GeneratorChoice, nearest
 from rankray.generators import GeneratorSpec
-from rankray.losses import REFERENCE_FREE, SCORED
 from rankray.output import Output
 from rankray.ray_session import connect, exclusive, in_submitted_job
-from rankray.training_config import RankDPOConfig, TrainingSettings
+from rankray.training_config import REFERENCE_FREE, SCORED, RankDPOConfig, TrainingSettings
 
 Say = Callable[[str], None]
 SAMPLE_PROMPTS = 4
@@ -145,16 +144,13 @@ def check_model(choice: GeneratorChoice) -> tuple[GeneratorSpec, str]:
     Raises:
         ConfigError: a class of the user's own, or a pipeline of which no family trains.
     """
-    from rankray.denoisers import parts
-
     target = generators.resolve(choice)
     spec = target.kwargs.get("spec")
     if not isinstance(spec, GeneratorSpec):
         raise ConfigError(
             f"model '{choice.model}' is a class of your own; name a row of the generators' table"
         )
-    denoisers.family(spec)
-    parts.check_family(spec)
+    denoisers.check_family(spec)
     return spec, target.revision
 
 
@@ -241,7 +237,7 @@ class _Encoded:
     """The encoded set that trainers read, or the actors that encode for them, and where the reference errors are."""
 
     def __init__(self, plan: Plan, epochs: int, say: Say) -> None:
-        from rankray import encoding, training
+        from rankray import encoding
         from rankray.encode_actors import EncodeActor, EncodeJob, ReferenceJob
 
         config, dataset = plan.config, plan.dataset
@@ -264,9 +260,8 @@ class _Encoded:
         encoded = encoding.encode(dataset, job, settings, say)
         self.files, self.files_uri, self.layout = encoded.files, encoded.uri, encoded.layout.as_json()
         if config.objective.reference == "precomputed" and config.objective.name not in REFERENCE_FREE:
-            noising = training.noising(plan.spec, config)
-            ahead = ReferenceJob(plan.spec, plan.device, config.tuned.dtype, encoded.uri, noising, epochs)
-            place = encoding.reference_place(encoded, ahead, plan.revision, config.noise.model_dump())
+            ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, epochs)
+            place = encoding.reference_place(encoded, ahead, plan.revision)
             self.reference = encoding.precompute(encoded, ahead, place, config.workers, say)
 
 

@@ -106,7 +106,7 @@ class _Model:
         from rankray.denoisers import parts
         from rankray.encode_actors import read_empty
         from rankray.encoding import read_reference
-        from rankray.losses import REFERENCE_FREE
+        from rankray.training_config import REFERENCE_FREE
 
         config = job.config
         torch.set_num_threads(max(1, int(config.workers.num_cpus)))

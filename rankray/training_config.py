@@ -24,6 +24,12 @@ from rankray.config import (
     flatten,
 )
 
+REFERENCE_FREE = frozenset({"sft", "weighted_sft", "mapo"})
+"""Objectives that never look at reference errors: a run with one of them holds no reference."""
+
+SCORED = frozenset({"weighted_sft"})
+"""Objectives that need one reward's scores."""
+
 
 class ObjectiveConfig(Strict):
     """What is minimised (`rankray.losses`)."""

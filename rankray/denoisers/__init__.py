@@ -13,10 +13,13 @@ Importing this module loads neither torch nor diffusers.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from rankray.config import ConfigError
 from rankray.generators import GeneratorSpec
+from rankray.targets import locate
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -62,3 +65,32 @@ def family(spec: GeneratorSpec) -> str:
             return name
     known = ", ".join(f"{name} ({row.pipeline})" for name, row in DENOISERS.items())
     raise ConfigError(f"'{spec.source}' is a {spec.pipeline}, which no family trains; families: {known}")
+
+
+def check_family(spec: GeneratorSpec) -> None:
+    """Reads the pipeline's `model_index.json` and no weights.
+
+    Raises:
+        ConfigError: it holds another pipeline than the row says, or none that trains.
+    """
+    row = DENOISERS[family(spec)]
+    try:
+        found = json.loads(_index(spec).read_text()).get("_class_name")
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"'{spec.source}' is no diffusers pipeline: {reason}") from None
+    if found != row.pipeline:
+        known = ", ".join(f"{name} ({item.pipeline})" for name, item in DENOISERS.items())
+        raise ConfigError(
+            f"'{spec.source}' holds a {found} and the model's row says {row.pipeline}; name the row that fits: {known}"
+        )
+
+
+def _index(spec: GeneratorSpec) -> Path:
+    """Where the pipeline's `model_index.json` is; a hub's is fetched, a kilobyte."""
+    place = locate(spec.source)
+    if place != spec.source or Path(place).exists():
+        return Path(place) / "model_index.json"
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(place, "model_index.json", revision=spec.revision))

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rankray import diffusion
-from rankray.config import ConfigError
 from rankray.denoisers import DENOISERS, DenoiserSpec, family
 from rankray.generators import GeneratorSpec
 from rankray.targets import locate
@@ -39,25 +38,6 @@ def _hub(spec: GeneratorSpec) -> tuple[str, dict[str, Any]]:
     local = place != spec.source
     where = {} if local else {"revision": spec.revision}
     return place, {**where, "local_files_only": local}
-
-
-def check_family(spec: GeneratorSpec) -> None:
-    """Reads a directory's `model_index.json` and no weights.
-
-    Raises:
-        ConfigError: it holds another pipeline than the row says, or none that trains.
-    """
-    row = row_of(spec)
-    place, where = _hub(spec)
-    try:
-        found = diffusers.DiffusionPipeline.load_config(place, **where).get("_class_name")
-    except OSError as error:
-        raise ConfigError(f"'{spec.source}' is no diffusers pipeline: {str(error).splitlines()[0]}") from None
-    if found != row.pipeline:
-        known = ", ".join(f"{name} ({item.pipeline})" for name, item in DENOISERS.items())
-        raise ConfigError(
-            f"'{spec.source}' holds a {found} and the model's row says {row.pipeline}; name the row that fits: {known}"
-        )
 
 
 def load_denoiser(spec: GeneratorSpec, device: str, dtype: torch.dtype) -> nn.Module:

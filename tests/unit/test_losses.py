@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from rankray import ranking
 from rankray.losses import (
     LOSSES,
-    REFERENCE_FREE,
     LossInputs,
     metric_sums,
     metrics,
@@ -22,6 +21,7 @@ from rankray.losses import (
     pair_weight,
     usable,
 )
+from rankray.training_config import REFERENCE_FREE
 
 BETA = 3.0
 OPTIONS: list[tuple[str, dict[str, str]]] = [

@@ -17,7 +17,7 @@ from torch import Tensor
 from rankray import diffusion
 from rankray.batches import Noising, errors, make_batch
 from rankray.config import ConfigError
-from rankray.denoisers import DENOISERS, family, parts
+from rankray.denoisers import DENOISERS, check_family, family, parts
 from rankray.diffusion import TimeSampling
 from rankray.encoded import EncodedRow
 from rankray.generators import GeneratorSpec
@@ -236,4 +236,4 @@ def test_other_pipelines_are_refused(specs: Mapping[str, GeneratorSpec]) -> None
         source=specs["sd3"].source, pipeline="StableDiffusionXLPipeline", steps=1, guidance=1.0
     )
     with pytest.raises(ConfigError, match="holds a StableDiffusion3Pipeline and the model's row says"):
-        parts.check_family(wrong)
+        check_family(wrong)
