@@ -34,7 +34,16 @@ class Result:
     info: dict[str, Any]
 
 
-def run(config: AlignConfig, say: Say, publish_dataset: Publish, publish_run: Publish) -> Result:
+@dataclass(frozen=True)
+class Publishers:
+    """What writes the report of a dataset, of a run, and of the whole: the surface's, given from above."""
+
+    dataset: Publish
+    run: Publish
+    align: Publish
+
+
+def run(config: AlignConfig, say: Say, publish: Publishers) -> Result:
     """Runs what is left of all rounds.
 
     Raises:
@@ -44,18 +53,19 @@ def run(config: AlignConfig, say: Say, publish_dataset: Publish, publish_run: Pu
     output = outputs.open_output(config.output, in_job=in_submitted_job())
     check(config, output.uri)
     connect()
-    evaluations = [_evaluate(config, output, "before", None, say, publish_dataset)]
+    evaluations = [_evaluate(config, output, "before", None, say, publish.dataset)]
     source, rounds = None, []
     for number in range(1, config.rounds + 1):
         say(f"round {number} of {config.rounds}")
         place = output.uri_of(f"round-{number}")
-        made = synpic.run(config.synpic(f"{place}/synpic", number, source), say, publish_dataset)
-        trained = rankdpo.run(config.rankdpo(made.path, f"{place}/rankdpo", source), say, publish_run)
+        made = synpic.run(config.synpic(f"{place}/synpic", number, source), say, publish.dataset)
+        trained = rankdpo.run(config.rankdpo(made.path, f"{place}/rankdpo", source), say, publish.run)
         source = f"{trained.path}/pipeline"
-        evaluations.append(_evaluate(config, output, f"round-{number}", source, say, publish_dataset))
+        evaluations.append(_evaluate(config, output, f"round-{number}", source, say, publish.dataset))
         rounds.append(_round(made.info, trained.info, evaluation.difference(evaluations[0], evaluations[-1])))
         say(evaluation.table(rounds[-1]["gain"]))
     info = {"rankray_version": rankray.__version__, "rounds": rounds, "pipeline": source}
+    publish.align(output.uri, info)
     store.write_json(output.at("align.json"), info, output.fs)
     return Result(output.uri, info)
 

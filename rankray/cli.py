@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import ray
 import ray.train
 
-from rankray import align, config, rankdpo, report, run_report, synpic
+from rankray import align, align_report, config, rankdpo, report, run_report, synpic
 from rankray.config import Config, ConfigError, SynPicConfig, nearest
 from rankray.training_config import AlignConfig, RankDPOConfig
 
@@ -107,9 +107,12 @@ def run_align(argv: Sequence[str]) -> int:
 
     def work() -> int:
         settings = parse("align", AlignConfig, argv)
-        result = align.run(settings, _say, report.write_report, run_report.write_run_report)
+        publishers = align.Publishers(
+            report.write_report, run_report.write_run_report, align_report.write_align_report
+        )
+        result = align.run(settings, _say, publishers)
         _say(f"model:  {result.info['pipeline']}")
-        _say(f"rounds: {result.path}/align.json")
+        _say(f"report: {result.path}/report.html")
         return 0
 
     return _guarded("align", work)

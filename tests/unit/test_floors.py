@@ -58,6 +58,7 @@ FLOORS = {
     "evaluation": 2,
     "report": 3,
     "run_report": 3,
+    "align_report": 3,
     "cli": 3,
 }
 PURE = {"numpy", "pyarrow", "pydantic", "rankray", "tomli", "torch"}  # floor 0, beside the standard library

@@ -1,0 +1,107 @@
+"""`report.html` of Algorithm 3: the gain of each round, and the pictures that changed most. One file, no network.
+
+Pictures are the held-out ones that the comparison was made of, embedded as they are: twelve pairs of 64-pixel pictures
+are 100 KB, of 1024-pixel ones thumbnails of 256 pixels 1 MB.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rankray import store
+from rankray.evaluation import CHECKER
+from rankray.report import environment
+
+PAIRS = 6
+"""Pictures shown that changed most, of those that improved and of those that got worse."""
+SIDE = 256
+
+
+def write_align_report(uri: str, info: dict[str, Any]) -> None:
+    """Writes `uri/report.html` from align.json's contents and the evaluations beside it."""
+    rounds = [
+        {**found, "table": [_row(name, row) for name, row in found["gain"].items()]}
+        for found in info["rounds"]
+    ]
+    last = f"round-{len(rounds)}"
+    page = (
+        environment()
+        .get_template("align.html.j2")
+        .render(
+            rounds=rounds,
+            verdict=verdict(info["rounds"][-1]["gain"]),
+            pairs=changed(f"{uri}/evaluation/before", f"{uri}/evaluation/{last}"),
+        )
+    )
+    fs, place = store.filesystem(uri)
+    store.write_text(f"{place}/report.html", page, fs)
+
+
+def verdict(gain: dict[str, Any]) -> str:
+    """The result in one line: the checker's where there is one, else the first reward's."""
+    name = CHECKER if CHECKER in gain else next(iter(gain))
+    row = gain[name]
+    shown = _row(name, row)
+    sure = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "not measurably different"
+    return f"{name}: {shown['before']} before, {shown['after']} after: {sure}"
+
+
+def _row(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    share = name == CHECKER
+    plain = "{:.1%}".format if share else "{:.4f}".format
+
+    def signed(value: float) -> str:
+        return f"{100 * value:+.1f} points" if share else f"{value:+.4f}"
+
+    return {
+        "name": name,
+        "before": plain(row["before"]),
+        "after": plain(row["after"]),
+        **{key: signed(row[key]) for key in ("gain", "low", "high")},
+        "wins": row["wins"],
+        "losses": row["losses"],
+        "p": f"{row['p_value']:.2g}",
+    }
+
+
+def changed(before: str, after: str) -> list[dict[str, str]]:
+    """Pairs of pictures of one prompt and seed whose mean standardised score changed most, up and down."""
+    sides = [
+        sorted(store.read(path).rows(images=True), key=lambda row: row["prompt_id"])
+        for path in (before, after)
+    ]
+    found = []
+    for first, second in zip(*sides, strict=True):
+        for one, other in zip(first["candidates"], second["candidates"], strict=True):
+            if one["image"] is not None and other["image"] is not None:
+                found.append((first["prompt"], one, other))
+    if not found:
+        return []
+    scores = np.array([[c["scores"] for c in pair[1:]] for pair in found], np.float64)
+    spread = np.maximum(np.nanstd(scores, axis=(0, 1)), 1e-12)
+    change = np.nanmean((scores[:, 1] - scores[:, 0]) / spread, axis=-1)
+    order = np.argsort(change)
+    chosen = [*order[::-1][:PAIRS], *order[:PAIRS]]
+    return [
+        {
+            "prompt": found[i][0],
+            "before": _thumbnail(found[i][1]),
+            "after": _thumbnail(found[i][2]),
+            "change": f"{change[i]:+.1f} standard deviations",
+        }
+        for i in chosen
+    ]
+
+
+def _thumbnail(candidate: dict[str, Any]) -> str:
+    with Image.open(io.BytesIO(store.image_bytes(candidate["image"]))) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
