@@ -1,10 +1,10 @@
-# make demo   a ranked preference dataset and its report, from nothing (the README's first command)
+# make demo   a ranked dataset, a model trained on it, and their reports, from nothing (the README's first command)
 # make test   the tests (the README's second command)
 # make check  format, lint, types, floors
 #
 # PYTHON chooses the interpreter, TORCH the build of torch, where the newest is not wanted:
 #   make install PYTHON=python3.12 TORCH="torch==2.14.1 torchvision==0.29.1"
-# OUTPUT is where the demo's dataset goes, ARGS are further options of it: make demo ARGS="--prompts.limit 20"
+# OUTPUT is where all that the demo makes goes, ARGS are further options of it: make demo ARGS="--prompts.limit 20"
 PYTHON ?= python3
 TORCH ?=
 OUTPUT ?= demo-output

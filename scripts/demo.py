@@ -1,4 +1,4 @@
-"""`make demo`: a ranked preference dataset and its report from the embedded world, by `ray job submit`.
+"""`make demo`: a ranked dataset, a model trained on it, and reports, from the embedded world, by `ray job submit`.
 
 A Ray that already runs is used and left alone. Where none runs, a private one is started on free ports in a
 directory of its own, and that one, and nothing else, is stopped at the end, however the end comes: `ray stop`
@@ -47,10 +47,11 @@ PR_SET_CHILD_SUBREAPER = 36
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo; the exit code is the job's."""
     parser = argparse.ArgumentParser(
-        description="make a ranked preference dataset with the embedded models", allow_abbrev=False
+        description="make a ranked preference dataset with the embedded models, and train one of them on it",
+        allow_abbrev=False,
     )
-    parser.add_argument("--output", default="demo-output", help="directory of the dataset")
-    parser.add_argument("--config", default="jobs/synpic-shapes.toml", help="a TOML file within the checkout")
+    parser.add_argument("--output", default="demo-output", help="directory of all that it makes")
+    parser.add_argument("--config", default="jobs/align-demo.toml", help="a TOML file within the checkout")
     parser.add_argument("--own-ray", action="store_true", help="start a Ray even where one runs")
     args, options = parser.parse_known_args(argv)
     output = args.output if "://" in args.output else str(Path(args.output).expanduser().resolve())
@@ -66,15 +67,22 @@ def main(argv: list[str] | None = None) -> int:
         begin_s = time.monotonic()
         code = submit([*options, "--output", output], args.config, environment)
         wall_s = time.monotonic() - begin_s
-    if code == 0 and "://" not in output and not (Path(output) / "dataset.json").exists():
-        print(
-            f"demo: the job succeeded, but there is no {output}/dataset.json; did it run on another machine?"
-        )
+    if code == 0 and "://" not in output and not (Path(output) / "align.json").exists():
+        print(f"demo: the job succeeded, but there is no {output}/align.json; did it run on another machine?")
         return 1
     if code != 0:
         print(f"demo: the job failed (exit code {code}); its messages are above", file=sys.stderr)
         return code
-    print(f"\ndemo: done in {wall_s:.0f} s\n  dataset  {output}\n  report   {output}/report.html", flush=True)
+    made = {
+        "dataset": "round-1/synpic",
+        "its report": "round-1/synpic/report.html",
+        "model": "round-1/rankdpo/pipeline",
+        "its training": "round-1/rankdpo/report.html",
+        "before/after": "report.html",
+    }
+    print(f"\ndemo: done in {wall_s:.0f} s", flush=True)
+    for name, place in made.items():
+        print(f"  {name:<13}{output}/{place}", flush=True)
     return 0
 
 
@@ -133,7 +141,7 @@ def private_ray() -> Iterator[dict[str, str]]:
 
 
 def submit(options: list[str], config: str, environment: dict[str, str]) -> int:
-    """Submits `jobs/synpic.py`, follows its log, and returns 0 if the job succeeded.
+    """Submits `jobs/align.py`, follows its log, and returns 0 if the job succeeded.
 
     The job is stopped if following it is interrupted: on a Ray that is not ours it would go on.
     """
@@ -141,7 +149,7 @@ def submit(options: list[str], config: str, environment: dict[str, str]) -> int:
     runtime = {"env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}}
     command = ["ray", "job", "submit", "--submission-id", submission, "--working-dir", "."]
     command += ["--runtime-env-json", json.dumps(runtime), "--"]
-    command += ["python", "jobs/synpic.py", "--config", config, *options]
+    command += ["python", "jobs/align.py", "--config", config, *options]
     print(f"demo: {shlex.join(command)}", flush=True)
     try:
         followed = subprocess.run(command, cwd=ROOT, env=environment, check=False)

@@ -8,7 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 IMPORT_NAMES = {"pillow": "PIL"}
 NOT_IMPORTED = {"accelerate"}  # diffusers and transformers look for it when they load weights
-OPTIONAL = {"datasets"}  # asked for by name in the message of whoever reads from the hub
+OPTIONAL = {
+    "bitsandbytes",
+    "datasets",
+    "wandb",
+}  # asked for by name in the message of whoever reads from the hub
 
 
 def declared(section: str) -> set[str]:
