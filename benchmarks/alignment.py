@@ -31,7 +31,12 @@ def draw(place: Path, model: str, source: str | None) -> str:
     choice: dict[str, Any] = {"model": model, "name": "model", "samples": 2}
     if source is not None:
         choice["source"] = source
-    changes = {"output": str(place), "seed": SEED, "generators": [choice], "prompts": {"path": "shapes:heldout"}}
+    changes = {
+        "output": str(place),
+        "seed": SEED,
+        "generators": [choice],
+        "prompts": {"path": "shapes:heldout"},
+    }
     settings = config.build(SynPicConfig, {**tables, **changes})
     return synpic.run(settings, say=lambda line: None).path
 
@@ -59,7 +64,9 @@ def main() -> None:
             "cpu_minutes": 60 * info["cost"]["cpu_hours"],
             "settings": {key: info[key] for key in ("loss", "beta", "steps", "zero_stage", "lora_rank")},
         }
-        print(f"\n{run.name} ({model}, {found[run.name]['cpu_minutes']:.1f} CPU minutes)\n{evaluation.table(gain)}")
+        print(
+            f"\n{run.name} ({model}, {found[run.name]['cpu_minutes']:.1f} CPU minutes)\n{evaluation.table(gain)}"
+        )
     if options.json is not None:
         options.json.write_text(json.dumps({"runs": found, **steady.provenance()}, indent=1) + "\n")
 

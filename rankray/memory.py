@@ -16,19 +16,12 @@ if TYPE_CHECKING:
 SHARE = 0.6
 
 
-def largest_that_fits(model: Any, job: TrainJob, local: int) -> int:
+def largest_that_fits(model: Any, job: TrainJob, source: Any, local: int) -> int:
     """The most prompts, by halving from `local`, whose forward and backward pass stays under `SHARE` of the GPU."""
     import torch
 
     from rankray.batches import errors, make_batch
-    from rankray.encoded import Layout
-    from rankray.feed import StoredRows
-    from rankray.store import filesystem
 
-    if job.layout is None:
-        return 1
-    fs, _ = filesystem(job.files_uri)
-    source = StoredRows(job.files[:1], fs, Layout.from_json(job.layout))
     row = source.read(source.places[:1])[0]
     total = torch.cuda.get_device_properties(model.device).total_memory
 

@@ -217,7 +217,7 @@ def _micro_batch(model: _Model, job: TrainJob, local: int) -> int:
 
     if job.device == "cpu":
         return min(local, 16)
-    return largest_that_fits(model, job, local)
+    return largest_that_fits(model, job, _source(job), local)
 
 
 def _source(job: TrainJob) -> Any:
