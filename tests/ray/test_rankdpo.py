@@ -247,7 +247,8 @@ def step_of(state: Path) -> int:
 def test_another_number_of_workers_and_stage_goes_on_from_a_checkpoint(
     dataset: Path, train: Run, tmp_path: Path
 ) -> None:
-    changes = {"optimizer.name": "adamw", "optimizer.learning_rate": 1e-3, "checkpoints.every": 2}
+    # Not AdamW: it divides rounding by the square root of next to nothing, 1.6e-4 in the weights after two steps.
+    changes = {"optimizer.momentum": 0.9, "checkpoints.every": 2}
     whole = train("whole", **changes, steps=4)
     run = train("half", **changes, steps=4)
     # Back to its second step, as a kill would have left it.
@@ -256,7 +257,9 @@ def test_another_number_of_workers_and_stage_goes_on_from_a_checkpoint(
     second = settings(dataset, run, **changes, **{"workers.count": 2, "workers.zero_stage": 3})
     rankdpo.run(second, say=lambda line: None)
     assert distance(weights(whole), weights(run)) < 1e-5
-    assert distance(weights(whole, "optimizer.exp_avg"), weights(run, "optimizer.exp_avg")) < 1e-5
+    momenta = [weights(place, "optimizer.momentum_buffer") for place in (whole, run)]
+    assert distance(*momenta) < 1e-5
+    assert [line["workers"] for line in lines(run)] == [1, 1, 2, 2]
 
 
 def rewind(run: Path, step: int) -> None:
