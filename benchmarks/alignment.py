@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where pictures are kept")
     parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args()
-    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
     found = {}
     for run in options.runs:
         info = json.loads((run / "run.json").read_text())

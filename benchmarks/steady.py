@@ -160,7 +160,9 @@ def arguments(description: str | None, rows: int) -> argparse.Namespace:
     parsed = parser.parse_args()
     paths = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[1])))
     environment = {"env_vars": {"PYTHONPATH": paths}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment
+    )
     return parsed
 
 

@@ -107,7 +107,7 @@ class Ours:
         from rankray.feed import feed
 
         self.zero, self.training = zero, training
-        ray.init(include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", include_dashboard=False, log_to_driver=False)
         begin_s = time.perf_counter()
         encoded = rankdpo._Encoded(plan, 1, print)
         self.ahead_s = time.perf_counter() - begin_s
