@@ -61,7 +61,7 @@ def main() -> None:
         found[run.name] = {
             "model": model,
             "gain": gain,
-            "cpu_minutes": 60 * info["cost"]["cpu_hours"],
+            "cpu_minutes": info["throughput"]["cpu_minutes"],
             "settings": {key: info[key] for key in ("loss", "beta", "steps", "zero_stage", "lora_rank")},
         }
         print(

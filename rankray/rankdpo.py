@@ -350,6 +350,7 @@ def _summary(plan: Plan, output: Output, checkpoint: str) -> dict[str, Any]:
             "wall_s": wall_s,
             "prompts_per_s": config.steps * config.batch_size / wall_s,
             "data_wait_share": wait_s / wall_s,
+            "cpu_minutes": sum(line["cpu_s"] * line["workers"] for line in lines) / 60,  # used, not claimed
         },
         "skipped_steps": state["skipped"],
         "best": {"step": state["best_step"], "metric": "implicit_accuracy", "value": state["best"]},

@@ -39,6 +39,7 @@ class RunLog:
         )
         self._right, self._pairs = 0.0, 0.0
         self._elapsed_s = 0.0
+        self._cpu_s = time.process_time()
         self._flushed_s = self._said_s = time.monotonic()
         self._start = state
         self._parameters = dict(parameters)
@@ -66,7 +67,7 @@ class RunLog:
             self._pairs += sums["pairs"]
         if not self._first:
             return
-        config = self._job.config
+        config, cpu_s = self._job.config, time.process_time()
         line: dict[str, Any] = {
             "step": state.step,
             "epoch": round(state.step * config.batch_size / max(1, self._rows()), 4),
@@ -75,12 +76,14 @@ class RunLog:
             "learning_rate": rate,
             "step_s": round(step_s, 4),
             "data_wait_s": round(wait_s, 4),
+            "cpu_s": round(cpu_s - self._cpu_s, 4),  # this worker's, with what it read, drew and saved since
             "prompts_per_s": round(config.batch_size / step_s, 3),
             "memory_gb": round(_memory_gb(self._job.device), 3),
             "usd": round(self.usd(self.spent(state)), 4),
             "skipped_steps": state.skipped,
             "workers": self._world,
         }
+        self._cpu_s = cpu_s
         self._lines.append(line)
         for name, value in line.items():
             if self._board is not None and name != "step" and value is not None:
