@@ -114,7 +114,7 @@ def test_faults_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "no shapes split 'heldot' (did you mean 'heldout'?)" in fault("shapes:heldot")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(st.lists(st.binary(max_size=12), max_size=12))
 def test_counts_add_up_for_any_bytes(tmp_path: Path, entries: list[bytes]) -> None:
     path = tmp_path / "p.txt"
