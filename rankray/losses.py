@@ -135,16 +135,21 @@ def pair_weight(inputs: LossInputs, gain: str = "exp2", discount: str = "log") -
     return weight * (inverse[:, :, None] - inverse[:, None, :]).abs()
 
 
-def rank_dpo(inputs: LossInputs, *, beta: float, gain: str = "exp2", discount: str = "log") -> Tensor:
+def rank_dpo(
+    inputs: LossInputs, *, beta: float, gain: str = "exp2", discount: str = "log", nll: float = 0.0
+) -> Tensor:
     """RankDPO (paper Eq. 7): sum over i > j of Delta_ij * -log sigmoid(-beta * (s_i - s_j)).
 
     `gain` and `discount` are LambdaRank's choices (Burges 2010); the paper's are the defaults; discount "none" leaves
-    the gain alone.
+    the gain alone. `nll` times the best candidate's error (`sft`) is added, as Iterative RPO does it (Pang et al. 2024;
+    a diffusion model's error is its bound on the likelihood): pairs ask only that the difference grows, and it can
+    grow while both errors do. The paper has none of it: 0.
 
     Returns:
         float[B].
     """
-    return _pair_loss(inputs, beta, preferred(inputs), pair_weight(inputs, gain, discount))
+    ranked = _pair_loss(inputs, beta, preferred(inputs), pair_weight(inputs, gain, discount))
+    return ranked + nll * sft(inputs) if nll else ranked
 
 
 def dpo(inputs: LossInputs, *, beta: float, pairs: str = "best_worst") -> Tensor:

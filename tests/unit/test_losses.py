@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from rankray.losses import (
 from rankray.training_config import REFERENCE_FREE
 
 BETA = 3.0
-OPTIONS: list[tuple[str, dict[str, str]]] = [
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in LOSSES),
     ("dpo", {"pairs": "all"}),
     ("dpo_gain", {"pairs": "all"}),
@@ -32,6 +33,7 @@ OPTIONS: list[tuple[str, dict[str, str]]] = [
     ("rank_dpo", {"gain": "linear", "discount": "log2"}),
     ("rank_dpo", {"discount": "none"}),
     ("rank_dpo", {"discount": "reciprocal"}),
+    ("rank_dpo", {"nll": 2.5}),
 ]
 
 
@@ -88,7 +90,7 @@ def test_rank_dpo_by_hand_for_four() -> None:
 
 
 def oracle(  # noqa: C901, PLR0911
-    name: str, row: dict[str, list[float]], beta: float, options: dict[str, str]
+    name: str, row: dict[str, list[float]], beta: float, options: dict[str, Any]
 ) -> float:
     """One prompt's loss by plain loops over its usable candidates, in Python floats. Written from the papers."""
     here = [
@@ -116,10 +118,11 @@ def oracle(  # noqa: C901, PLR0911
 
     if name == "rank_dpo":
         plain = options.get("discount") == "none"
-        return sum(
+        ranked = sum(
             abs(gain[i] - gain[j]) * (1.0 if plain else abs(inverse[i] - inverse[j])) * term(i, j)
             for i, j in pairs
         )
+        return ranked + options.get("nll", 0.0) * row["model"][here[0]]
     if name == "dpo":
         return sum(term(i, j) for i, j in pairs)
     if name == "dpo_gain":
@@ -164,7 +167,7 @@ def rows_of(batch: LossInputs) -> list[dict[str, list[float]]]:
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 @pytest.mark.parametrize("seed", range(8))
-def test_every_objective_equals_the_oracle(name: str, options: dict[str, str], seed: int) -> None:
+def test_every_objective_equals_the_oracle(name: str, options: dict[str, Any], seed: int) -> None:
     batch = inputs(seed, b=12, k=2 + seed % 5)
     due = [oracle(name, row, BETA, options) for row in rows_of(batch)]
     assert LOSSES[name](batch, beta=BETA, **options).tolist() == pytest.approx(due, rel=1e-9, abs=1e-12)
@@ -176,7 +179,7 @@ def test_every_objective_equals_the_oracle(name: str, options: dict[str, str], s
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 @pytest.mark.parametrize("seed", range(3))
-def test_gradients_equal_the_oracles_differences(name: str, options: dict[str, str], seed: int) -> None:
+def test_gradients_equal_the_oracles_differences(name: str, options: dict[str, Any], seed: int) -> None:
     batch = inputs(seed, b=5)
     error = batch.model_error.clone().requires_grad_()
     LOSSES[name](replace(batch, model_error=error), beta=BETA, **options).sum().backward()
@@ -226,7 +229,7 @@ def test_for_two_candidates_rank_dpo_is_gain_weighted_dpo(seed: int, beta: float
 
 
 @given(st.integers(0, 10_000), st.sampled_from(OPTIONS))
-def test_the_order_of_candidates_does_not_matter(seed: int, objective: tuple[str, dict[str, str]]) -> None:
+def test_the_order_of_candidates_does_not_matter(seed: int, objective: tuple[str, dict[str, Any]]) -> None:
     name, options = objective
     batch = inputs(seed)
     order = torch.tensor(np.random.default_rng(seed).permutation(batch.rank.shape[1]))
@@ -238,7 +241,7 @@ def test_the_order_of_candidates_does_not_matter(seed: int, objective: tuple[str
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 @pytest.mark.parametrize("size", [1e4, -1e4])
-def test_no_nan_at_extremes(name: str, options: dict[str, str], size: float) -> None:
+def test_no_nan_at_extremes(name: str, options: dict[str, Any], size: float) -> None:
     batch = inputs(3)
     error = (batch.model_error.float() * size).requires_grad_()
     row = replace(batch, model_error=error, ref_error=batch.ref_error.float())
@@ -282,7 +285,7 @@ def test_learning_raises_the_preferred_one(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
-def test_what_is_not_needed_is_not_looked_at(name: str, options: dict[str, str]) -> None:
+def test_what_is_not_needed_is_not_looked_at(name: str, options: dict[str, Any]) -> None:
     batch = inputs(5, b=12)
     asked = needed(name, batch, options)
     other = replace(
