@@ -155,6 +155,29 @@ def claim(
     return False
 
 
+def claim_copy(output: Output, identity: Mapping[str, Any], marker: str) -> bool:
+    """`claim` for what is made from a finished dataset without a job: True where it is complete.
+
+    Raises:
+        ConfigError: the directory holds something else (what differs is named), or cannot be written.
+    """
+    for name in (marker, "_work/identity.json"):
+        if not output.exists(name):
+            continue
+        lines = differing_keys(store.read_json(output.at(name), output.fs)["identity"], identity)
+        if lines:
+            raise ConfigError(
+                f"{output.uri} was made in another way; take another output:\n  " + "\n  ".join(lines)
+            )
+        return name == marker
+    foreign = [*output.files(), *output.files("data")]
+    if foreign:
+        raise ConfigError(f"{foreign[0]} is there, and nothing of ours began it; take another output")
+    _begin(output)
+    store.write_json(output.at("_work/identity.json"), {"identity": dict(identity)}, output.fs)
+    return False
+
+
 def prompts_digest(prompts: Sequence[str]) -> str:
     """What tells one set of prompts from another, whatever their order."""
     return hashlib.sha256("".join(sorted(map(schema.prompt_id, prompts))).encode()).hexdigest()

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from rankray import ranking, schema
+from rankray import aggregation, ranking, schema
 
 MAX_FAULTS = 20
 """Faults that a `DatasetError` lists; the rest is a number."""
@@ -141,8 +141,9 @@ def validate(path: str) -> Validation:
     """Checks everything that a finished dataset claims of itself.
 
     Ids are unique and the prompts' hashes; candidates, seeds and revisions are the configuration's; win
-    probability and rank, computed again from the stored scores, agree exactly (float32); every image decodes
-    to the stated size; failed candidates carry nothing but their error; the counts of `dataset.json` hold.
+    probability (or what `rankray.rerank` put in its place) and rank, computed again from the stored scores, agree
+    exactly (float32); every image decodes to the stated size; failed candidates carry nothing but their error;
+    the counts of `dataset.json` hold.
 
     Raises:
         DatasetError: with every fault, a line each, up to 20.
@@ -229,7 +230,9 @@ def _row_faults(row: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
             return
         yield from (f"{name}: {fault}" for fault in _candidate_faults(candidate))
     scores = np.array([candidate["scores"] for candidate in candidates], np.float32)
-    phi = ranking.win_probability(scores)
+    how = info.get("ranking", {"aggregation": "win_probability", "weights": {}})
+    weights = [how["weights"].get(reward["name"], 1.0) for reward in info["rewards"]]
+    phi = aggregation.strength(how["aggregation"], scores, weights)
     stored = np.array([candidate["win_probability"] for candidate in candidates], np.float32)
     if not np.array_equal(stored, phi.astype(np.float32), equal_nan=True):
         yield f"win_probability {stored.tolist()}, the scores make it {phi.astype(np.float32).tolist()}"

@@ -1,0 +1,112 @@
+"""`rankray`: what is done to a finished dataset without a cluster and without a model.
+
+    rankray validate DATASET
+    rankray rerank DATASET --output O [--rewards a,b] [--weights a=2,b=0.5] [--aggregation borda]
+    rankray convert DATASET --output O --to pairs|all-pairs|pickapic
+
+Exit codes are the jobs': 0 done, 2 something the user wrote, or named, cannot be used (one line). Ray is not started,
+so an answer comes in a second or two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from rankray import aggregation, convert, report, rerank, store
+from rankray.config import ConfigError
+
+USAGE_EXIT = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors as ConfigError, so that every bad input reads alike."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code."""
+    try:
+        options = _parser().parse_args(argv)
+        return int(options.run(options))
+    except (ConfigError, store.DatasetError) as error:
+        print(f"rankray: {error}", file=sys.stderr, flush=True)
+        return USAGE_EXIT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="rankray", description="a finished ranked dataset: check it, rank it anew, convert it"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    found = commands.add_parser("validate", help="check everything that a dataset claims of itself")
+    found.add_argument("dataset", help="what jobs/synpic.py wrote")
+    found.set_defaults(run=_validate)
+
+    found = commands.add_parser("rerank", help="another ranking from the stored scores; no model runs")
+    found.add_argument("dataset", help="what jobs/synpic.py wrote")
+    found.add_argument("--output", required=True, help="where the new dataset goes")
+    found.add_argument("--rewards", help="those that stay, as in a,b; all by default")
+    found.add_argument("--weights", default="", help="as in a=2,b=0.5; 1 for the others")
+    names = ", ".join(aggregation.AGGREGATIONS)
+    found.add_argument("--aggregation", default="win_probability", help=f"{names}; the paper's by default")
+    found.set_defaults(run=_rerank)
+
+    found = commands.add_parser("convert", help="preference pairs for trainers that know pairs alone")
+    found.add_argument("dataset", help="what jobs/synpic.py wrote")
+    found.add_argument("--output", required=True, help="where the pairs go")
+    found.add_argument("--to", required=True, help=", ".join(convert.FORMATS))
+    found.set_defaults(run=_convert)
+    return parser
+
+
+def _validate(options: argparse.Namespace) -> int:
+    found = store.validate(options.dataset)
+    _say(
+        f"{store.absolute(options.dataset)} is valid: {found.rows:,} rows, {found.candidates:,} candidates, "
+        f"{found.images:,} images, {found.failures:,} failures"
+    )
+    return 0
+
+
+def _rerank(options: argparse.Namespace) -> int:
+    how = rerank.Reranking(
+        rewards=None if options.rewards is None else [word.strip() for word in options.rewards.split(",")],
+        weights=_weights(options.weights),
+        aggregation=options.aggregation,
+    )
+    info = rerank.run(options.dataset, options.output, how, _say, report.write_report)
+    place = store.absolute(options.output)
+    _say(f"{info['rows']:,} rows ranked by {how.aggregation} of {len(info['rewards'])} rewards")
+    _say(f"dataset: {place}\nreport:  {place}/report.html")
+    return 0
+
+
+def _weights(text: str) -> dict[str, float]:
+    found = {}
+    for word in filter(None, text.split(",")):
+        name, _, value = word.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            raise ConfigError(f"--weights '{word}' is no NAME=NUMBER; write a=2,b=0.5") from None
+    return found
+
+
+def _convert(options: argparse.Namespace) -> int:
+    info = convert.run(options.dataset, options.output, options.to, _say)
+    _say(f"{info['pairs']:,} pairs of {info['prompts']:,} prompts: {store.absolute(options.output)}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
