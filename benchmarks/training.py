@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -116,6 +117,8 @@ class Ours:
             plan.config, plan.spec, plan.revision, tuple(encoded.files), encoded.files_uri, encoded.layout,
             encoded.place, encoded.reference, (), None, plan.dataset.info["rows"], (), str(scratch), "cpu",
         )  # fmt: skip
+        # As Ray Train and the worker set them, before DeepSpeed is imported.
+        os.environ.update({"LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu"})
         store_ = torch.distributed.FileStore(str(scratch / "rendezvous"), 1)
         torch.distributed.init_process_group("gloo", store=store_, rank=0, world_size=1)
         self.model = training._Model(self.job)
