@@ -33,6 +33,7 @@ UNRECORDED = "unrecorded"
 """Revision of a user's own class that was given none."""
 
 SHAPES = "shapes:"
+URLS = ("http://", "https://")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_TIMEOUT_S = 10.0
@@ -185,18 +186,21 @@ def weights_revision(source: str, revision: str) -> str:
     """What identifies the weights of `source`, without importing a model.
 
     Args:
-        source: a directory or file, "shapes:NAME", or a hub repository "owner/name".
-        revision: branch, tag or commit of a hub repository; not used for directories.
+        source: a directory or file, "shapes:NAME", a hub repository "owner/name", or a server's URL.
+        revision: branch, tag or commit of a hub repository, or what its user calls a server's model; not used for
+            directories.
 
     Returns:
         "sha256:<hex>" over names and bytes of a directory's weight, configuration and vocabulary files; the commit
         of a hub repository, asked from the hub, or else from the local cache; "unresolved:<revision>" if neither
-        knows it.
+        knows it. A server's is the one given, or `UNRECORDED`.
 
     Raises:
         ConfigError: the directory is missing or holds no weights, or the hub says that there is no such
             repository or revision.
     """
+    if source.startswith(URLS):
+        return UNRECORDED if revision == "main" else revision
     place = locate(source)
     path = Path(place)
     if path.exists():

@@ -21,7 +21,7 @@ class RewardSpec:
 
     Attributes:
         target: "module:Class" of its file.
-        source: hub repository, directory or file of its weights, or "shapes:NAME".
+        source: hub repository, directory or file of its weights, "shapes:NAME", or a server's URL.
         revision: branch, tag or commit; a hub branch is resolved to its commit before the job starts.
         dtype: "float32", "float16" or "bfloat16".
         batch_size: pairs computed at once; smaller remainders are padded to it.
@@ -97,6 +97,12 @@ REWARDS: dict[str, RewardSpec] = {
         gpu_memory_gb=8.0,
         options={"file": "HPS_v2.1_compressed.pt", "architecture": "ViT-H-14"},
     ),
+    "hps-v2.0": RewardSpec(
+        target="rankray.rewards.hpsv2:Hpsv2",
+        source="xswu/HPSv2",
+        gpu_memory_gb=8.0,
+        options={"file": "HPS_v2_compressed.pt", "architecture": "ViT-H-14"},
+    ),
     "imagereward": RewardSpec(
         target="rankray.rewards.imagereward:ImageReward",
         source="THUDM/ImageReward",
@@ -110,6 +116,24 @@ REWARDS: dict[str, RewardSpec] = {
         batch_size=8,
         gpu_memory_gb=26.0,
         options={"model": "clip-flant5-xxl"},
+    ),
+    "aesthetic": RewardSpec(
+        target="rankray.rewards.aesthetic:Aesthetic",
+        source="trl-lib/ddpo-aesthetic-predictor",
+        gpu_memory_gb=3.0,
+        options={
+            "file": "aesthetic-model.pth",
+            "clip": "openai/clip-vit-large-patch14",
+            "clip_revision": "main",
+            "vocabulary": _CLIP_VOCABULARY,
+        },
+    ),
+    "http": RewardSpec(
+        target="rankray.rewards.http:Http",
+        source="",  # the server's URL, which only its user knows
+        batch_size=16,
+        num_gpus=0.0,
+        options={"timeout_s": 60.0, "retries": 3, "format": "png", "token_env": None},
     ),
     "shapes-pickscore": _shapes(_PICKSCORE, "shapes-pickscore", processor=None, vocabulary=None),
     "shapes-clipscore": _shapes(_CLIPSCORE, "shapes-clipscore", processor=None, vocabulary=None),
@@ -142,6 +166,10 @@ def resolve(choice: RewardChoice) -> Target:
                 f"reward '{choice.label}': unknown option '{key}'{nearest(key, spec.options)}; allowed: {allowed}"
             )
     spec = replace(spec, options={**spec.options, **choice.options})
+    if not spec.source:
+        raise ConfigError(
+            f"reward '{choice.label}' has no weights of its own; give it a `source`: docs/rewards.md"
+        )
     revision = weights_revision(spec.source, spec.revision)
     if ":" not in revision:
         spec = replace(spec, revision=revision)
