@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -31,12 +33,13 @@ OPTIONS = {
     "training.checkpoints.sample_every": "0",
     "held_out.prompts.limit": "8",
 }
+# A phase has begun when something is in the first place, and is over when the second exists.
 PHASES = {
-    "evaluation before": "evaluation/before/_work/checkpoint-data",
-    "synpic": "round-1/synpic/_work/checkpoint-data",
-    "encoding": "round-1/synpic/encoded",
-    "training": "round-2/rankdpo/checkpoints",
-    "evaluation after": "evaluation/round-2/_work",
+    "evaluation before": ("evaluation/before/_work", "evaluation/before/dataset.json"),
+    "synpic": ("round-1/synpic/_work/checkpoint-data", "round-1/synpic/dataset.json"),
+    "encoding": ("round-1/synpic/encoded", "round-1/rankdpo/checkpoints"),
+    "training": ("round-2/rankdpo/checkpoints", "round-2/rankdpo/run.json"),
+    "evaluation after": ("evaluation/round-2/_work", "evaluation/round-2/dataset.json"),
 }
 
 
@@ -94,20 +97,26 @@ def test_two_rounds_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_in_each_phase_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    finish(tmp_path / "whole")
-    for place in PHASES.values():
-        process = start(tmp_path / "killed")
-        deadline = time.monotonic() + 600
-        while not any((tmp_path / "killed" / place).rglob("*")):
-            assert process.poll() is None, f"it ended before {place}"
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        time.sleep(1.0)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (tmp_path / "killed" / "align.json").exists()
-    finish(tmp_path / "killed")
+def test_killed_in_each_phase_it_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `ray job submit`, on a Ray that outlives each of its drivers."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    demo = runpy.run_path(str(ROOT / "scripts" / "demo.py"))
+    with demo["private_ray"]() as environment:
+        assert submit(tmp_path / "whole", environment).wait() == 0
+        for place, over in PHASES.values():
+            job = submit(tmp_path / "killed", environment)
+            deadline = time.monotonic() + 600
+            while not any((tmp_path / "killed" / place).rglob("*")):
+                assert job.poll() is None, f"it ended before {place}"
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            for pid in drivers(tmp_path / "killed"):
+                os.kill(pid, signal.SIGKILL)
+            assert job.wait() != 0
+            assert not (tmp_path / "killed" / over).exists()
+        assert submit(tmp_path / "killed", environment).wait() == 0
     gains = [
         [found["gain"] for found in json.loads((tmp_path / name / "align.json").read_text())["rounds"]]
         for name in ("whole", "killed")
@@ -116,3 +125,21 @@ def test_killed_in_each_phase_it_ends_as_if_it_had_not_been(tmp_path: Path) -> N
     for number in (1, 2):
         ours, theirs = (weights(tmp_path / name, number) for name in ("whole", "killed"))
         assert all((ours[name] == theirs[name]).all() for name in ours)  # type: ignore[attr-defined]
+
+
+def submit(output: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    words = ["python", "jobs/align.py", "--config", "jobs/align-shapes.toml", *command(output)[4:]]
+    return subprocess.Popen(
+        ["ray", "job", "submit", "--working-dir", ".", "--", *words], cwd=ROOT, env=environment
+    )
+
+
+def drivers(output: Path) -> list[int]:
+    """Processes that run `jobs/align.py` for this output, without the shell that Ray starts them by."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().split(b"\0")
+            if b"jobs/align.py" in words and str(output).encode() in words and b"submit" not in words:
+                found.append(int(entry.parent.name))
+    return found
