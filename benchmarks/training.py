@@ -4,10 +4,10 @@ python jobs/synpic.py --config jobs/synpic-shapes.toml --prompts.path shapes:tra
 python benchmarks/training.py /data/train [--json FILE]
 
 The common recipe (public Diffusion-DPO training scripts, plainly written here): best against worst, a second frozen
-model for the reference, autoencoder and text encoders within the loop. Ours: encoded once, reference errors computed
-ahead, all pairs of the ranking from k predictions. Both train the same model on the same prompts with the same
-optimizer, batch and threads; what is compared is pairs of pictures learnt from a second. What is computed ahead costs
-too, once, and is measured beside.
+model for the reference, autoencoder and text encoders within the loop. Ours: encoded once, all pairs of the ranking
+from k predictions, reference errors computed ahead, or by a copy in the loop with `--reference copy`. Both train the
+same model on the same prompts with the same optimizer, batch and threads; what is compared is pairs of pictures learnt
+from a second. What is computed ahead costs too, once, and is measured beside.
 """
 
 from __future__ import annotations
@@ -153,6 +153,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="of each side in each turn")
     parser.add_argument("--model", default="shapes-sdxl")
+    parser.add_argument(
+        "--reference",
+        choices=("precomputed", "copy"),
+        default="precomputed",
+        help="copy: in the loop, by a second model",
+    )
     parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -163,7 +169,7 @@ def main() -> None:
         "model": {"model": options.model},
         "batch_size": BATCH,
         "steps": rows // BATCH,
-        "objective": {"beta": 100.0, "reference": "precomputed"},
+        "objective": {"beta": 100.0, "reference": options.reference},
     }
     plan = rankdpo.check(config.build(RankDPOConfig, tables))
     total = min((options.turns + 1) * options.steps, rows // BATCH)
@@ -186,10 +192,12 @@ def main() -> None:
     print(
         f"\npairs a second: {ratio:.2f} times ({ratios[0]:.2f} to {ratios[-1]:.2f}); waiting for data {wait:.2%}"
     )
-    print(f"encoding and one epoch of reference errors, once: {ours.ahead_s:.0f} s for {rows} prompts")
+    ahead = "encoding and one epoch of reference errors" if options.reference == "precomputed" else "encoding"
+    print(f"{ahead}, once: {ours.ahead_s:.0f} s for {rows} prompts")
     if options.json is not None:
         result = {"ratio": ratio, "ratios": ratios, "pairs_per_s": pairs, "prompts_per_s": prompts}
         result |= {"data_wait_share": wait, "ahead_s": ours.ahead_s, "rows": rows}
+        result |= {"reference": options.reference}
         options.json.write_text(json.dumps({**result, **steady.provenance()}, indent=1) + "\n")
 
 
