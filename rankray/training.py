@@ -283,15 +283,19 @@ def _step(
     vector = torch.stack(list(total.values()))
     _all_reduce(vector)
     found = dict(zip(total, vector.tolist(), strict=True))
-    _update(engine, found)
+    _update(engine, found, job.config.optimizer.clip)
     return found
 
 
-def _update(engine: Any, sums: Mapping[str, float]) -> None:
-    """The optimizer's step. ZeRO leaves out one with a NaN by itself; at stage 0 its gradients are dropped."""
-    if engine.zero_optimization_stage() == 0 and not math.isfinite(sums["loss"]):
-        for parameter in engine.module.parameters():
-            parameter.grad = None
+def _update(engine: Any, sums: Mapping[str, float], clip: float) -> None:
+    """The optimizer's step. ZeRO clips, and leaves out a step with a NaN, by itself; at stage 0 both are done here."""
+    import torch
+
+    if engine.zero_optimization_stage() == 0:
+        if not math.isfinite(sums["loss"]):
+            engine.zero_grad()
+        elif clip:
+            torch.nn.utils.clip_grad_norm_(engine.module.parameters(), clip)
     engine.step()
 
 

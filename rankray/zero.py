@@ -42,7 +42,7 @@ def optimizer_for(parameters: list[nn.Parameter], config: OptimizerConfig) -> to
 def deepspeed_config(
     workers: WorkersConfig, tuned: TunedConfig, clip: float, micro_batch: int, accumulation: int, world: int
 ) -> dict[str, Any]:
-    """DeepSpeed's own configuration."""
+    """DeepSpeed's own configuration. At stage 0 the caller clips."""
     zero: dict[str, Any] = {"stage": workers.zero_stage}
     if workers.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -52,7 +52,8 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": micro_batch * accumulation * world,
-        "gradient_clipping": clip,
+        # Its clipping at stage 0 cannot leave out a step: it divides by a norm that it takes of no gradient.
+        "gradient_clipping": clip if workers.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -99,6 +99,7 @@ def test_weights_do_not_depend_on_how_a_batch_is_split(train: Run) -> None:
     assert distance(weights(whole), weights(split)) < 1e-5
     assert distance(weights(whole), weights(accumulated)) < 1e-5
     assert distance(weights(whole), initial_weights()) > 1e-3, "they moved a hundred times as far"
+    assert all(line["grad_norm"] > 1.0 for line in lines(split)), "all of them clip"
     for run in (split, accumulated):
         for ours, theirs in zip(lines(whole), lines(run), strict=True):
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-5)
