@@ -1,6 +1,7 @@
 """Does a training step earn its keep? RankDPO's step against the common recipe, in one process, turn by turn.
 
-python jobs/synpic.py --config jobs/synpic-shapes.toml --prompts.path shapes:train --output /data/train
+python jobs/synpic.py --config jobs/synpic-shapes.toml --prompts.path shapes:train --prompts.limit 1834 \
+    --output /data/train
 python benchmarks/training.py /data/train [--json FILE]
 
 The common recipe (public Diffusion-DPO training scripts, plainly written here): best against worst, a second frozen

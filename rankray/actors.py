@@ -10,6 +10,7 @@ Columns in flight (B prompts, K candidates):
     prompt_id, prompt
     generated:{name}  list<struct<seed, image, path, width, height, error>>   one entry a sample
     scored:{name}     list<struct<score, error>>                              K entries, in candidate order
+A column that is there already holds what an earlier dataset knew; only the rest of it is made.
 """
 
 from __future__ import annotations
@@ -212,16 +213,13 @@ class GenerateActor:
     def __init__(self, stage: Stage, context: JobContext) -> None:
         self._metered = _Metered(stage, context)
         self._encoders = ThreadPoolExecutor(max(1, int(stage.actors.num_cpus)))
-        self._files = filesystem(context.image_dir) if context.images.store == "files" else None
 
     def __call__(self, table: pa.Table) -> pa.Table:
         stage, context = self._metered.stage, self._metered.context
-        name, samples = stage.target.name, stage.samples
-        ids = [row_id for row_id in table["prompt_id"].to_pylist() for _ in range(samples)]
-        prompts = [prompt for prompt in table["prompt"].to_pylist() for _ in range(samples)]
-        seeds = [
-            schema.candidate_seed(context.seed, row_id, name, i % samples) for i, row_id in enumerate(ids)
-        ]
+        name, row_ids, texts = stage.target.name, table["prompt_id"].to_pylist(), table["prompt"].to_pylist()
+        rows = _known(table, stage.column) or [[] for _ in row_ids]
+        due = [(b, sample) for b, row in enumerate(rows) for sample in range(len(row), stage.samples)]
+        seeds = [schema.candidate_seed(context.seed, row_ids[b], name, sample) for b, sample in due]
 
         def generate(items: Sequence[tuple[str, int]]) -> list[Image.Image]:
             images = self._metered.model.generate(
@@ -229,25 +227,20 @@ class GenerateActor:
             )
             return [_picture(image) for image in images]
 
-        results = self._metered.run(generate, list(zip(prompts, seeds, strict=True)))
-        keys = [f"{row_id}-{_file_name(name)}-{i % samples}" for i, row_id in enumerate(ids)]
-        flat = list(self._encoders.map(self._entry, results, seeds, keys))
-        rows = [flat[start : start + samples] for start in range(0, len(flat), samples)]
-        return table.append_column(stage.column, pa.array(rows, GENERATED_TYPE))
+        results = self._metered.run(
+            generate, [(texts[b], seed) for (b, _), seed in zip(due, seeds, strict=True)]
+        )
+        keys = [image_key(row_ids[b], name, sample) for b, sample in due]
+        for (b, _), entry in zip(due, self._encoders.map(self._entry, results, seeds, keys), strict=True):
+            rows[b].append(entry)
+        return _with_column(table, stage.column, pa.array(rows, GENERATED_TYPE))
 
     def _entry(self, result: Any, seed: int, key: str) -> dict[str, Any]:
         if isinstance(result, Exception):
             return {"seed": seed, "error": describe(result)}
-        images = self._metered.context.images
-        data = encode_image(result, images)
-        entry = {"seed": seed, "width": result.width, "height": result.height}
-        if self._files is None:
-            return {**entry, "image": data}
-        store, directory = self._files
-        place = f"{directory}/{key}.{images.format}"
-        with store.open_output_stream(place) as stream:
-            stream.write(data)
-        return {**entry, "path": place if store.type_name == "local" else f"{store.type_name}://{place}"}
+        context = self._metered.context
+        data = encode_image(result, context.images)
+        return {"seed": seed, "width": result.width, "height": result.height, **stored(data, key, context)}
 
 
 class ScoreActor:
@@ -260,9 +253,11 @@ class ScoreActor:
     def __call__(self, table: pa.Table) -> pa.Table:
         candidates = candidates_of(table, self._metered.context)
         prompts = table["prompt"].to_pylist()
-        entries = [entry for row in candidates for entry in row if entry["error"] is None]
-        their_prompts = [prompts[b] for b, row in enumerate(candidates) for e in row if e["error"] is None]
-        shown = list(zip(self._decoders.map(_decode, entries), their_prompts, strict=True))
+        rows = _known(table, self._metered.stage.column) or [[None] * len(row) for row in candidates]
+        due = [(b, k) for b, row in enumerate(rows) for k, known in enumerate(row) if known is None]
+        there = [(b, k) for b, k in due if candidates[b][k]["error"] is None]
+        pictures = self._decoders.map(_decode, [candidates[b][k] for b, k in there])
+        shown = list(zip(pictures, [prompts[b] for b, _ in there], strict=True))
 
         def score(items: Sequence[tuple[Image.Image, str]]) -> list[float]:
             found = self._metered.model.score([image for image, _ in items], [prompt for _, prompt in items])
@@ -275,13 +270,39 @@ class ScoreActor:
                 raise ValueError(f"a score is {scores[~np.isfinite(scores)][0]}")
             return [float(value) for value in scores]
 
-        skipped = sum(map(len, candidates)) - len(shown)
-        results = iter(self._metered.run(score, shown, skipped))
-        rows = [
-            [_scored(next(results)) if entry["error"] is None else {"score": float("nan")} for entry in row]
-            for row in candidates
-        ]
-        return table.append_column(self._metered.stage.column, pa.array(rows, SCORED_TYPE))
+        for b, k in due:
+            rows[b][k] = {"score": float("nan")}
+        results = self._metered.run(score, shown, len(due) - len(shown))
+        for (b, k), result in zip(there, results, strict=True):
+            rows[b][k] = _scored(result)
+        return _with_column(table, self._metered.stage.column, pa.array(rows, SCORED_TYPE))
+
+
+def _known(table: pa.Table, column: str) -> list[list[Any]] | None:
+    """The column as far as an earlier dataset has it (`rankray.reuse`), None where it starts from nothing."""
+    return table[column].to_pylist() if column in table.column_names else None
+
+
+def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """`table` with a column added, or put in the place of the one of that name."""
+    kept = table.drop_columns([name]) if name in table.column_names else table
+    return kept.append_column(name, values)
+
+
+def image_key(row_id: str, generator: str, sample: int) -> str:
+    """What names a candidate's file; no two candidates share one."""
+    return f"{row_id}-{_file_name(generator)}-{sample}"
+
+
+def stored(data: bytes, key: str, context: JobContext) -> dict[str, Any]:
+    """A picture's bytes as the row holds them: inline, or the path of the file that they were written to."""
+    if context.images.store == "inline":
+        return {"image": data}
+    store, directory = filesystem(context.image_dir)
+    place = f"{directory}/{key}.{context.images.format}"
+    with store.open_output_stream(place) as stream:
+        stream.write(data)
+    return {"path": place if store.type_name == "local" else f"{store.type_name}://{place}"}
 
 
 def _picture(image: Any) -> Image.Image:

@@ -23,7 +23,15 @@ FAULT_EXIT = 1
 USAGE_EXIT = 2
 TOLERANCE_EXIT = 3
 
-PATHS = ("output", "prompts.path", "held_out.prompts.path", "dataset", "model.source", "encoding.place")
+PATHS = (
+    "output",
+    "reuse",
+    "prompts.path",
+    "held_out.prompts.path",
+    "dataset",
+    "model.source",
+    "encoding.place",
+)
 
 _OWN_ERROR = re.compile(r"(?:BrokenModelError|ConfigError): (.+)")
 """What our own errors said in an actor: across processes only Ray's text of the traceback arrives."""
@@ -120,29 +128,40 @@ def run_align(argv: Sequence[str]) -> int:
 
 def run_synpic(argv: Sequence[str]) -> int:
     """Runs Syn-Pic as `argv` says; returns the exit code."""
+    return _guarded("synpic", lambda: _synpic("synpic", parse_synpic(argv)))
+
+
+def run_extend(argv: Sequence[str]) -> int:
+    """Runs Syn-Pic on what a finished dataset lacks of a larger job; returns the exit code."""
 
     def work() -> int:
-        settings = parse_synpic(argv)
-        result = synpic.run(settings, say=_say, publish=report.write_report)
-        info = result.info
-        _say(
-            f"{info['rows']:,} rows, {info['images']:,} images, {info['failures']['total']:,} failures, "
-            f"{info['throughput']['images_per_s']:.1f} images/s"
-        )
-        _say(f"dataset: {result.path}\nreport:  {result.path}/report.html")
-        if result.failed_share > settings.execution.tolerance:
-            worst = max(info["failures"]["by_model"].items(), key=lambda item: item[1])
-            print(
-                f"synpic: {worst[0]} failed {worst[1]:,} times, more than execution.tolerance = "
-                f"{settings.execution.tolerance:g} allows; failed items are marked in the rows and "
-                "listed in the report",
-                file=sys.stderr,
-                flush=True,
-            )
-            return TOLERANCE_EXIT
-        return 0
+        settings = parse("extend", SynPicConfig, argv)
+        if settings.reuse is None:
+            raise ConfigError("name the finished dataset: --reuse DATASET")
+        return _synpic("extend", settings)
 
-    return _guarded("synpic", work)
+    return _guarded("extend", work)
+
+
+def _synpic(prog: str, settings: SynPicConfig) -> int:
+    result = synpic.run(settings, say=_say, publish=report.write_report)
+    info = result.info
+    _say(
+        f"{info['rows']:,} rows, {info['images']:,} images, {info['failures']['total']:,} failures, "
+        f"{info['throughput']['images_per_s']:.1f} images/s"
+    )
+    _say(f"dataset: {result.path}\nreport:  {result.path}/report.html")
+    if result.failed_share > settings.execution.tolerance:
+        worst = max(info["failures"]["by_model"].items(), key=lambda item: item[1])
+        print(
+            f"{prog}: {worst[0]} failed {worst[1]:,} times, more than execution.tolerance = "
+            f"{settings.execution.tolerance:g} allows; failed items are marked in the rows and "
+            "listed in the report",
+            file=sys.stderr,
+            flush=True,
+        )
+        return TOLERANCE_EXIT
+    return 0
 
 
 def _say(line: str) -> None:

@@ -155,6 +155,9 @@ class SynPicConfig(Strict):
     rewards: tuple[RewardChoice, ...] = Field(min_length=1)
     output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
     seed: int = Field(0, ge=0, lt=2**63)
+    reuse: str | None = Field(
+        None, min_length=1, description="a finished dataset; what it holds of this one is not made again"
+    )
     images: ImagesConfig = ImagesConfig()
     execution: ExecutionConfig = ExecutionConfig()
     prices: PricesConfig = PricesConfig()
@@ -182,7 +185,7 @@ class SynPicConfig(Strict):
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what the dataset contains, flat, by dotted name."""
-        content = self.model_dump(mode="json", exclude={"output", "execution", "prices"})
+        content = self.model_dump(mode="json", exclude={"output", "reuse", "execution", "prices"})
         for choice in (*content["generators"], *content["rewards"]):
             del choice["pool"], choice["batch_size"]
         return dict(flatten(content))

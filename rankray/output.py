@@ -183,14 +183,25 @@ def prompts_digest(prompts: Sequence[str]) -> str:
     return hashlib.sha256("".join(sorted(map(schema.prompt_id, prompts))).encode()).hexdigest()
 
 
-def stage_prompts(output: Output, prompts: PromptsRead, rows_per_block: int) -> list[str]:
+def stage_prompts(
+    output: Output,
+    prompts: PromptsRead,
+    rows_per_block: int,
+    reused: str | None = None,
+    more: Mapping[str, pa.Array] | None = None,
+) -> list[str]:
     """Writes the prompts as Parquet sorted by id, a file a block; returns the ids.
 
+    Args:
+        reused: what is taken over from where, told apart by any text; None is nothing.
+        more: further columns, in the prompts' order.
+
     Raises:
-        ConfigError: other prompts were staged there before, as the file was changed in between.
+        ConfigError: other prompts were staged there before, as the file was changed in between, or they were to
+            reuse something else.
     """
-    table = pa.table({"prompt_id": [schema.prompt_id(row) for row in prompts.rows], "prompt": prompts.rows})
-    table = table.sort_by("prompt_id")
+    ids = [schema.prompt_id(row) for row in prompts.rows]
+    table = pa.table({"prompt_id": ids, "prompt": prompts.rows, **(more or {})}).sort_by("prompt_id")
     digest = prompts_digest(prompts.rows)
     if output.exists("_work/staged.json"):
         found = store.read_json(output.at("_work/staged.json"), output.fs)
@@ -198,6 +209,11 @@ def stage_prompts(output: Output, prompts: PromptsRead, rows_per_block: int) -> 
             raise ConfigError(
                 f"{prompts.source} holds other prompts than when {output.uri} was begun ({found['rows']} then, "
                 f"{table.num_rows} now); put the file back, or take another output"
+            )
+        if found.get("reused") != reused:
+            raise ConfigError(
+                f"{output.uri} was begun with reuse of {found.get('reused') or 'nothing'}, not of "
+                f"{reused or 'nothing'}; go on as it was begun, or take another output"
             )
     else:
         output.remove(
@@ -212,7 +228,9 @@ def stage_prompts(output: Output, prompts: PromptsRead, rows_per_block: int) -> 
         with ThreadPoolExecutor(IO_THREADS) as pool:
             list(pool.map(write_block, range(0, table.num_rows, rows_per_block)))
         store.write_json(
-            output.at("_work/staged.json"), {"sha256": digest, "rows": table.num_rows}, output.fs
+            output.at("_work/staged.json"),
+            {"sha256": digest, "rows": table.num_rows, "reused": reused},
+            output.fs,
         )
     return list(table["prompt_id"].to_pylist())
 

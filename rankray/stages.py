@@ -1,4 +1,4 @@
-"""The map stages: generate, score, rank. The only file that calls `map_batches`.
+"""The map stages: reuse, generate, score, rank. The only file that calls `map_batches`.
 
 A stage takes a block of prompts and appends its own columns; no row ever moves between blocks, so blocks
 stream through all pools at once and a restart repeats only blocks in flight. The cost is that images are
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from rankray import ranking, schema
+from rankray import ranking, reuse, schema
 from rankray.actors import Actors, GenerateActor, JobContext, ScoreActor, Stage, candidates_of
 from rankray.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
 
@@ -46,6 +46,16 @@ def model_stage(dataset: ray.data.Dataset, stage: Stage, context: JobContext) ->
         memory=actors.memory_bytes,
         resources=dict(actors.resources) or None,
         runtime_env=dict(actors.runtime_env) or None,
+    )
+
+
+def reuse_stage(dataset: ray.data.Dataset, held: reuse.Reuse, context: JobContext) -> ray.data.Dataset:
+    """The first stage of a job that takes an earlier dataset's pictures and scores over: their columns."""
+    return dataset.map_batches(
+        functools.partial(reuse.attach, held=held, context=context),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=IO_CPUS,
     )
 
 

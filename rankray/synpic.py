@@ -12,7 +12,7 @@ import datetime
 import functools
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,14 @@ import ray.data
 import rankray
 from rankray import cost, generators, layout, rewards, schema, stages, store
 from rankray import output as outputs
+from rankray import reuse as reused
 from rankray.actors import Actors, JobContext, Stage
 from rankray.config import ModelChoice, SynPicConfig
 from rankray.output import Output
 from rankray.progress import Reporter
 from rankray.prompts import PromptsRead, read_prompts
 from rankray.ray_session import connect, exclusive, in_submitted_job
+from rankray.reuse import Reuse
 from rankray.streaming import stream
 from rankray.targets import Target
 
@@ -63,7 +65,7 @@ def run(
         BrokenModelError: (inside Ray's task error) a model failed for everything; finished rows are kept.
     """
     plan = _stages(config)
-    revisions = {stage.target.name: stage.target.revision for stage in plan}
+    revisions = _revisions(plan)
     output = outputs.open_output(config.output, in_job=in_submitted_job())
     prompts = read_prompts(config.prompts)
     say(_prompts_line(prompts))
@@ -73,9 +75,13 @@ def run(
         say(f"{output.uri} is complete already; nothing to do")
         return Result(output.uri, info)
 
+    held = None
+    if config.reuse is not None:
+        held = reused.find(config, revisions, prompts.rows, config.reuse)
+        say(held.explanation)
     connect()
     try:
-        info = _make(config, plan, output, prompts, say, publish)
+        info = _make(config, plan, held, output, prompts, say, publish)
     finally:
         layout.release_nodes(config.execution.wait_for_nodes_s)
     return Result(output.uri, info)
@@ -83,45 +89,62 @@ def run(
 
 def _make(
     config: SynPicConfig,
-    plan: list[Stage],
+    models: list[Stage],
+    held: Reuse | None,
     output: Output,
     prompts: PromptsRead,
     say: Callable[[str], None],
     publish: Callable[[str, dict[str, Any]], None] | None,
 ) -> dict[str, Any]:
     """Plans, runs and checks what is left of the dataset; returns its summary, which it writes last."""
-    revisions = {stage.target.name: stage.target.revision for stage in plan}
+    wanted = [schema.prompt_id(prompt) for prompt in prompts.rows]
+    lack = (held or Reuse.nothing()).missing
+    plan = [stage for stage in models if lack(stage, config.k, wanted)]
     done = _stages_done(output, plan)
     cluster = layout.wait_for_nodes(plan[done:], config.execution.wait_for_nodes_s, say)
     chosen = layout.plan(plan[done:], cluster, config.execution.mode)
-    outputs.claim(output, config, revisions)
-    ids = outputs.stage_prompts(output, prompts, config.execution.rows_per_block)
+    outputs.claim(output, config, _revisions(models))
+    block = config.execution.rows_per_block
+    ids = outputs.stage_prompts(output, prompts, block, *(held.staged(prompts.rows) if held else ()))
     say(f"output: {output.uri}")
     say(f"{len(ids):,} prompts x {config.k} candidates x {len(config.rewards)} rewards; {chosen.explanation}")
 
-    before = len(outputs.finished_ids(output, "_work", "checkpoint-data"))
+    finished = set(outputs.finished_ids(output, "_work", "checkpoint-data"))
+    left = [row_id for row_id in ids if row_id not in finished]
+    drawn = sum(lack(stage, config.k, left) for stage in models if stage.kind == "generator")
     begin_s = time.perf_counter()
     with exclusive("synpic", output.uri) as meter:
-        context = _context(config, output, meter)
-        run_id = uuid.uuid4().hex[:12]
+        work = _Work(config, held, output, _context(config, output, meter), uuid.uuid4().hex[:12], say)
         for phase in chosen.phases:
-            _run_phase(
-                Phase(phase, done, done + len(phase) == len(plan)), config, output, context, run_id, say
-            )
+            _run_phase(Phase(phase, done, done + len(phase) == len(plan)), work, ids)
             done += len(phase)
     wall_s = time.perf_counter() - begin_s
     throughput = {
         "wall_s": wall_s,  # of this run, and so are the rates
-        "images_per_s": (len(ids) - before) * config.k / wall_s,
-        "rows_per_s": (len(ids) - before) / wall_s,
+        "images_per_s": drawn / wall_s,
+        "rows_per_s": len(left) / wall_s,
     }
     _check(output, prompts, say)
-    info = _summary(config, plan, output, prompts, chosen.name) | {"throughput": throughput}
+    info = _summary(config, models, output, prompts, chosen.name) | {"throughput": throughput}
+    if held is not None:
+        info["reused"] = held.described()
     if publish is not None:
         publish(output.uri, info)
     store.write_json(output.at("dataset.json"), info, output.fs)
     output.remove("_work")
     return info
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all phases of a run share."""
+
+    config: SynPicConfig
+    held: Reuse | None
+    output: Output
+    context: JobContext
+    run_id: str
+    say: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -170,6 +193,10 @@ def _stages(config: SynPicConfig) -> list[Stage]:
     return stages_
 
 
+def _revisions(plan: Sequence[Stage]) -> dict[str, str]:
+    return {stage.target.name: stage.target.revision for stage in plan}
+
+
 def _actors(choice: ModelChoice, target: Target, config: SynPicConfig) -> Actors:
     """The pool: the configuration's numbers, or the table's where it is silent. CPU jobs ask for no GPU."""
     pool, device = choice.pool, config.execution.device
@@ -202,32 +229,23 @@ def _context(config: SynPicConfig, output: Output, meter: Any) -> JobContext:
     )
 
 
-def _run_phase(
-    phase: Phase,
-    config: SynPicConfig,
-    output: Output,
-    context: JobContext,
-    run_id: str,
-    say: Callable[[str], None],
-) -> None:
+def _run_phase(phase: Phase, work: _Work, ids: Sequence[str]) -> None:
     """Runs a phase over the prompts that it has not finished, and marks it done."""
+    config, output, say = work.config, work.output, work.say
     output.make(*phase.sink)
     output.make(*phase.checkpoint)
-    rows = store.read_json(output.at("_work/staged.json"), output.fs)["rows"]
-    finished = len(set(outputs.finished_ids(output, *phase.checkpoint)))
+    finished = set(outputs.finished_ids(output, *phase.checkpoint))
+    left = [row_id for row_id in ids if row_id not in finished]
     if finished:
-        say(f"resuming: {finished:,} of {rows:,} prompts are finished, {rows - finished:,} remain")
+        say(f"resuming: {len(finished):,} of {len(ids):,} prompts are finished, {len(left):,} remain")
     if phase.before or not phase.last:
         say(f"phase: {', '.join(stage.target.name for stage in phase.stages)}")
-    left = rows - finished
-    totals = {
-        (stage.kind, stage.target.name): left * (stage.samples if stage.kind == "generator" else config.k)
-        for stage in phase.stages
-    }
-    keep = functools.partial(outputs.keep_usage, output, run_id)
-    with Reporter(context.meter, totals, config.execution.report_interval_s, keep):
+    held = work.held or Reuse.nothing()
+    totals = {(stage.kind, stage.target.name): held.missing(stage, config.k, left) for stage in phase.stages}
+    keep = functools.partial(outputs.keep_usage, output, work.run_id)
+    with Reporter(work.context.meter, totals, config.execution.report_interval_s, keep):
         if left:
-            _stream(phase, config, output, context)
+            _stream(phase, work)
     if phase.last:
         return
     output.write_text(f"_work/done-{phase.name}", "\n".join(stage.target.name for stage in phase.stages))
@@ -235,15 +253,18 @@ def _run_phase(
         output.remove(*phase.source)
 
 
-def _stream(phase: Phase, config: SynPicConfig, output: Output, context: JobContext) -> None:
+def _stream(phase: Phase, work: _Work) -> None:
     """One Ray Data pipeline: read -> the phase's stages -> write, checkpointed by row."""
+    context, output = work.context, work.output
+    final = _final_schema(work.config, context, output) if phase.last else None
 
     def build(dataset: ray.data.Dataset) -> ray.data.Dataset:
+        if work.held is not None and not phase.before:
+            dataset = stages.reuse_stage(dataset, work.held.without_places(), context)
         for stage in phase.stages:
             dataset = stages.model_stage(dataset, stage, context)
         return stages.rank_stage(dataset, context, final) if final is not None else dataset
 
-    final = _final_schema(config, context, output) if phase.last else None
     source = output.files(*phase.source)
     arrow_args = {} if final is None else {"schema": final}
     stream(source, output.fs, output, phase.sink, phase.checkpoint, build, arrow_args)
@@ -280,7 +301,7 @@ def _summary(
     usage, runs = outputs.all_usage(output)
     by_model, examples = outputs.count_failures(output, [choice.label for choice in config.rewards])
     rows = len(prompts.rows)
-    revisions = {stage.target.name: stage.target.revision for stage in plan}
+    revisions = _revisions(plan)
     made = sum(item.items for item in usage if item.kind == "generator")
     failed_images = sum(by_model.get(choice.label, 0) for choice in config.generators)
     return {

@@ -7,9 +7,9 @@ tensors, which is read by torch's `weights_only` loader; a safetensors file of t
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ def _weights(spec: RewardSpec) -> dict[str, Tensor]:
         return dict(load_file(path))
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError:
+    except UnpicklingError:
         raise ConfigError(
             f"{path} holds more than plain tensors, and nothing else is unpickled; get the file again"
         ) from None

@@ -58,6 +58,7 @@ FLOORS = {
     "align": 2,
     "evaluation": 2,
     "rerank": 2,
+    "reuse": 2,
     "convert": 2,
     "commands": 3,
     "report": 3,
@@ -132,7 +133,17 @@ def test_only_stages_calls_map_batches() -> None:
 
 def test_nothing_unpickles() -> None:
     unsafe = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-    users = {path for path in SOURCES if unsafe & {module.split(".")[0] for module in imports(path)}}
+
+    def taken(path: Path) -> Iterator[str]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                # To tell what torch refuses is no unpickling.
+                names = {alias.name for alias in node.names} - {"UnpicklingError"}
+                yield from (f"{node.module}.{name}" for name in names)
+
+    users = {path for path in SOURCES if unsafe & {module.split(".")[0] for module in taken(path)}}
     assert users == set()
 
 
