@@ -276,6 +276,7 @@ def _train(job: Any, output: Output) -> str:
         "num_workers": (workers.count, workers.max_count) if workers.max_count else workers.count,
         "use_gpu": bool(workers.num_gpus),
         "resources_per_worker": resources,
+        "elastic_resize_monitor_interval_s": workers.resize_every_s,
     }
     storage: dict[str, Any] = {
         "name": "checkpoints",

@@ -120,6 +120,11 @@ class WorkersConfig(Strict):
 
     count: int = Field(1, ge=1)
     max_count: int | None = Field(None, ge=1, description="elastic: grow to so many as nodes join")
+    resize_every_s: float = Field(
+        60.0,
+        ge=0,
+        description="elastic: how often to look for new nodes; growing repeats steps since a checkpoint",
+    )
     num_cpus: float = Field(1.0, gt=0)
     num_gpus: float = Field(0.0, ge=0, description="GPUs of one worker: 0 or 1")
     zero_stage: Literal[0, 1, 2, 3] = 2
