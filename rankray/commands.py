@@ -1,8 +1,10 @@
-"""`rankray`: what is done to a finished dataset without a cluster and without a model.
+"""`rankray`: what is done without a cluster and without a model, to a finished dataset and to this machine.
 
     rankray validate DATASET
     rankray rerank DATASET --output O [--rewards a,b] [--weights a=2,b=0.5] [--aggregation borda]
     rankray convert DATASET --output O --to pairs|all-pairs|pickapic
+    rankray envs build [NAME...]
+    rankray envs check
 
 Exit codes are the jobs': 0 done, 2 something the user wrote, or named, cannot be used (one line). Ray is not started,
 so an answer comes in a second or two.
@@ -15,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rankray import aggregation, convert, report, rerank, store
+from rankray import aggregation, convert, environments, report, rerank, store
 from rankray.config import ConfigError
 
 USAGE_EXIT = 2
@@ -40,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="rankray", description="a finished ranked dataset: check it, rank it anew, convert it"
+        prog="rankray",
+        description="a finished ranked dataset: check it, rank it anew, convert it; environments of rewards",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
@@ -62,7 +65,33 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--output", required=True, help="where the pairs go")
     found.add_argument("--to", required=True, help=", ".join(convert.FORMATS))
     found.set_defaults(run=_convert)
+
+    found = commands.add_parser(
+        "envs", help="environments of rewards whose packages cannot live with the others"
+    )
+    actions = found.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
+    action = actions.add_parser("build", help="install what is missing on this machine")
+    action.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(environments.ENVIRONMENTS)}; all by default"
+    )
+    action.set_defaults(run=_build)
+    action = actions.add_parser("check", help="say what is there; exit code 1 where something is missing")
+    action.set_defaults(run=_check)
     return parser
+
+
+def _build(options: argparse.Namespace) -> int:
+    specs = {name: environments.spec_of(name) for name in options.names or environments.ENVIRONMENTS}
+    for name, spec in specs.items():
+        _say(f"{name}: ready at {environments.build(name, spec, _say).place}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    found = [environments.check(name, spec) for name, spec in environments.ENVIRONMENTS.items()]
+    for status in found:
+        _say(f"{status.name}: {status.fault or 'ready'} ({status.place})")
+    return int(any(status.fault for status in found))
 
 
 def _validate(options: argparse.Namespace) -> int:

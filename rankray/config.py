@@ -67,6 +67,9 @@ class Pool(Strict):
     num_gpus: float | None = Field(None, ge=0, description="a fraction packs several models on one GPU")
     memory_gb: float | None = Field(None, gt=0, description="host memory that Ray reserves for an actor")
     resources: dict[str, float] = Field({}, description="custom Ray resources, such as {a100 = 1}")
+    environment: str | None = Field(
+        None, description="overlay environment of its actors, or 'main' for the job's own"
+    )
     runtime_env: dict[str, Any] = Field(
         {}, description="the actors' own environment, such as {py_executable = '...'}"
     )
@@ -128,6 +131,7 @@ class ExecutionConfig(Strict):
     rows_per_block: int = Field(
         16, ge=1, description="prompts that travel together; what a kill can cost per pool"
     )
+    build_environments: bool = Field(False, description="build overlay environments on nodes that lack them")
     wait_for_nodes_s: float = Field(
         0.0, ge=0, description="how long to wait for an autoscaler to bring what pools need"
     )

@@ -21,11 +21,12 @@ import ray
 import ray.data
 
 import rankray
-from rankray import cost, generators, layout, rewards, schema, stages, store
+from rankray import cost, environments, generators, layout, rewards, schema, stages, store
 from rankray import output as outputs
 from rankray import reuse as reused
 from rankray.actors import Actors, JobContext, Stage
 from rankray.config import ModelChoice, SynPicConfig
+from rankray.environments.cluster import prepare
 from rankray.output import Output
 from rankray.progress import Reporter
 from rankray.prompts import PromptsRead, read_prompts
@@ -103,6 +104,7 @@ def _make(
     done = _stages_done(output, plan)
     cluster = layout.wait_for_nodes(plan[done:], config.execution.wait_for_nodes_s, say)
     chosen = layout.plan(plan[done:], cluster, config.execution.mode)
+    prepare(_overlays(config, models, plan), config.execution.build_environments, say)
     outputs.claim(output, config, _revisions(models))
     block = config.execution.rows_per_block
     ids = outputs.stage_prompts(output, prompts, block, *(held.staged(prompts.rows) if held else ()))
@@ -193,6 +195,14 @@ def _stages(config: SynPicConfig) -> list[Stage]:
     return stages_
 
 
+def _overlays(config: SynPicConfig, models: Sequence[Stage], plan: Sequence[Stage]) -> list[str]:
+    """The overlay environments that the stages of `plan` need."""
+    needed = {stage.target.name for stage in plan}
+    choices = zip((*config.generators, *config.rewards), models, strict=True)
+    names = {_environment(choice, stage.target) for choice, stage in choices if choice.label in needed}
+    return sorted(name for name in names if name is not None)
+
+
 def _revisions(plan: Sequence[Stage]) -> dict[str, str]:
     return {stage.target.name: stage.target.revision for stage in plan}
 
@@ -210,9 +220,23 @@ def _actors(choice: ModelChoice, target: Target, config: SynPicConfig) -> Actors
         num_gpus=num_gpus,
         memory_bytes=None if pool.memory_gb is None else int(pool.memory_gb * 1024**3),
         resources=pool.resources,
-        runtime_env={**(target.runtime_env or {}), **pool.runtime_env},
+        runtime_env={**_interpreter(choice, target), **pool.runtime_env},
         device="cuda" if num_gpus or device == "cuda" else "cpu",
     )
+
+
+def _environment(choice: ModelChoice, target: Target) -> str | None:
+    """The overlay that a model's actors run in, None for the job's own environment or one that the user names."""
+    name = choice.pool.environment or target.environment
+    return None if name in (None, "main") or "py_executable" in choice.pool.runtime_env else name
+
+
+def _interpreter(choice: ModelChoice, target: Target) -> dict[str, str]:
+    name = _environment(choice, target)
+    if name is None:
+        return {}
+    spec = environments.spec_of(name)
+    return {"py_executable": str(environments.place_of(name, spec) / "bin" / "python")}
 
 
 def _context(config: SynPicConfig, output: Output, meter: Any) -> JobContext:

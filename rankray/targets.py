@@ -50,7 +50,7 @@ class Target:
         revision: "sha256:..." of a directory, a commit of a hub repository, "unresolved:..." where offline.
         num_gpus: GPUs of one actor, before the configuration's own number.
         num_cpus: CPUs of one actor, before the configuration's own number.
-        runtime_env: Ray runtime environment of the actors, None for the job's.
+        environment: overlay environment of the actors, None for the job's own.
         samples: candidates it draws for each prompt (generators).
     """
 
@@ -60,7 +60,7 @@ class Target:
     revision: str = UNRECORDED
     num_gpus: float = 0.0
     num_cpus: float = 1.0
-    runtime_env: dict[str, Any] | None = None
+    environment: str | None = None
     samples: int = 1
 
 

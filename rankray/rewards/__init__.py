@@ -28,7 +28,7 @@ class RewardSpec:
         num_gpus, num_cpus: of one actor.
         gpu_memory_gb: what one actor needs with its weights and one batch; an estimate from parameter counts.
         options: further settings of the class with their defaults; a configuration may change these and no others.
-        runtime_env: Ray runtime environment of its actors, None for the job's.
+        environment: overlay environment of its actors (`rankray.environments`), None for the job's own.
     """
 
     target: str
@@ -40,7 +40,7 @@ class RewardSpec:
     num_cpus: float = 1.0
     gpu_memory_gb: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
-    runtime_env: dict[str, Any] | None = None
+    environment: str | None = None
 
 
 def _shapes(spec: RewardSpec, name: str, **options: Any) -> RewardSpec:
@@ -96,18 +96,25 @@ REWARDS: dict[str, RewardSpec] = {
         source="xswu/HPSv2",
         gpu_memory_gb=8.0,
         options={"file": "HPS_v2.1_compressed.pt", "architecture": "ViT-H-14"},
+        environment="hpsv2",
     ),
     "hps-v2.0": RewardSpec(
         target="rankray.rewards.hpsv2:Hpsv2",
         source="xswu/HPSv2",
         gpu_memory_gb=8.0,
         options={"file": "HPS_v2_compressed.pt", "architecture": "ViT-H-14"},
+        environment="hpsv2",
     ),
     "imagereward": RewardSpec(
         target="rankray.rewards.imagereward:ImageReward",
         source="THUDM/ImageReward",
         gpu_memory_gb=4.0,
-        options={"file": "ImageReward.pt", "med_config": "med_config.json"},
+        options={
+            "file": "ImageReward.pt",
+            "med_config": "med_config.json",
+            "tokenizer": "google-bert/bert-base-uncased",
+        },
+        environment="imagereward",
     ),
     "vqascore": RewardSpec(
         target="rankray.rewards.vqascore:VqaScore",
@@ -115,7 +122,8 @@ REWARDS: dict[str, RewardSpec] = {
         dtype="bfloat16",
         batch_size=8,
         gpu_memory_gb=26.0,
-        options={"model": "clip-flant5-xxl"},
+        options={"model": "clip-flant5-xxl", "tokenizer": "google/flan-t5-xxl", "vocabulary": 32100},
+        environment="vqascore",
     ),
     "aesthetic": RewardSpec(
         target="rankray.rewards.aesthetic:Aesthetic",
@@ -180,5 +188,5 @@ def resolve(choice: RewardChoice) -> Target:
         revision=revision,
         num_gpus=spec.num_gpus,
         num_cpus=spec.num_cpus,
-        runtime_env=spec.runtime_env,
+        environment=spec.environment,
     )

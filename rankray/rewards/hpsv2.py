@@ -41,8 +41,8 @@ class Hpsv2:
             factory = importlib.import_module("hpsv2.src.open_clip")
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"reward 'hpsv2.1' needs the package hpsv2x ({error}); install it: "
-                "pip install --no-deps hpsv2x==1.2.0 clint==0.5.1 args==0.1.0 ftfy wcwidth"
+                f"reward 'hpsv2.1' needs the package hpsv2x ({error}); run its pool in the environment 'hpsv2': "
+                "rankray envs build hpsv2"
             ) from None
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
         architecture = spec.options["architecture"]

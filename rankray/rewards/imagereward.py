@@ -6,7 +6,6 @@ tower's vocabulary is asserted, because offline its tokenizer can load empty wit
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from rankray.config import ConfigError
 from rankray.rewards import RewardSpec
 from rankray.rewards.clip import check_strict, in_batches
+from rankray.rewards.submodule import import_alone
 from rankray.targets import locate
 
 VOCABULARY = 30524
@@ -30,7 +30,8 @@ class ImageReward:
     """The reward on one device.
 
     Args:
-        spec: its row; options `file` and `med_config`, names in the repository or directory.
+        spec: its row; options `file` and `med_config`, names in the repository or directory, and `tokenizer`, BERT's
+            repository or directory.
         device: "cpu", "cuda", "cuda:1".
 
     Raises:
@@ -39,22 +40,20 @@ class ImageReward:
 
     def __init__(self, spec: RewardSpec, device: str) -> None:
         try:
-            package = importlib.import_module("ImageReward.ImageReward")
+            package = import_alone("ImageReward.ImageReward")
+            parts = import_alone("ImageReward.models.BLIP.blip_pretrain")
         except ImportError as error:
             raise ConfigError(
-                f"reward 'imagereward' cannot import its package ({error}); it needs an environment with "
-                "transformers 4.55 or older: pip install --no-deps image-reward==1.5 timm fairscale==0.4.13 "
-                "clip-anytorch==2.6.0"
+                f"reward 'imagereward' cannot import its package ({error}); run its pool in the environment "
+                "'imagereward': rankray envs build imagereward"
             ) from None
+        # The package asks the hub for `bert-base-uncased`, whatever the weights are.
+        vars(parts)["init_tokenizer"] = lambda: _tokenizer(spec)
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
         model = package.ImageReward(device="cpu", med_config=str(_file(spec, "med_config")))
         weights = torch.load(_file(spec, "file"), map_location="cpu", weights_only=True)
         missing, unexpected = model.load_state_dict(weights, strict=False)
         check_strict(spec.source, {"missing_keys": missing, "unexpected_keys": unexpected})
-        if len(model.blip.tokenizer) != VOCABULARY:
-            raise ConfigError(
-                f"BLIP's tokenizer has {len(model.blip.tokenizer)} tokens, due are {VOCABULARY}"
-            )
         model.device = device
         self.model: Any = model.to(device, self.dtype).eval().requires_grad_(False)
 
@@ -78,6 +77,23 @@ class ImageReward:
         )
         rewards: Tensor = (model.mlp(fused.last_hidden_state[:, 0]) - model.mean) / model.std
         return rewards.squeeze(-1)
+
+
+def _tokenizer(spec: RewardSpec) -> Any:
+    """BERT's tokenizer with the two tokens that BLIP adds."""
+    from transformers import BertTokenizer
+
+    place = locate(spec.options["tokenizer"])
+    tokenizer = BertTokenizer.from_pretrained(place, local_files_only=Path(place).exists())
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+    if len(tokenizer) != VOCABULARY:
+        raise ConfigError(
+            f"the tokenizer of '{spec.options['tokenizer']}' has {len(tokenizer)} tokens with BLIP's two, due are "
+            f"{VOCABULARY}; without its vocabulary file a tokenizer loads empty, without an error"
+        )
+    tokenizer.enc_token_id = tokenizer.convert_tokens_to_ids("[ENC]")
+    return tokenizer
 
 
 def _file(spec: RewardSpec, option: str) -> Path:

@@ -1,16 +1,17 @@
 """VQAScore (Lin et al. 2024): P("Yes" | image, "Does this figure show ...?") of CLIP-FlanT5, by t2v-metrics.
 
-The package's model takes paths and truly batches them; its `Score` object loops. Writing a picture out for it costs
-3 ms against the 100 ms that 3 billion parameters take to look at it. It needs transformers 4.57 (5.x silently drops
-55 tensors), so its actors run in an environment of their own: `pool.runtime_env`.
+The package's model truly batches; its `Score` object loops, and reads each picture from a file, which is spared here.
+It needs transformers 4.57 (5.x silently drops 55 tensors), so its actors run in an environment of their own. 3 billion
+parameters (xl) or 11 (xxl, the published default) make it the slowest of the five rewards by far. The package rounds
+weights to bfloat16 on loading, whatever dtype computes with them.
 """
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,25 @@ from torch import Tensor
 
 from rankray.config import ConfigError
 from rankray.rewards import RewardSpec
-from rankray.rewards.clip import in_batches
+from rankray.rewards.clip import check_strict, in_batches
+from rankray.rewards.submodule import import_alone
 from rankray.targets import locate
 
 _MODULE = "t2v_metrics.models.vqascore_models.clip_t5_model"
+_TOWER = "vision_tower."
 
 
 class VqaScore:
     """The reward on one device.
 
     Args:
-        spec: its row; option `model`, the package's name of the model.
+        spec: its row; options `model`, the package's name of the model, `tokenizer`, FLAN-T5's repository or directory,
+            and `vocabulary`, the size that it must have (None takes what it has).
         device: "cpu", "cuda", "cuda:1".
 
     Raises:
-        ConfigError: the package is missing, or this transformers would drop weights in silence.
+        ConfigError: the package is missing, this transformers would drop weights in silence, or weights or vocabulary
+            are not what the model needs.
     """
 
     def __init__(self, spec: RewardSpec, device: str) -> None:
@@ -43,27 +48,58 @@ class VqaScore:
         if int(transformers.__version__.split(".")[0]) >= 5:
             raise ConfigError(
                 f"reward 'vqascore' needs transformers 4.57, here is {transformers.__version__}, which would drop "
-                "weights in silence; run its pool in an environment with transformers==4.57.6 and t2v_metrics==1.2"
+                "weights in silence; run its pool in the environment 'vqascore': rankray envs build vqascore"
             )
         try:
-            module = importlib.import_module(_MODULE)
+            module = import_alone(_MODULE)
         except ImportError as error:
             raise ConfigError(
-                f"reward 'vqascore' cannot import its package ({error}); pip install --no-deps t2v_metrics==1.2"
+                f"reward 'vqascore' cannot import its package ({error}); rankray envs build vqascore"
             ) from None
         self.batch_size = spec.batch_size
-        cache = str(Path(locate(spec.source))) if Path(locate(spec.source)).exists() else None
-        arguments = {"model_name": spec.options["model"], "device": device}
-        self.model: Any = module.CLIPT5Model(**arguments, **({"cache_dir": cache} if cache else {}))
+        name = _point(module, spec)
+        with tempfile.TemporaryDirectory() as nothing:  # the package makes the directory that it is told
+            self.model: Any = module.CLIPT5Model(model_name=name, device=device, cache_dir=nothing)
+        self.model.model.to(getattr(torch, spec.dtype))
+        self.model.image_loader = lambda image: image  # of paths, which these are not
+        tokens, due = len(self.model.tokenizer), spec.options["vocabulary"]
+        if due is not None and tokens != due:
+            raise ConfigError(
+                f"the tokenizer of '{spec.options['tokenizer']}' has {tokens} tokens, due are {due}"
+            )
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """float32[len(images)] in 0 .. 1, higher is better."""
         return in_batches(self._score_batch, images, prompts, self.batch_size)
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
-        with tempfile.TemporaryDirectory() as directory:
-            paths = [f"{directory}/{i}.png" for i in range(len(images))]
-            for image, path in zip(images, paths, strict=True):
-                image.convert("RGB").save(path, compress_level=0)
-            scores: Tensor = torch.as_tensor(self.model.forward(paths, prompts)).flatten()
-        return scores
+        return torch.as_tensor(
+            self.model.forward([image.convert("RGB") for image in images], prompts)
+        ).flatten()
+
+
+def _point(module: ModuleType, spec: RewardSpec) -> str:
+    """Points the package's row of the model at these weights, to be loaded strictly; the row's name."""
+    rows, name = module.CLIP_T5_MODELS, spec.options["model"]
+    if name not in rows:
+        raise ConfigError(f"t2v-metrics has no CLIP-FlanT5 called '{name}'; it has {', '.join(rows)}")
+    paths = {"model": locate(spec.source), "tokenizer": locate(spec.options["tokenizer"])}
+    rows[name] = {part: {**rows[name][part], "path": path} for part, path in paths.items()}
+    original = module.CLIPT5ForConditionalGeneration
+
+    class Strict:
+        """Loads what the original does, and refuses weights that do not fit."""
+
+        @staticmethod
+        def from_pretrained(place: str, cache_dir: str) -> Any:
+            hub = {} if Path(place).exists() else {"revision": spec.revision}
+            model, found = original.from_pretrained(place, output_loading_info=True, **hub)
+            missing = [key for key in found["missing_keys"] if not key.startswith(_TOWER)]
+            check_strict(spec.source, {**found, "missing_keys": missing})
+            if len(missing) < len(found["missing_keys"]):
+                # The tower comes from its own repository, and what a checkpoint lacks was made random since.
+                model.get_vision_tower().load_model()
+            return model
+
+    vars(module)["CLIPT5ForConditionalGeneration"] = Strict
+    return str(name)

@@ -66,7 +66,7 @@ def made(output: Path) -> dict[str, int]:
     return {item["model"]: item["items"] for item in store.read(str(output)).info["cost"]["models"]}
 
 
-@pytest.mark.parametrize("mode", ["streaming", "phases"])
+@pytest.mark.parametrize("mode", ["streaming", pytest.param("phases", marks=pytest.mark.slow)])
 def test_more_of_everything(job: Job, prompts: tuple[Path, Path], tmp_path: Path, mode: str) -> None:
     """A generator, samples, a reward and prompts more."""
     assert job(tmp_path / "old", *options(prompts[0], noise(2), RED)).code == 0

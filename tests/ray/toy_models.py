@@ -58,3 +58,15 @@ class Brightness:
         scores = np.array([np.asarray(image)[..., self.channel].mean() for image in images], np.float32)
         scores[["unjudgeable" in prompt for prompt in prompts]] = np.nan
         return scores[:-1] if any("miscounted" in prompt for prompt in prompts) else scores
+
+
+class Versioned:
+    """Scores every picture with the version of `toy_package` that its process has."""
+
+    def __init__(self, device: str) -> None:
+        import toy_package
+
+        self.version = float(toy_package.VERSION)
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        return np.full(len(images), self.version, np.float32)

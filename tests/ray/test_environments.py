@@ -1,0 +1,68 @@
+"""Two versions of one package in one job: rewards in overlays, looked for on each node and built where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from toy_package_wheel import wheel
+
+from rankray import config, environments, store, synpic
+from rankray.config import ConfigError, SynPicConfig
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(environments.HOME, str(tmp_path / "envs"))
+    table = {f"toy-{version}": wheel(tmp_path / "w", version) for version in ("1.0", "2.0")}
+    monkeypatch.setattr(environments, "ENVIRONMENTS", table)
+    paths = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=paths)
+    yield
+    ray.shutdown()
+
+
+def settings(output: Path, **execution: Any) -> SynPicConfig:
+    pool = {"num_cpus": 0.1}
+    judges = [
+        {
+            "model": "toy_models:Versioned",
+            "name": f"judge-{version}",
+            "pool": {**pool, "environment": f"toy-{version}"},
+        }
+        for version in ("1.0", "2.0")
+    ]
+    tables = {
+        "prompts": {"path": "shapes:heldout", "limit": 6},
+        "generators": [{"model": "toy_models:Noise", "samples": 2, "pool": pool}],
+        "rewards": judges,
+        "output": str(output),
+        "execution": execution,
+    }
+    return config.build(SynPicConfig, tables)
+
+
+def test_versions_side_by_side(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        synpic.run(settings(tmp_path / "o"), say=lambda line: None)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ", 1)[1].split(" at ")[0] for line in lines[:2]] == [
+        "environment 'toy-1.0'",
+        "environment 'toy-2.0'",
+    ]
+    assert lines[2].startswith("run `rankray envs build toy-1.0 toy-2.0` on each such node")
+    assert not (tmp_path / "o").exists()
+    synpic.run(settings(tmp_path / "o", build_environments=True), say=lambda line: None)
+    scores = {
+        tuple(candidate["scores"])
+        for row in store.read(str(tmp_path / "o")).rows()
+        for candidate in row["candidates"]
+    }
+    assert scores == {(1.0, 2.0)}
+    synpic.run(settings(tmp_path / "again"), say=lambda line: None)
+    assert store.validate(str(tmp_path / "again")).failures == 0
