@@ -2,7 +2,7 @@
 
 One adapter serves all rows; what a family needs differently stands in its row. That keeps a new diffusers
 pipeline to one row, and its price is that a row can hold only what data can say: a pipeline that needs code
-of its own (none of these eight does) is a class of its own, named "package.module:Class".
+of its own (none of these does) is a class of its own, named "package.module:Class".
 
 Importing this module loads neither torch nor diffusers: the driver does it.
 """
@@ -121,6 +121,20 @@ _CASCADE = GeneratorSpec(
     steps_argument="prior_num_inference_steps",
     guidance_argument="prior_guidance_scale",
 )
+_SD35 = replace(
+    _SD3, source="stabilityai/stable-diffusion-3.5-medium", steps=40, guidance=4.5, dtype="bfloat16"
+)
+_FLUX = GeneratorSpec(
+    source="black-forest-labs/FLUX.1-dev",
+    pipeline="FluxPipeline",
+    steps=50,
+    guidance=3.5,
+    dtype="bfloat16",
+    batch_size=4,
+    gpu_memory_gb=45.0,
+    call={"max_sequence_length": 512},
+    denoisers=("transformer",),
+)
 
 
 def _shapes(spec: GeneratorSpec, name: str, **changes: Any) -> GeneratorSpec:
@@ -145,6 +159,52 @@ GENERATORS: dict[str, GeneratorSpec] = {
     "sd3-medium": _SD3,
     "pixart-sigma": _PIXART,
     "stable-cascade": _CASCADE,
+    "sd15": GeneratorSpec(
+        source="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        pipeline="StableDiffusionPipeline",
+        steps=50,
+        guidance=7.5,
+        height=512,
+        width=512,
+        dtype="float16",
+        variant="fp16",
+        gpu_memory_gb=6.0,
+        # Its checker paints a picture black and says so to the log alone; a black candidate would be ranked.
+        load={"safety_checker": None, "requires_safety_checker": False},
+    ),
+    "sdxl-turbo": replace(
+        _SDXL,
+        source="stabilityai/sdxl-turbo",
+        steps=1,
+        guidance=0.0,
+        height=512,
+        width=512,
+        gpu_memory_gb=12.0,
+    ),
+    "sd3.5-medium": _SD35,
+    "sd3.5-large": replace(
+        _SD35, source="stabilityai/stable-diffusion-3.5-large", steps=28, guidance=3.5, gpu_memory_gb=36.0
+    ),
+    # Distilled without guidance; its transformer takes none.
+    "flux-schnell": replace(
+        _FLUX,
+        source="black-forest-labs/FLUX.1-schnell",
+        steps=4,
+        guidance=0.0,
+        call={"max_sequence_length": 256},
+    ),
+    "flux-dev": _FLUX,
+    "sana": GeneratorSpec(
+        source="Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+        pipeline="SanaPipeline",
+        steps=20,
+        guidance=4.5,
+        dtype="bfloat16",
+        variant="bf16",
+        gpu_memory_gb=16.0,
+        call={"clean_caption": False},
+        denoisers=("transformer",),
+    ),
     "shapes-sdxl": _shapes(_SDXL, "shapes-sdxl", steps=12),
     # Without T5 the pipeline fills 256 zero tokens unless told not to; it was trained without them.
     "shapes-sd3": _shapes(

@@ -1,4 +1,4 @@
-"""Four saved pipelines with random weights."""
+"""Saved pipelines with random weights."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The diffusers adapter on four genuine pipelines with random weights: each image from its prompt and seed alone."""
+"""The diffusers adapter on seven genuine pipelines with random weights: each image from its prompt and seed alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,26 @@ PROMPTS = [
 ]
 SEEDS = [11, 2**62, 0, 11, 5]
 
-ROWS = {"sdxl": "shapes-sdxl", "sd3": "shapes-sd3", "pixart": "shapes-pixart", "cascade": "shapes-cascade"}
+ROWS = {
+    "sdxl": "shapes-sdxl",
+    "sd3": "shapes-sd3",
+    "pixart": "shapes-pixart",
+    "cascade": "shapes-cascade",
+    "sd15": "sd15",
+    "flux": "flux-dev",
+    "sana": "sana",
+}
+SMALL = {"height": 64, "width": 64, "dtype": "float32", "variant": None}
+# What holds for a real checkpoint and not for a small one: long instructions, resolutions of 1024 pixels.
+CALLS = {
+    "flux": {"max_sequence_length": 16},
+    "sana": {
+        "clean_caption": False,
+        "use_resolution_binning": False,
+        "complex_human_instruction": None,
+        "max_sequence_length": 16,
+    },
+}
 Build = Callable[..., DiffusersGenerator]
 
 
@@ -37,7 +56,8 @@ def one_thread() -> None:
 def build(tiny_pipelines: dict[str, Path]) -> Build:
     def make(family: str, **changes: object) -> DiffusersGenerator:
         row = GENERATORS[ROWS[family]]
-        few = {"source": str(tiny_pipelines[family]), "steps": 2, "batch_size": 4}
+        few = {"source": str(tiny_pipelines[family]), "steps": 2, "batch_size": 4, **SMALL}
+        few["call"] = CALLS.get(family, row.call)
         return DiffusersGenerator(replace(row, **{**few, **changes}), "cpu")
 
     return make

@@ -22,7 +22,7 @@ def test_every_row_names_a_pipeline_that_diffusers_has(name: str) -> None:
     assert issubclass(getattr(diffusers, spec.pipeline), diffusers.DiffusionPipeline)
 
 
-def test_the_paper_s_models_have_their_published_settings() -> None:
+def test_models_have_their_published_settings() -> None:
     settings = {
         name: (spec.steps, spec.guidance, spec.height, spec.width)
         for name, spec in GENERATORS.items()
@@ -33,6 +33,13 @@ def test_the_paper_s_models_have_their_published_settings() -> None:
         "sd3-medium": (28, 7.0, 1024, 1024),
         "pixart-sigma": (20, 4.5, 1024, 1024),
         "stable-cascade": (20, 4.0, 1024, 1024),
+        "sd15": (50, 7.5, 512, 512),
+        "sdxl-turbo": (1, 0.0, 512, 512),
+        "sd3.5-medium": (40, 4.5, 1024, 1024),
+        "sd3.5-large": (28, 3.5, 1024, 1024),
+        "flux-schnell": (4, 0.0, 1024, 1024),
+        "flux-dev": (50, 3.5, 1024, 1024),
+        "sana": (20, 4.5, 1024, 1024),
     }
 
 

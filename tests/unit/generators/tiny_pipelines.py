@@ -8,7 +8,15 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    T5Config,
+    T5EncoderModel,
+)
 
 from rankray.shapes.text import clip_tokenizer, t5_tokenizer
 
@@ -102,11 +110,9 @@ def sd3() -> Any:
     )
 
 
-def pixart() -> Any:
-    """PixArt-Sigma: DiT with cross-attention to T5."""
-    tokenizer = t5_tokenizer()
+def _t5() -> T5EncoderModel:
     text = T5Config(
-        vocab_size=len(tokenizer),
+        vocab_size=len(t5_tokenizer()),
         d_model=WIDTH,
         d_kv=16,
         d_ff=2 * WIDTH,
@@ -114,6 +120,11 @@ def pixart() -> Any:
         num_heads=2,
         dropout_rate=0.0,
     )
+    return T5EncoderModel(text)
+
+
+def pixart() -> Any:
+    """PixArt-Sigma: DiT with cross-attention to T5."""
     transformer = diffusers.PixArtTransformer2DModel(
         sample_size=8,
         num_layers=2,
@@ -128,8 +139,8 @@ def pixart() -> Any:
         use_additional_conditions=False,
     )
     return diffusers.PixArtSigmaPipeline(
-        tokenizer=tokenizer,
-        text_encoder=T5EncoderModel(text),
+        tokenizer=t5_tokenizer(),
+        text_encoder=_t5(),
         vae=_vae(4),
         transformer=transformer,
         scheduler=diffusers.DPMSolverMultistepScheduler(),
@@ -186,7 +197,113 @@ def cascade() -> Any:
     )
 
 
-BUILDERS: dict[str, Callable[[], Any]] = {"sdxl": sdxl, "sd3": sd3, "pixart": pixart, "cascade": cascade}
+def sd15() -> Any:
+    """Stable Diffusion 1.5: a UNet with one CLIP text encoder."""
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    return diffusers.StableDiffusionPipeline(
+        vae=_vae(4),
+        text_encoder=CLIPTextModel(_clip_config()),
+        tokenizer=clip_tokenizer(),
+        unet=unet,
+        scheduler=diffusers.PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def flux() -> Any:
+    """FLUX.1-dev: double and single stream blocks with embedded guidance, CLIP and T5."""
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 4, 8),
+    )
+    return diffusers.FluxPipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_vae(4),
+        text_encoder=CLIPTextModel(_clip_config()),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=_t5(),
+        tokenizer_2=t5_tokenizer(),
+    )
+
+
+def sana() -> Any:
+    """Sana: linear attention, an autoencoder that compresses deeply, a Gemma 2 for text."""
+    tokenizer = t5_tokenizer()
+    text = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=WIDTH,
+        caption_channels=WIDTH,
+        sample_size=8,
+    )
+    blocks = {"encoder_block_types": "ResBlock", "decoder_block_types": "ResBlock"}
+    vae = diffusers.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=8,
+        encoder_block_out_channels=(8, 8, 16, 16),
+        decoder_block_out_channels=(8, 8, 16, 16),
+        encoder_layers_per_block=(1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        encoder_qkv_multiscales=((), (), (), ()),
+        decoder_qkv_multiscales=((), (), (), ()),
+        scaling_factor=1.0,
+        **blocks,
+    )
+    return diffusers.SanaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=Gemma2Model(text),
+        vae=vae,
+        transformer=transformer,
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction"
+        ),
+    )
+
+
+BUILDERS: dict[str, Callable[[], Any]] = {
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "pixart": pixart,
+    "cascade": cascade,
+    "sd15": sd15,
+    "flux": flux,
+    "sana": sana,
+}
 
 
 def awaken(pipe: Any) -> None:
