@@ -1,5 +1,6 @@
 # make demo   a ranked dataset, a model trained on it, and their reports, from nothing (the README's first command)
 # make test   the tests (the README's second command)
+# make tiny   random weights of the paper's nine models, and their environments: what jobs/synpic-tiny.toml runs on
 # make check  format, lint, types, floors
 #
 # PYTHON chooses the interpreter, TORCH the build of torch, where the newest is not wanted:
@@ -16,7 +17,7 @@ STAMP := $(VENV)/.installed
 # One thread a process: Ray gives each actor one core, and torch would otherwise take all of them in each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install test check hooks demo wheel wheel-check clean
+.PHONY: install test check hooks demo tiny wheel wheel-check clean
 
 install: $(STAMP)
 
@@ -43,6 +44,10 @@ hooks: install
 
 demo: install
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py --output "$(OUTPUT)" $(ARGS)
+
+tiny: install
+	$(BIN)/python -m rankray.random_weights ~/rankray/tiny
+	@echo "now: ray job submit --working-dir . -- python jobs/synpic.py --config jobs/synpic-tiny.toml"
 
 wheel: install
 	rm -rf dist

@@ -113,6 +113,7 @@ REWARDS: dict[str, RewardSpec] = {
             "file": "ImageReward.pt",
             "med_config": "med_config.json",
             "tokenizer": "google-bert/bert-base-uncased",
+            "vit": {},
         },
         environment="imagereward",
     ),

@@ -29,7 +29,7 @@ class Hpsv2:
 
     Args:
         spec: its row; option `file`, the checkpoint's name in the repository or directory, and `architecture`, the
-            open_clip name of the model.
+            open_clip name of the model, or a JSON file of its sizes.
         device: "cpu", "cuda", "cuda:1".
 
     Raises:
@@ -45,7 +45,7 @@ class Hpsv2:
                 "rankray envs build hpsv2"
             ) from None
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
-        architecture = spec.options["architecture"]
+        architecture = _architecture(factory, spec.options["architecture"])
         model, _, self.preprocess = factory.create_model_and_transforms(
             architecture,
             None,
@@ -73,6 +73,19 @@ class Hpsv2:
         pixels = torch.stack([self.preprocess(image.convert("RGB")) for image in images])
         found = self.model(pixels.to(self.device, self.dtype), self.tokenize(prompts).to(self.device))
         return (normalised(found["image_features"]) * normalised(found["text_features"])).sum(-1)
+
+
+def _architecture(factory: Any, name: str) -> str:
+    """open_clip's name of an architecture, made known to it where it is a file."""
+    if not name.endswith(".json"):
+        return name
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"reward 'hpsv2.1': there is no architecture at {path}; name a file, or open_clip's name"
+        )
+    factory.add_model_config(path)
+    return path.stem
 
 
 def _checkpoint(spec: RewardSpec) -> Path:

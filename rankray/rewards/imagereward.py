@@ -6,7 +6,8 @@ tower's vocabulary is asserted, because offline its tokenizer can load empty wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class ImageReward:
 
     Args:
         spec: its row; options `file` and `med_config`, names in the repository or directory, and `tokenizer`, BERT's
-            repository or directory.
+            repository or directory; `vit`, sizes of another vision transformer than ViT-L/16 at 224 pixels.
         device: "cpu", "cuda", "cuda:1".
 
     Raises:
@@ -39,18 +40,8 @@ class ImageReward:
     """
 
     def __init__(self, spec: RewardSpec, device: str) -> None:
-        try:
-            package = import_alone("ImageReward.ImageReward")
-            parts = import_alone("ImageReward.models.BLIP.blip_pretrain")
-        except ImportError as error:
-            raise ConfigError(
-                f"reward 'imagereward' cannot import its package ({error}); run its pool in the environment "
-                "'imagereward': rankray envs build imagereward"
-            ) from None
-        # The package asks the hub for `bert-base-uncased`, whatever the weights are.
-        vars(parts)["init_tokenizer"] = lambda: _tokenizer(spec)
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
-        model = package.ImageReward(device="cpu", med_config=str(_file(spec, "med_config")))
+        model = bare_model(spec)
         weights = torch.load(_file(spec, "file"), map_location="cpu", weights_only=True)
         missing, unexpected = model.load_state_dict(weights, strict=False)
         check_strict(spec.source, {"missing_keys": missing, "unexpected_keys": unexpected})
@@ -79,6 +70,27 @@ class ImageReward:
         return rewards.squeeze(-1)
 
 
+def bare_model(spec: RewardSpec) -> Any:
+    """The package's model before weights are loaded, with this row's tokenizer and vision transformer.
+
+    Raises:
+        ConfigError: the package is missing or cannot live with this transformers.
+    """
+    try:
+        parts = import_alone("ImageReward.models.BLIP.blip_pretrain")  # first, so that its parents are bare
+        package = import_alone("ImageReward.ImageReward")
+    except ImportError as error:
+        raise ConfigError(
+            f"reward 'imagereward' cannot import its package ({error}); run its pool in the environment "
+            "'imagereward': rankray envs build imagereward"
+        ) from None
+    # The package asks the hub for `bert-base-uncased`, whatever the weights are.
+    vars(parts)["init_tokenizer"] = lambda: _tokenizer(spec)
+    if spec.options["vit"]:
+        vars(parts)["create_vit"] = lambda *_: _vit(spec.options["vit"])
+    return package.ImageReward(device="cpu", med_config=str(_file(spec, "med_config")))
+
+
 def _tokenizer(spec: RewardSpec) -> Any:
     """BERT's tokenizer with the two tokens that BLIP adds."""
     from transformers import BertTokenizer
@@ -94,6 +106,13 @@ def _tokenizer(spec: RewardSpec) -> Any:
         )
     tokenizer.enc_token_id = tokenizer.convert_tokens_to_ids("[ENC]")
     return tokenizer
+
+
+def _vit(sizes: Mapping[str, int]) -> tuple[Any, int]:
+    """(the package's vision transformer of those sizes, its width)."""
+    package = import_alone("ImageReward.models.BLIP.vit")
+    norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)
+    return package.VisionTransformer(img_size=224, norm_layer=norm, **sizes), sizes["embed_dim"]
 
 
 def _file(spec: RewardSpec, option: str) -> Path:

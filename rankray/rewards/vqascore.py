@@ -34,7 +34,7 @@ class VqaScore:
 
     Args:
         spec: its row; options `model`, the package's name of the model, `tokenizer`, FLAN-T5's repository or directory,
-            and `vocabulary`, the size that it must have (None takes what it has).
+            and `vocabulary`, the size that it must have (0 takes what it has).
         device: "cpu", "cuda", "cuda:1".
 
     Raises:
@@ -63,7 +63,7 @@ class VqaScore:
         self.model.model.to(getattr(torch, spec.dtype))
         self.model.image_loader = lambda image: image  # of paths, which these are not
         tokens, due = len(self.model.tokenizer), spec.options["vocabulary"]
-        if due is not None and tokens != due:
+        if due and tokens != due:
             raise ConfigError(
                 f"the tokenizer of '{spec.options['tokenizer']}' has {tokens} tokens, due are {due}"
             )

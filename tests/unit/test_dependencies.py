@@ -11,6 +11,7 @@ NOT_IMPORTED = {"accelerate"}  # diffusers and transformers look for it when the
 OPTIONAL = {
     "bitsandbytes",
     "datasets",
+    "sentencepiece",  # within the environment of vqascore
     "wandb",
 }  # asked for by name in the message of whoever reads from the hub
 

@@ -59,6 +59,7 @@ FLOORS = {
     "evaluation": 2,
     "rerank": 2,
     "reuse": 2,
+    "random_weights": 2,
     "convert": 2,
     "commands": 3,
     "report": 3,

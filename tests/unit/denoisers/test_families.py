@@ -9,7 +9,6 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,6 +20,7 @@ from rankray.denoisers import DENOISERS, check_family, family, parts
 from rankray.diffusion import TimeSampling
 from rankray.encoded import EncodedRow
 from rankray.generators import GeneratorSpec
+from rankray.random_weights import pipelines
 
 PROMPTS = ["a red circle", "two blue squares"]
 CALLS: dict[str, dict[str, Any]] = {
@@ -31,35 +31,11 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 
 
-def sd15() -> Any:
-    """Stable Diffusion 1.x: UNet on one CLIP text encoder."""
-    big = tiny_pipelines.sdxl()
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=tiny_pipelines.WIDTH,
-        norm_num_groups=8,
-    )
-    return diffusers.StableDiffusionPipeline(
-        vae=big.vae,
-        text_encoder=big.text_encoder,
-        tokenizer=big.tokenizer,
-        unet=unet,
-        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", prediction_type="epsilon"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
 BUILDERS = {
-    "sd15": sd15,
-    "sdxl": tiny_pipelines.sdxl,
-    "sd3": tiny_pipelines.sd3,
-    "pixart_sigma": tiny_pipelines.pixart,
+    "sd15": pipelines.sd15,
+    "sdxl": pipelines.sdxl,
+    "sd3": lambda: pipelines.sd3(with_t5=False),
+    "pixart_sigma": pipelines.pixart,
 }
 
 
@@ -71,7 +47,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GeneratorSpec]:
     found = {}
     for name, build in BUILDERS.items():
         pipe = build()
-        tiny_pipelines.awaken(pipe)
+        pipelines.awaken(pipe)
         pipe.save_pretrained(root / name)
         absent = {key: None for key, part in pipe.components.items() if part is None}
         found[name] = GeneratorSpec(
@@ -109,7 +85,7 @@ def reference_error(pipe: Any, name: str, latents: Tensor, noise: Tensor, time: 
         found = pipe.unet(noisy, steps, embeds).sample
     elif name == "sdxl":
         embeds, _, pooled, _ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
-        ids = pipe._get_add_time_ids((64, 64), (0, 0), (64, 64), embeds.dtype, tiny_pipelines.WIDTH)
+        ids = pipe._get_add_time_ids((64, 64), (0, 0), (64, 64), embeds.dtype, pipelines.WIDTH)
         added = {"text_embeds": pooled, "time_ids": ids.repeat(2, 1)}
         found = pipe.unet(noisy, steps, embeds, added_cond_kwargs=added).sample
     else:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_pipelines import BUILDERS, awaken
+
+from rankray.random_weights.pipelines import PIPELINES, awaken, sd3
 
 
 @pytest.fixture(scope="session")
@@ -12,8 +13,9 @@ def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Family -> directory of a saved pipeline with random weights."""
     root = tmp_path_factory.mktemp("pipelines")
     torch.manual_seed(0)
-    for name, build in BUILDERS.items():
+    builders = {**PIPELINES, "shapes-sd3": lambda: sd3(with_t5=False)}
+    for name, build in builders.items():
         pipe = build()
         awaken(pipe)
         pipe.save_pretrained(root / name)
-    return {name: root / name for name in BUILDERS}
+    return {name: root / name for name in builders}

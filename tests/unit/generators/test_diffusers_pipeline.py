@@ -1,4 +1,4 @@
-"""The diffusers adapter on seven genuine pipelines with random weights: each image from its prompt and seed alone."""
+"""The diffusers adapter on eight genuine pipelines with random weights: each image from its prompt and seed alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import awaken, sdxl
 
 from rankray.config import ConfigError
 from rankray.generators import GENERATORS, GeneratorSpec
 from rankray.generators.diffusers_pipeline import DiffusersGenerator
+from rankray.random_weights.pipelines import PIPELINES, awaken, sdxl
 
 PROMPTS = [
     "a red circle",
@@ -24,26 +24,22 @@ PROMPTS = [
 ]
 SEEDS = [11, 2**62, 0, 11, 5]
 
-ROWS = {
-    "sdxl": "shapes-sdxl",
-    "sd3": "shapes-sd3",
-    "pixart": "shapes-pixart",
-    "cascade": "shapes-cascade",
-    "sd15": "sd15",
-    "flux": "flux-dev",
-    "sana": "sana",
-}
 SMALL = {"height": 64, "width": 64, "dtype": "float32", "variant": None}
-# What holds for a real checkpoint and not for a small one: long instructions, resolutions of 1024 pixels.
-CALLS = {
-    "flux": {"max_sequence_length": 16},
+# What holds for a real checkpoint and not for a small one: resolutions of 1024 pixels, long instructions, ratios.
+SIZES: dict[str, dict[str, object]] = {
+    "pixart-sigma": {"call": {"clean_caption": False, "use_resolution_binning": False}},
+    "stable-cascade": {"after_load": GENERATORS["shapes-cascade"].after_load},
+    "flux-dev": {"call": {"max_sequence_length": 16}},
     "sana": {
-        "clean_caption": False,
-        "use_resolution_binning": False,
-        "complex_human_instruction": None,
-        "max_sequence_length": 16,
+        "call": {
+            "clean_caption": False,
+            "use_resolution_binning": False,
+            "complex_human_instruction": None,
+            "max_sequence_length": 16,
+        }
     },
 }
+FAMILIES = [*PIPELINES, "shapes-sd3"]
 Build = Callable[..., DiffusersGenerator]
 
 
@@ -55,10 +51,9 @@ def one_thread() -> None:
 @pytest.fixture
 def build(tiny_pipelines: dict[str, Path]) -> Build:
     def make(family: str, **changes: object) -> DiffusersGenerator:
-        row = GENERATORS[ROWS[family]]
-        few = {"source": str(tiny_pipelines[family]), "steps": 2, "batch_size": 4, **SMALL}
-        few["call"] = CALLS.get(family, row.call)
-        return DiffusersGenerator(replace(row, **{**few, **changes}), "cpu")
+        few = {"source": str(tiny_pipelines[family]), "steps": 2, "batch_size": 4}
+        settings = {**SMALL, **SIZES.get(family, {}), **few, **changes}
+        return DiffusersGenerator(replace(GENERATORS[family], **settings), "cpu")  # type: ignore[arg-type]
 
     return make
 
@@ -67,7 +62,7 @@ def pixels(generator: DiffusersGenerator, prompts: list[str], seeds: list[int]) 
     return np.stack([np.asarray(image, dtype=np.int16) for image in generator.generate(prompts, seeds)])
 
 
-@pytest.mark.parametrize("family", ROWS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_neighbours_and_order_change_no_bit(build: Build, family: str) -> None:
     generator = build(family)
     together = pixels(generator, PROMPTS, SEEDS)
@@ -79,7 +74,7 @@ def test_neighbours_and_order_change_no_bit(build: Build, family: str) -> None:
     assert (backwards == together).all()
 
 
-@pytest.mark.parametrize("family", ROWS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_seed_and_prompt_decide_the_image(build: Build, family: str) -> None:
     generator = build(family)
     one, same, other_seed, other_prompt = pixels(
@@ -90,14 +85,14 @@ def test_seed_and_prompt_decide_the_image(build: Build, family: str) -> None:
     assert (one != other_prompt).any()
 
 
-@pytest.mark.parametrize("family", ROWS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_compute_batch_changes_at_most_a_grey_level(build: Build, family: str) -> None:
     wide = pixels(build(family, batch_size=4), PROMPTS, SEEDS)
     narrow = pixels(build(family, batch_size=1), PROMPTS, SEEDS)
     assert np.abs(wide - narrow).max() <= 1
 
 
-@pytest.mark.parametrize("family", ROWS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_it_draws_what_the_bare_pipeline_draws(build: Build, family: str) -> None:
     generator = build(family, batch_size=2)
     spec = generator.spec
@@ -115,7 +110,7 @@ def test_it_draws_what_the_bare_pipeline_draws(build: Build, family: str) -> Non
 
 def test_a_long_or_odd_prompt_is_drawn(build: Build) -> None:
     odd = ["x" * 10_000, "\N{CAT} <b>&amp;</b>", "a\x00b", "\N{RIGHT-TO-LEFT OVERRIDE}circle"]
-    for family in ("sdxl", "pixart"):
+    for family in ("sdxl", "pixart-sigma"):
         assert len(build(family).generate(odd, [1, 2, 3, 4])) == 4
 
 
@@ -140,7 +135,7 @@ def test_scheduler_slicing_and_options_reach_the_pipeline(build: Build) -> None:
 
 
 def test_a_small_cascade_gets_its_ratios(build: Build) -> None:
-    pipe = build("cascade").pipe
+    pipe = build("stable-cascade").pipe
     assert pipe.prior_pipe.config.resolution_multiple == 8.0
     assert pipe.decoder_pipe.config.latent_dim_scale == 2.0
 

@@ -66,7 +66,7 @@ def test_settings_and_options_replace_the_row_s(tiny_pipelines: dict[str, Path])
 
 
 def test_tables_in_options_are_merged_into_the_row_s(tiny_pipelines: dict[str, Path]) -> None:
-    place = str(tiny_pipelines["cascade"])
+    place = str(tiny_pipelines["stable-cascade"])
     target = resolve(
         choice(model="stable-cascade", source=place, options={"call": {"num_inference_steps": 2}})
     )
@@ -75,7 +75,7 @@ def test_tables_in_options_are_merged_into_the_row_s(tiny_pipelines: dict[str, P
 
 def test_revision_is_the_hash_of_the_weights(tiny_pipelines: dict[str, Path]) -> None:
     one = resolve(choice(model="sdxl", source=str(tiny_pipelines["sdxl"]))).revision
-    other = resolve(choice(model="sdxl", source=str(tiny_pipelines["sd3"]))).revision
+    other = resolve(choice(model="sdxl", source=str(tiny_pipelines["sd3-medium"]))).revision
     assert one.startswith("sha256:")
     assert len(one) == 7 + 64
     assert one != other

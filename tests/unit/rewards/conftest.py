@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_clip import clip_config, save_processor
 from transformers import CLIPModel
+
+from rankray.random_weights.rewards import clip_config, save_processor
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from odd_prompts import PROMPTS
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_clip import PROMPTS
 from torch import Tensor, nn
 from transformers import CLIPModel
 

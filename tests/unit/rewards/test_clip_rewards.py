@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from odd_prompts import PROMPTS
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_clip import PROMPTS, clip_config, save_processor
 from transformers import CLIPModel
 
 from rankray.config import ConfigError
+from rankray.random_weights.rewards import clip_config, save_processor
 from rankray.rewards import REWARDS, RewardSpec
 from rankray.rewards.clip import Preprocessing
 from rankray.rewards.clipscore import ClipScore

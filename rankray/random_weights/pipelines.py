@@ -1,4 +1,8 @@
-"""Genuine pipelines of random weights, small enough to build, save and load in a second each."""
+"""Pipelines of the published classes with random weights, small enough to build, save and load in a second each.
+
+They draw noise, and all else is as it is with real weights: loading, calling, batching, seeds. 64 x 64 pixels, a
+million parameters or fewer; the tokenizers are those of the shapes world, which know thirty words.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +58,19 @@ def _vae(channels: int) -> Any:
     )
 
 
+def _t5(width: int = WIDTH) -> T5EncoderModel:
+    text = T5Config(
+        vocab_size=len(t5_tokenizer()),
+        d_model=width,
+        d_kv=16,
+        d_ff=2 * WIDTH,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+    )
+    return T5EncoderModel(text)
+
+
 def sdxl() -> Any:
     """SDXL: UNet with added time ids, two CLIP text encoders."""
     unet = diffusers.UNet2DConditionModel(
@@ -82,8 +99,8 @@ def sdxl() -> Any:
     )
 
 
-def sd3() -> Any:
-    """SD3: MMDiT with two CLIP text encoders and no T5."""
+def sd3(with_t5: bool = True) -> Any:
+    """SD3: MMDiT with two CLIP text encoders, and T5 or none."""
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -105,22 +122,9 @@ def sd3() -> Any:
         tokenizer=clip_tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection(_clip_config()),
         tokenizer_2=clip_tokenizer(),
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=_t5(2 * WIDTH) if with_t5 else None,
+        tokenizer_3=t5_tokenizer() if with_t5 else None,
     )
-
-
-def _t5() -> T5EncoderModel:
-    text = T5Config(
-        vocab_size=len(t5_tokenizer()),
-        d_model=WIDTH,
-        d_kv=16,
-        d_ff=2 * WIDTH,
-        num_layers=2,
-        num_heads=2,
-        dropout_rate=0.0,
-    )
-    return T5EncoderModel(text)
 
 
 def pixart() -> Any:
@@ -295,15 +299,16 @@ def sana() -> Any:
     )
 
 
-BUILDERS: dict[str, Callable[[], Any]] = {
+PIPELINES: dict[str, Callable[[], Any]] = {
     "sdxl": sdxl,
-    "sd3": sd3,
-    "pixart": pixart,
-    "cascade": cascade,
+    "sd3-medium": sd3,
+    "pixart-sigma": pixart,
+    "stable-cascade": cascade,
     "sd15": sd15,
-    "flux": flux,
+    "flux-dev": flux,
     "sana": sana,
 }
+"""By the generators' names."""
 
 
 def awaken(pipe: Any) -> None:

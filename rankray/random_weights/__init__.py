@@ -1,0 +1,7 @@
+"""Random weights for real architectures: the paper's nine models, small, for machines without a hub and without a GPU.
+
+    python -m rankray.random_weights DIRECTORY [NAME...]
+
+writes a checkpoint a model, which the same classes load as the published ones: what a job does with it is what it will
+do with real weights, but for what the pictures show.
+"""
