@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Ended, environment, rows
+from conftest import REPOSITORY, Ended, command, environment, rows
 
 from rankray import store
 
@@ -34,10 +34,11 @@ def options(prompts: Path, generators: str, rewards: str, *more: str) -> list[st
     return [*way, "--execution.rows_per_block", "4", "--execution.tolerance", "1", "--seed", "5", *more]
 
 
-@pytest.fixture
-def prompts(tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(26 prompts, the same and 10 more); two of the first fail."""
-    few, many = tmp_path / "few.txt", tmp_path / "many.txt"
+    place = tmp_path_factory.mktemp("prompts")
+    few, many = place / "few.txt", place / "many.txt"
     first = [*BAD, *(f"prompt number {i}" for i in range(24))]
     few.write_text("\n".join(first))
     many.write_text("\n".join([*first, *(f"another prompt {i}" for i in range(10))]))
@@ -45,9 +46,8 @@ def prompts(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def extend(output: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(REPOSITORY / "jobs" / "extend.py"), "--output", str(output), *words]
     return subprocess.Popen(
-        command,
+        [sys.executable, str(REPOSITORY / "jobs" / "extend.py"), "--output", str(output), *words],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -61,19 +61,33 @@ def ended(process: subprocess.Popen[str]) -> Ended:
     return Ended(process.returncode, text)
 
 
+@pytest.fixture(scope="module")
+def old(prompts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished dataset: two samples of one generator, one reward."""
+    place = tmp_path_factory.mktemp("old") / "dataset"
+    subprocess.run(
+        command(place, *options(prompts[0], noise(2), RED)),
+        env=environment(),
+        check=True,
+        capture_output=True,
+    )
+    return place
+
+
 def made(output: Path) -> dict[str, int]:
     """Pictures or scores that each model made for the dataset, by its bill."""
     return {item["model"]: item["items"] for item in store.read(str(output)).info["cost"]["models"]}
 
 
 @pytest.mark.parametrize("mode", ["streaming", pytest.param("phases", marks=pytest.mark.slow)])
-def test_more_of_everything(job: Job, prompts: tuple[Path, Path], tmp_path: Path, mode: str) -> None:
+def test_more_of_everything(
+    job: Job, prompts: tuple[Path, Path], old: Path, tmp_path: Path, mode: str
+) -> None:
     """A generator, samples, a reward and prompts more."""
-    assert job(tmp_path / "old", *options(prompts[0], noise(2), RED)).code == 0
     way = options(prompts[1], f"{noise(3)}, {COARSE}", f"{GREEN}, {RED}", "--execution.mode", mode)
-    done = ended(extend(tmp_path / "new", *way, "--reuse", str(tmp_path / "old")))
+    done = ended(extend(tmp_path / "new", *way, "--reuse", str(old)))
     assert done.code == 0, done.text
-    assert f"reusing 26 prompts of {tmp_path / 'old'}: 2 pictures of each (noise), scores of red" in done.text
+    assert f"reusing 26 prompts of {old}: 2 pictures of each (noise), scores of red" in done.text
     assert job(tmp_path / "whole", *way).code == 0
     assert rows(tmp_path / "new") == rows(tmp_path / "whole")
     store.validate(str(tmp_path / "new"))
@@ -114,6 +128,7 @@ def test_a_killed_extension_goes_on(job: Job, prompts: tuple[Path, Path], tmp_pa
     assert rows(tmp_path / "new") == rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_pictures_kept_as_files_are_copied(job: Job, prompts: tuple[Path, Path], tmp_path: Path) -> None:
     files = ("--images.store", "files")
     assert job(tmp_path / "old", *options(prompts[0], noise(2), RED, *files)).code == 0
@@ -130,10 +145,7 @@ def test_pictures_kept_as_files_are_copied(job: Job, prompts: tuple[Path, Path],
     store.validate(str(tmp_path / "new"))
 
 
-def test_refusals(job: Job, prompts: tuple[Path, Path], tmp_path: Path) -> None:
-    old = str(tmp_path / "old")
-    assert job(tmp_path / "old", *options(prompts[0], noise(2), RED)).code == 0
-
+def test_refusals(prompts: tuple[Path, Path], old: Path, tmp_path: Path) -> None:
     def refusal(*words: str) -> str:
         found = ended(extend(tmp_path / "new", *words))
         assert found.code == 2, found.text
@@ -146,13 +158,15 @@ def test_refusals(job: Job, prompts: tuple[Path, Path], tmp_path: Path) -> None:
     assert f"nothing to reuse: {tmp_path / 'none'}: no dataset there" in refusal(
         *more, "--reuse", str(tmp_path / "none")
     )
-    assert "seed: 5 there, 6 here" in refusal(*more, "--seed", "6", "--reuse", old)
+    assert "seed: 5 there, 6 here" in refusal(*more, "--seed", "6", "--reuse", str(old))
     assert "images.format: 'png' there, 'webp' here" in refusal(
         *more, "--images.format", "webp", "--reuse", old
     )
     changed = options(prompts[0], f"{noise(2, 0.5)}, {COARSE}", RED)
-    assert "generators.noise.options.delay_s: 0.0 there, 0.5 here" in refusal(*changed, "--reuse", old)
+    assert "generators.noise.options.delay_s: 0.0 there, 0.5 here" in refusal(*changed, "--reuse", str(old))
     same = options(prompts[0], noise(2), RED)
-    assert f"{old} holds all of this job; `rankray rerank` drops or weighs" in refusal(*same, "--reuse", old)
+    assert f"{old} holds all of this job; `rankray rerank` drops or weighs" in refusal(
+        *same, "--reuse", str(old)
+    )
     strange = options(prompts[0], COARSE.replace("}}", "}, samples=2}"), RED)
-    assert "pictures of none of its generators; leave `reuse` out" in refusal(*strange, "--reuse", old)
+    assert "pictures of none of its generators; leave `reuse` out" in refusal(*strange, "--reuse", str(old))

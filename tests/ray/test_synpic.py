@@ -114,7 +114,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-@pytest.mark.parametrize("mode", ["streaming", "phases"])
+@pytest.mark.parametrize("mode", ["streaming", pytest.param("phases", marks=pytest.mark.slow)])
 def test_a_killed_driver_costs_only_blocks_in_flight(
     job: Job, prompts: Path, tmp_path: Path, mode: str
 ) -> None:
