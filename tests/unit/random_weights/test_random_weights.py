@@ -1,0 +1,51 @@
+"""Checkpoints of random weights: written once, whole, and loaded by the classes that load the real ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rankray.generators import GENERATORS
+from rankray.random_weights.__main__ import GENERATORS as GENERATORS_MADE
+from rankray.random_weights.__main__ import MARKER, main
+from rankray.random_weights.__main__ import REWARDS as NAMES
+from rankray.random_weights.rewards import REWARDS_MADE, sizes
+from rankray.rewards import REWARDS
+from rankray.targets import Target, load, weights_revision
+
+
+def test_they_are_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "pickscore", "mps"]) == 0
+    assert capsys.readouterr().out == f"pickscore: {tmp_path}/pickscore\nmps: {tmp_path}/mps\n"
+    before = weights_revision(str(tmp_path / "mps"), "main")
+    (tmp_path / "pickscore" / MARKER).unlink()  # as a kill leaves it
+    (tmp_path / "pickscore" / "model.safetensors").write_bytes(b"half")
+    assert main([str(tmp_path), "pickscore", "mps"]) == 0
+    assert "mps is there already" in capsys.readouterr().out
+    assert weights_revision(str(tmp_path / "mps"), "main") == before
+    for name in ("pickscore", "mps"):
+        options = {**REWARDS[name].options, **sizes(name, tmp_path / name)}
+        spec = replace(REWARDS[name], source=str(tmp_path / name), batch_size=2, options=options)
+        reward = load(Target(name, spec.target, {"spec": spec}), "cpu")
+        pictures = [Image.new("RGB", (48, 40), (90 * n, 20, 200)) for n in range(3)]
+        scores = reward.score(pictures, ["a red circle", "two stars", ""])
+        assert np.ptp(scores) > 1e-4
+        assert np.isfinite(scores).all()
+
+
+def test_an_unknown_name_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "pickscor"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "unknown model 'pickscor' (did you mean 'pickscore'?); known: sdxl"
+    )
+
+
+def test_they_are_models_of_the_tables() -> None:
+    assert set(GENERATORS_MADE) < set(GENERATORS)
+    assert set(NAMES) == set(REWARDS_MADE) < set(REWARDS)
+    for name, (_, environment) in REWARDS_MADE.items():
+        assert REWARDS[name].environment == environment
