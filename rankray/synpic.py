@@ -325,7 +325,7 @@ def _summary(
     usage, runs = outputs.all_usage(output)
     by_model, examples = outputs.count_failures(output, [choice.label for choice in config.rewards])
     rows = len(prompts.rows)
-    revisions = _revisions(plan)
+    stages_ = {stage.target.name: stage for stage in plan}
     made = sum(item.items for item in usage if item.kind == "generator")
     failed_images = sum(by_model.get(choice.label, 0) for choice in config.generators)
     return {
@@ -345,9 +345,10 @@ def _summary(
             "sha256": outputs.prompts_digest(prompts.rows),
         },
         "generators": [
-            _described(choice, revisions) | {"samples": choice.samples} for choice in config.generators
+            _described(choice, stages_[choice.label]) | {"samples": choice.samples}
+            for choice in config.generators
         ],
-        "rewards": [_described(choice, revisions) for choice in config.rewards],
+        "rewards": [_described(choice, stages_[choice.label]) for choice in config.rewards],
         "rows": rows,
         "candidates": rows * config.k,
         "images": rows * config.k - failed_images,
@@ -364,8 +365,11 @@ def _summary(
     }
 
 
-def _described(choice: ModelChoice, revisions: dict[str, str]) -> dict[str, Any]:
-    return {"name": choice.label, "model": choice.model, "revision": revisions[choice.label]}
+def _described(choice: ModelChoice, stage: Stage) -> dict[str, Any]:
+    """A model for `dataset.json`; an overlay's interpreter is named by its pins."""
+    python = stage.actors.runtime_env.get("py_executable")
+    found = {"name": choice.label, "model": choice.model, "revision": stage.target.revision}
+    return found if python is None else {**found, "environment": python}
 
 
 def _prompts_line(prompts: PromptsRead) -> str:

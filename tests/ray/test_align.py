@@ -21,7 +21,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {
-    "rounds": "2",
     "prompts.limit": "12",
     "generators": '[{model = "shapes-sdxl", samples = 2, steps = 4}]',
     "rewards": '[{model = "shapes-pickscore"}]',
@@ -43,8 +42,9 @@ PHASES = {
 }
 
 
-def command(output: Path) -> list[str]:
+def command(output: Path, rounds: int = 2) -> list[str]:
     options = [word for key, value in OPTIONS.items() for word in (f"--{key}", value)]
+    options += ["--rounds", str(rounds)]
     config = str(ROOT / "jobs" / "align-shapes.toml")
     return [
         sys.executable,
@@ -57,9 +57,9 @@ def command(output: Path) -> list[str]:
     ]
 
 
-def start(output: Path) -> subprocess.Popen[bytes]:
+def start(output: Path, rounds: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command(output),
+        command(output, rounds),
         env={**os.environ, "RAY_ADDRESS": "local"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -67,8 +67,8 @@ def start(output: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def finish(output: Path) -> str:
-    process = start(output)
+def finish(output: Path, rounds: int) -> str:
+    process = start(output, rounds)
     printed = process.communicate()[0].decode()
     assert process.returncode == 0, printed[-4000:]
     return printed
@@ -80,19 +80,19 @@ def weights(output: Path, number: int) -> dict[str, object]:
     )
 
 
-def test_two_rounds_end_to_end(tmp_path: Path) -> None:
-    """The second round draws with the first one's model, and the summary compares both with the start."""
-    printed = finish(tmp_path / "o")
+@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_rounds_end_to_end(tmp_path: Path, rounds: int) -> None:
+    """Each round draws with the model of the one before, and the summary compares all of them with the start."""
+    printed = finish(tmp_path / "o", rounds)
     info = json.loads((tmp_path / "o" / "align.json").read_text())
-    assert [set(found["gain"]) for found in info["rounds"]] == [{"shapes-pickscore", "checker"}] * 2
+    assert [set(found["gain"]) for found in info["rounds"]] == [{"shapes-pickscore", "checker"}] * rounds
     assert "| metric | before | after |" in printed
-    assert Path(info["pipeline"]) == tmp_path / "o" / "round-2" / "rankdpo" / "pipeline"
-    first, second = (store.read(str(tmp_path / "o" / f"round-{n}" / "synpic")) for n in (1, 2))
-    revisions = [dataset.info["generators"][0]["revision"] for dataset in (first, second)]
-    assert revisions[0] != revisions[1]
-    assert first.info["seed"] + 1 == second.info["seed"]
-    again = finish(tmp_path / "o")
-    assert again.count("is complete already; nothing to do") == 7
+    assert Path(info["pipeline"]) == tmp_path / "o" / f"round-{rounds}" / "rankdpo" / "pipeline"
+    made = [store.read(str(tmp_path / "o" / f"round-{n + 1}" / "synpic")).info for n in range(rounds)]
+    assert len({dataset["generators"][0]["revision"] for dataset in made}) == rounds
+    assert [dataset["seed"] for dataset in made] == [made[0]["seed"] + n for n in range(rounds)]
+    again = finish(tmp_path / "o", rounds)
+    assert again.count("is complete already; nothing to do") == 1 + 3 * rounds
     assert (tmp_path / "o" / "report.html").exists()
 
 

@@ -64,5 +64,6 @@ def test_versions_side_by_side(cluster: None, tmp_path: Path) -> None:
         for candidate in row["candidates"]
     }
     assert scores == {(1.0, 2.0)}
-    synpic.run(settings(tmp_path / "again"), say=lambda line: None)
-    assert store.validate(str(tmp_path / "again")).failures == 0
+    rewards = store.read(str(tmp_path / "o")).info["rewards"]
+    assert [Path(reward["environment"]).parents[1].name.split("-")[1] for reward in rewards] == ["1.0", "2.0"]
+    assert store.validate(str(tmp_path / "o")).failures == 0

@@ -105,6 +105,7 @@ def test_more_of_everything(
     assert "is complete already; nothing to do" in again.text
 
 
+@pytest.mark.slow
 def test_a_killed_extension_goes_on(job: Job, prompts: tuple[Path, Path], tmp_path: Path) -> None:
     assert job(tmp_path / "old", *options(prompts[0], f"{noise(1, 0.1)}, {COARSE}", RED)).code == 0
     way = options(prompts[1], f"{noise(2, 0.1)}, {COARSE}", RED)

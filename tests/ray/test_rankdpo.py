@@ -136,6 +136,7 @@ def test_three_sources_of_reference_errors_agree(train: Run) -> None:
     assert lines(runs["copy"])[0]["implicit_accuracy"] == 0.5  # adapters start as no change
 
 
+@pytest.mark.slow
 def test_streaming_encoders_train_the_same_model(train: Run) -> None:
     stored = train("stored")
     streamed = train("streamed", encoding__mode="stream")
@@ -245,6 +246,7 @@ def step_of(state: Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_another_number_of_workers_and_stage_goes_on_from_a_checkpoint(
     dataset: Path, train: Run, tmp_path: Path
 ) -> None:

@@ -73,7 +73,9 @@ def test_nine_models_on_one_gpu_take_turns() -> None:
 
 
 def test_phases_on_request_are_one_model_each() -> None:
-    assert names(layout.plan([stage("a"), stage("b")], [node()], "phases")) == [["a"], ["b"]]
+    chosen = layout.plan([stage("a"), stage("b")], [node()], "phases")
+    assert names(chosen) == [["a"], ["b"]]
+    assert chosen.explanation == "phases: 2, as execution.mode asks"
 
 
 def test_streaming_on_request_is_refused_where_it_would_hang() -> None:
