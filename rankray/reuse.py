@@ -2,8 +2,8 @@
 
 A job with more generators, samples, rewards or prompts than an earlier one takes that one's pictures and scores over
 and computes the rest; the result equals the dataset that one job would have made of everything, row for row. Rows
-are looked up by prompt id and never moved, so the job stays a chain of maps: the price is that old pictures pass
-through the row once more (0.15 ms a 1.8 MB picture from memory), a thousandth of drawing one.
+are looked up by prompt id and never moved, so the job stays a chain of maps: the price is that old pictures are
+read and pass through the row once more: 11 ms of one core for a PNG of 1.8 MB, where an A100 draws one in seconds.
 """
 
 from __future__ import annotations
