@@ -44,7 +44,8 @@ def prepare(names: Sequence[str], build: bool, say: Callable[[str], None]) -> No
         elif found.place != environments.place_of(name, specs[name]):
             faults.append(
                 f"node {nodes[node]} has '{name}' at {found.place}, this one at "
-                f"{environments.place_of(name, specs[name])}; set {environments.HOME} alike on all"
+                f"{environments.place_of(name, specs[name])}; install rankray at one path and set "
+                f"{environments.HOME} alike on all"
             )
     if faults:
         raise ConfigError(

@@ -50,6 +50,17 @@ def test_other_pins_are_another_overlay(tmp_path: Path) -> None:
     assert shown == ["1.0", "2.0"]
 
 
+def test_another_installation_has_overlays_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them on one machine would otherwise build over each other's, under jobs that run."""
+    spec = wheel(tmp_path / "w", "1.0")
+    ours = environments.build("toy", spec, lambda line: None)
+    monkeypatch.setattr(sys, "prefix", "/elsewhere")
+    assert environments.check("toy", spec).fault == "not built"
+    assert environments.place_of("toy", spec) != ours.place
+
+
 def test_builders_wait_for_each_other(tmp_path: Path) -> None:
     spec, said = wheel(tmp_path / "w", "1.0"), []
     builders = [
