@@ -12,12 +12,18 @@ A judge is a stage like a reward: constructed `Class(spec=..., items={prompt: da
 from __future__ import annotations
 
 import importlib
+import inspect
+import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from rankray.config import ConfigError, EvalChoice, nearest
 from rankray.targets import Target, split_name, unknown_model, weights_revision
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,13 @@ EVALS: dict[str, EvalSpec] = {
         models={"vqa": "Salesforce/blip-vqa-base"},
         departures="answers by BLIP-VQA in place of mPLUG-large",
         gpu_memory_gb=4.0,
-        options={"answers": "blip", "any_order": False, "threshold": 0.5, "vocabulary": _BERT_VOCABULARY},
+        options={
+            "vqa": "blip",
+            "any_order": False,
+            "keep_first": False,
+            "all_pictures": False,
+            "vocabulary": _BERT_VOCABULARY,
+        },
     ),
     "compbench": EvalSpec(
         target="rankray.evals.compbench_judge:CompBenchJudge",
@@ -160,11 +172,47 @@ EVALS: dict[str, EvalSpec] = {
 }
 
 
-def function(name: str) -> Callable[..., Any]:
-    """The function that "module:function" names: a row's `read` or `columns`."""
+def read_lines(path: str) -> list[str]:
+    """Lines of a metadata file.
+
+    Raises:
+        ValueError: there is no such file, or it is not UTF-8.
+    """
+    try:
+        # Not splitlines(): a JSON line or a quoted field may hold any of Unicode's other line ends.
+        return list(io.StringIO(Path(path).expanduser().read_text("utf-8-sig")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as text: {error}") from None
+
+
+def items_of(spec: EvalSpec, path: str) -> list[Item]:
+    """What the row's `read` finds at `path`, with those of the row's options that it takes; each prompt once.
+
+    Raises:
+        ValueError: there is no such file, or it is of another form; it names the line.
+    """
+    read, options = _function(spec.read, spec)
+    found: dict[str, Item] = {}
+    for item in read(path, **options):
+        if found.setdefault(item.prompt, item).data != item.data:
+            _LOG.warning("'%s' stands twice in %s; what stands first is asked", item.prompt, path)
+    return list(found.values())
+
+
+def columns_of(
+    spec: EvalSpec, items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement | None]]
+) -> dict[str, Column]:
+    """The row's `columns`, with those of the row's options that it takes; None is a picture that failed."""
+    columns, options = _function(spec.columns, spec)
+    found: dict[str, Column] = columns(items, judgements, **options)
+    return found
+
+
+def _function(name: str, spec: EvalSpec) -> tuple[Callable[..., Any], dict[str, Any]]:
     module, attribute = split_name(name)
     found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    return found
+    takes = inspect.signature(found).parameters
+    return found, {key: value for key, value in spec.options.items() if key in takes}
 
 
 def spec_of(choice: EvalChoice) -> EvalSpec:
