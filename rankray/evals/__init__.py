@@ -130,6 +130,7 @@ EVALS: dict[str, EvalSpec] = {
             "position": 0.1,
             "background": "#999",
             "crop": True,
+            "size": {"shortest_edge": 800, "longest_edge": 1333},
             "vocabulary": _CLIP_VOCABULARY,
         },
     ),
@@ -144,6 +145,7 @@ EVALS: dict[str, EvalSpec] = {
         gpu_memory_gb=4.0,
         options={
             "vqa": "blip",
+            "ask": "{} Answer yes or no.",
             "any_order": False,
             "keep_first": False,
             "all_pictures": False,
