@@ -175,8 +175,10 @@ class ChatVqa:
         if not (getattr(self.processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
             raise ConfigError(f"'{source}' has no chat template; give a model that was trained to chat")
         self.model = load_model(AutoModelForImageTextToText, source, revision, dtype, device)
-        self.yes, self.no = (first_tokens(tokenizer, word) for word in ("yes", "no"))
-        if not self.yes or not self.no or self.yes & self.no:
+        yes, no = (first_tokens(tokenizer, word) for word in ("yes", "no"))
+        # What both may begin with (a blank that is a token of its own) tells nothing.
+        self.yes, self.no = yes - no, no - yes
+        if not self.yes or not self.no:
             raise ConfigError(
                 f"the tokenizer of '{source}' tells 'yes' and 'no' not apart by their first token"
             )
