@@ -22,7 +22,7 @@ from typing import Any
 import ray
 
 import rankray
-from rankray import denoisers, generators, schema, store
+from rankray import denoisers, generators, labels, schema, store
 from rankray import output as outputs
 from rankray.config import ConfigError, GeneratorChoice, nearest
 from rankray.generators import GeneratorSpec
@@ -48,13 +48,18 @@ class Result:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run whose inputs were found good: the model's row and revision, the dataset, the objective's reward."""
+    """A run whose inputs were found good: the model's row and revision, the dataset, the objective's reward.
+
+    `labelling` is None where the dataset's own ranking is learnt; `rows` are prompts that take part.
+    """
 
     config: RankDPOConfig
     spec: GeneratorSpec
     revision: str
     dataset: store.RankedDataset
     reward: int | None
+    labelling: labels.Labelling | None
+    rows: int
     device: str
 
 
@@ -97,13 +102,30 @@ def check(config: RankDPOConfig) -> Plan:
     """
     spec, revision = check_model(config.model)
     dataset = _dataset(config.dataset)
+    labelling = labels.resolve(config.labels, dataset.info, config.seed)
     reward = check_reward(config, [item["name"] for item in dataset.info["rewards"]])
     if config.checkpoints.tensorboard and "://" in config.output:
         raise ConfigError(
             f"checkpoints.tensorboard writes to directories, and output is '{config.output}'; turn it off"
         )
     device = "cuda" if config.workers.num_gpus else "cpu"
-    return Plan(config, spec, revision, dataset, reward, device)
+    return Plan(config, spec, revision, dataset, reward, labelling, _rows(dataset, labelling), device)
+
+
+def _rows(dataset: store.RankedDataset, labelling: labels.Labelling | None) -> int:
+    """Prompts that take part.
+
+    Raises:
+        ConfigError: none does.
+    """
+    if labelling is None or labelling.prompt_share == 1:
+        return int(dataset.info["rows"])
+    found = sum(labelling.takes(row["prompt_id"]) for row in dataset.rows())
+    if not found:
+        raise ConfigError(
+            f"labels.prompt_share = {labelling.prompt_share:g} leaves none of {dataset.info['rows']:,} prompts"
+        )
+    return found
 
 
 def _dataset(path: str) -> store.RankedDataset:
@@ -195,7 +217,7 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
     config = plan.config
     if output.exists("_work", "diverged.json"):
         output.fs.delete_file(output.at("_work", "diverged.json"))
-    epochs = epochs_of(config.steps, config.batch_size, plan.dataset.info["rows"])
+    epochs = epochs_of(config.steps, config.batch_size, plan.rows)
     encoded = _Encoded(plan, epochs, say)
     job = TrainJob(
         config=config,
@@ -208,7 +230,8 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
         reference=encoded.reference,
         encoders=encoded.names,
         reward=plan.reward,
-        rows=plan.dataset.info["rows"],
+        labelling=plan.labelling,
+        rows=plan.rows,
         sample_prompts=config.checkpoints.sample_prompts or _some_prompts(plan.dataset),
         output=output.uri,
         device=plan.device,
@@ -260,9 +283,24 @@ class _Encoded:
         encoded = encoding.encode(dataset, job, settings, say)
         self.files, self.files_uri, self.layout = encoded.files, encoded.uri, encoded.layout.as_json()
         if config.objective.reference == "precomputed" and config.objective.name not in REFERENCE_FREE:
-            ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, epochs)
+            ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, epochs, plan.labelling)
             place = encoding.reference_place(encoded, ahead, plan.revision)
             self.reference = encoding.precompute(encoded, ahead, place, config.workers, say)
+
+
+def prepare(config: RankDPOConfig, say: Say = print) -> None:
+    """Encodes the dataset, and computes the reference ahead where the run wants it so, without training.
+
+    Runs that share either, as an ablation's do, may then start together.
+
+    Raises:
+        ConfigError: as `run`.
+    """
+    from rankray.encoded import epochs_of
+
+    plan = check(config)
+    connect()
+    _Encoded(plan, epochs_of(config.steps, config.batch_size, plan.rows), say)
 
 
 def _train(job: Any, output: Output) -> str:

@@ -20,6 +20,7 @@ import ray
 import ray.train
 
 from rankray.generators import GeneratorSpec
+from rankray.labels import Labelling
 from rankray.training_config import RankDPOConfig
 
 
@@ -38,7 +39,8 @@ class TrainJob:
         reference: URI of precomputed reference errors, or None.
         encoders: names of the actors that encode while it trains.
         reward: place of the objective's reward among the scores, or None.
-        rows: prompts of the dataset.
+        labelling: another one than the dataset's own, or None.
+        rows: prompts that take part.
         sample_prompts: prompts of the picture grids.
         output: URI of the run.
         device: "cpu" or "cuda".
@@ -54,6 +56,7 @@ class TrainJob:
     reference: str | None
     encoders: tuple[str, ...]
     reward: int | None
+    labelling: Labelling | None
     rows: int
     sample_prompts: tuple[str, ...]
     output: str
@@ -222,13 +225,16 @@ def _micro_batch(model: _Model, job: TrainJob, local: int) -> int:
 
 def _source(job: TrainJob) -> Any:
     from rankray.encoded import Layout
-    from rankray.feed import StoredRows, StreamedRows
+    from rankray.feed import LabelledRows, StoredRows, StreamedRows
     from rankray.store import filesystem
 
     fs, _ = filesystem(job.files_uri)
+    rows: StoredRows | StreamedRows
     if job.layout is not None:
-        return StoredRows(job.files, fs, Layout.from_json(job.layout))
-    return StreamedRows(job.files, fs, [ray.get_actor(name) for name in job.encoders])
+        rows = StoredRows(job.files, fs, Layout.from_json(job.layout))
+    else:
+        rows = StreamedRows(job.files, fs, [ray.get_actor(name) for name in job.encoders])
+    return rows if job.labelling is None else LabelledRows(rows, job.labelling)
 
 
 def _ask(actor: str, method: str) -> Any:
