@@ -1,8 +1,8 @@
 """Ablations as one job (paper Tables 4 and 5): which labels, which objective, how many candidates, rewards and prompts.
 
     OUTPUT/synpic/               the ranked dataset that every row learns from, with its encoded set beside it
-    OUTPUT/trials/NAME/          each training, a RankDPO run of its own
-    OUTPUT/evaluation/KEY/       pictures and scores of models that were measured together
+    OUTPUT/trials/NAME/          each training
+    OUTPUT/evaluation/KEY/       pictures and scores of models that were measured together (trials = "jobs")
     OUTPUT/ablation.json         written last: every figure; tables.md and report.html beside it
 
 First each objective's settings are tried on validation prompts, equally many for each; then all rows are trained with
@@ -18,24 +18,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.fs as pafs
-import ray
-
 import rankray
 from rankray import ablation_table as tables
-from rankray import labels, rankdpo, samples, store, synpic
+from rankray import labels, rankdpo, store, synpic
 from rankray import output as outputs
 from rankray.ablation_config import CHECKER, AblationConfig, Row
 from rankray.config import ConfigError, nearest
-from rankray.output import Output
 from rankray.prompts import read_prompts
 from rankray.ray_session import connect, exclusive, in_submitted_job
-from rankray.training_config import RankDPOConfig
-from rankray.trials import Measured, Trained, Trial, measure_all, train_all
+from rankray.trials import START, Bench, Measured, Outcome, outcomes
 
 Say = Callable[[str], None]
 Publish = Callable[[str, dict[str, Any]], None]
-START = "start"
 HAS_NO_BETA = frozenset({"sft", "weighted_sft"})
 
 
@@ -47,16 +41,6 @@ class Result:
     info: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What all parts of an ablation share."""
-
-    config: AblationConfig
-    output: Output
-    dataset: store.RankedDataset
-    say: Say
-
-
 def run(config: AblationConfig, say: Say, publish_dataset: Publish, publish: Publish) -> Result:
     """Runs what is left of an ablation.
 
@@ -64,26 +48,31 @@ def run(config: AblationConfig, say: Say, publish_dataset: Publish, publish: Pub
         ConfigError: something in the configuration, the prompts, the models or the cluster does not fit.
     """
     output = outputs.open_output(config.output, in_job=in_submitted_job())
-    check(config, output.uri)
+    _, revision = check(config, output.uri)
+    complete = outputs.claim(output, config, {"model": revision}, "ablation.json")
+    if complete:
+        say(f"{output.uri} is complete already; nothing to do")
+        return Result(output.uri, store.read_json(output.at("ablation.json"), output.fs))
     connect()
     with exclusive("ablate", output.uri):
         made = synpic.run(config.synpic(output.uri_of("synpic")), say, publish_dataset)
-        job = _Job(config, output, store.read(made.path), say)
         for row in config.rows:
             labels.resolve(config.labels_of(row), made.info, 0)
-        sweep = _sweep(job)
-        settings = {found["objective"]: _chosen(found) for found in sweep}
-        info = _figures(job, sweep, settings)
+        bench = Bench(config, output, made.path, say)
+        info = _figures(bench, made.info, _sweep(bench))
     for table in info["tables"]:
         say(f"\nTable {table}\n{tables.markdown(info, table)}")
+    identity = store.read_json(output.at("_work", "identity.json"), output.fs)["identity"]
+    info = {**info, "identity": identity}
     output.write_text("tables.md", _markdown(info))
     publish(output.uri, info)
     store.write_json(output.at("ablation.json"), info, output.fs)
+    output.remove("_work")
     return Result(output.uri, info)
 
 
-def check(config: AblationConfig, output: str) -> None:
-    """Finds what is wrong with any part before the first begins.
+def check(config: AblationConfig, output: str) -> tuple[Any, str]:
+    """Finds what is wrong with any part before the first begins; the model's row and revision.
 
     Raises:
         ConfigError: the model does not train, the metric is unknown, or trained pipelines could not be loaded.
@@ -93,7 +82,7 @@ def check(config: AblationConfig, output: str) -> None:
             f"an ablation measures trained pipelines, which load from directories, and output is '{output}'; give a "
             "directory that all nodes see"
         )
-    rankdpo.check_model(config.model)
+    model = rankdpo.check_model(config.model)
     names = [choice.label for choice in config.rewards]
     if config.metric not in (CHECKER, *names):
         raise ConfigError(
@@ -107,37 +96,32 @@ def check(config: AblationConfig, output: str) -> None:
         raise ConfigError(
             f"{len(overlap):,} held-out prompts are trained on, the first is {min(overlap)!r}; take others"
         )
+    return model
 
 
-def _placed(job: _Job, name: str, config: RankDPOConfig) -> Trial:
-    """A trial with its dataset and output in place."""
-    place = {"dataset": job.dataset.path, "output": job.output.uri_of("trials", name)}
-    return Trial(name, config.model_copy(update=place))
-
-
-def _sweep(job: _Job) -> list[dict[str, Any]]:
+def _sweep(bench: Bench) -> list[dict[str, Any]]:
     """Tries every objective's settings on validation prompts; what came of each, and which is best."""
-    config, trials = job.config, {}
-    for tuned in config.objectives:
-        for rate, beta in tuned.settings:
-            name = f"sweep-{tuned.name}-lr{rate:g}-beta{beta:g}"
-            trials[tuned.name, rate, beta] = _placed(
-                job, name, config.trial(tuned, config.labels, (rate, beta), config.sweep_seed)
-            )
-    trained = train_all(list(trials.values()), config.parallel, job.say)
-    measured = measure_all(config, job.output, config.validation, _models(trained), job.say)
-    start = measured[START].values[config.metric]
+    config = bench.config
+    names = {
+        (tuned.name, setting): f"sweep-{tuned.name}-lr{setting[0]:g}-beta{setting[1]:g}"
+        for tuned in config.objectives
+        for setting in tuned.settings
+    }
+    trials = {
+        names[tuned.name, setting]: config.trial(tuned, config.labels, setting, config.sweep_seed)
+        for tuned in config.objectives
+        for setting in tuned.settings
+    }
+    came = outcomes(bench, trials, config.validation)
+    start = came[START].last.values[config.metric]
     found = []
     for tuned in config.objectives:
         tried: list[dict[str, Any]] = []
         for rate, beta in tuned.settings:
-            name = trials[tuned.name, rate, beta].name
-            gain = (
-                tables.difference([start], [measured[name].values[config.metric]])
-                if name in measured
-                else None
-            )
-            tried.append({"learning_rate": rate, "beta": beta, "gain": gain, "failed": trained[name].failed})
+            outcome, gain = came[names[tuned.name, (rate, beta)]], None
+            if outcome.failed is None:
+                gain = tables.difference([start], [outcome.last.values[config.metric]])
+            tried.append({"learning_rate": rate, "beta": beta, "gain": gain, "failed": outcome.failed})
         gains = [-float("inf") if trial["gain"] is None else trial["gain"]["gain"] for trial in tried]
         has_beta = tuned.objective.name not in HAS_NO_BETA
         best = max(range(len(tried)), key=gains.__getitem__)
@@ -145,61 +129,48 @@ def _sweep(job: _Job) -> list[dict[str, Any]]:
     return found
 
 
-def _chosen(found: Mapping[str, Any]) -> tuple[float, float]:
-    best = found["trials"][found["chosen"]]
-    return best["learning_rate"], best["beta"]
-
-
-def _models(trained: Mapping[str, Trained]) -> dict[str, str | None]:
-    """Pipelines to measure by name, the model as it starts first; trainings that diverged have none."""
-    there = {name: found.pipeline for name, found in trained.items() if found.pipeline is not None}
-    return {START: None, **there}
-
-
-def _figures(
-    job: _Job, sweep: list[dict[str, Any]], settings: Mapping[str, tuple[float, float]]
-) -> dict[str, Any]:
+def _figures(bench: Bench, dataset: Mapping[str, Any], sweep: list[dict[str, Any]]) -> dict[str, Any]:
     """Trains and measures all rows; the contents of `ablation.json`."""
-    config = job.config
-    names = {
-        row.name: [f"{row.name}-seed{seed}" for seed in range(row.seeds or config.seeds)]
-        for row in config.rows
+    config = bench.config
+    settings = {
+        found["objective"]: (
+            found["trials"][found["chosen"]]["learning_rate"],
+            found["trials"][found["chosen"]]["beta"],
+        )
+        for found in sweep
     }
-    trials = [
-        _placed(
-            job,
-            names[row.name][seed],
-            config.trial(config.tuned(row.objective), config.labels_of(row), settings[row.objective], seed),
+    names = {
+        row.name: [f"{row.name}-seed{n}" for n in range(row.seeds or config.seeds)] for row in config.rows
+    }
+    trials = {
+        names[row.name][seed]: config.trial(
+            config.tuned(row.objective), config.labels_of(row), settings[row.objective], seed
         )
         for seed in range(max(len(each) for each in names.values()))  # a kill leaves whole seeds
         for row in config.rows
         if seed < len(names[row.name])
-    ]
-    trained = train_all(trials, config.parallel, job.say)
-    measured = measure_all(config, job.output, config.held_out, _models(trained), job.say)
-    along = _along(job, settings)
-    start = measured[START]
-    categories = _categories(start.prompts)
-    rows = [_row(job, row, names[row.name], trained, measured, settings, categories) for row in config.rows]
-    by_name = {row["name"]: row for row in rows}
-    values = {
-        name: [measured[n].values[config.metric] for n in names[name] if n in measured] for name in names
     }
-    for row in rows:
-        row["against"] = {
-            other: tables.difference(values[other], values[row["name"]])
-            for other in names
-            if other != row["name"]
-            and values[other]
-            and values[row["name"]]
-            and set(row["tables"]) & set(by_name[other]["tables"])
-        }
+    came = outcomes(bench, trials, config.held_out)
+    start = came[START].last
+    categories = _categories(start.prompts)
+    rows = [
+        _row(config, row, [came[name] for name in names[row.name]], start, settings, categories)
+        for row in config.rows
+    ]
+    _compare(
+        rows,
+        {
+            row: [came[n].last.values[config.metric] for n in names[row] if not came[n].failed]
+            for row in names
+        },
+    )
+    by_name = {row["name"]: row for row in rows}
     return {
         "rankray_version": rankray.__version__,
         "metric": config.metric,
         "tables": list(dict.fromkeys(table for row in config.rows for table in row.tables)),
         "model": config.model.model_dump(mode="json", exclude={"pool"}, exclude_none=True),
-        "dataset": {key: job.dataset.info[key] for key in ("rows", "candidates", "generators", "rewards")},
+        "dataset": {key: dataset[key] for key in ("rows", "candidates", "generators", "rewards")},
         "settings": _settings(config, len(start.prompts)),
         "start": {
             "accuracy": tables.share(start.values[config.metric]),
@@ -208,8 +179,8 @@ def _figures(
         "sweep": sweep,
         "rows": rows,
         "curves": [_curve(curve.model_dump(), by_name) for curve in config.curves],
-        "along": along,
-        "cpu_minutes": sum(found.cpu_minutes for found in trained.values()),
+        "along": _along(bench, settings),
+        "cpu_minutes": sum(outcome.cpu_minutes for outcome in came.values()),
     }
 
 
@@ -227,18 +198,16 @@ def _settings(config: AblationConfig, held_out: int) -> dict[str, Any]:
 
 
 def _row(
-    job: _Job,
+    config: AblationConfig,
     row: Row,
-    names: Sequence[str],
-    trained: Mapping[str, Trained],
-    measured: Mapping[str, Measured],
+    came: Sequence[Outcome],
+    start: Measured,
     settings: Mapping[str, tuple[float, float]],
     categories: Sequence[str],
 ) -> dict[str, Any]:
     """A row of `ablation.json`."""
     rate, beta = settings[row.objective]
-    seeds = [measured[name].values for name in names if name in measured]
-    chosen = job.config.labels_of(row)
+    seeds = [outcome.last.values for outcome in came if outcome.failed is None]
     return {
         "name": row.name,
         "label": row.label,
@@ -246,12 +215,23 @@ def _row(
         "paper": row.paper,
         "objective": row.objective,
         "learning_rate": rate,
-        "beta": None if job.config.tuned(row.objective).objective.name in HAS_NO_BETA else beta,
-        "labels": chosen.model_dump(mode="json"),
-        "failed": [found for name in names if (found := trained[name].failed) is not None],
-        "cpu_minutes": sum(trained[name].cpu_minutes for name in names),
-        **tables.row_of(job.config.metric, measured[START].values, seeds, categories),
+        "beta": None if config.tuned(row.objective).objective.name in HAS_NO_BETA else beta,
+        "labels": config.labels_of(row).model_dump(mode="json"),
+        "failed": [outcome.failed for outcome in came if outcome.failed is not None],
+        "cpu_minutes": sum(outcome.cpu_minutes for outcome in came),
+        **tables.row_of(config.metric, start.values, seeds, categories),
     }
+
+
+def _compare(rows: Sequence[dict[str, Any]], values: Mapping[str, Sequence[tables.Values]]) -> None:
+    """Gives each row its difference from every other row of its tables: `against[other]` is this one less the other."""
+    for row in rows:
+        others = [other for other in rows if other is not row and set(other["tables"]) & set(row["tables"])]
+        row["against"] = {
+            other["name"]: tables.difference(values[other["name"]], values[row["name"]])
+            for other in others
+            if values[other["name"]] and values[row["name"]]
+        }
 
 
 def _categories(prompts: Sequence[str]) -> list[str]:
@@ -275,56 +255,27 @@ def _curve(curve: dict[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> dict
     return {**curve, "points": points}
 
 
-def _along(job: _Job, settings: Mapping[str, tuple[float, float]]) -> dict[str, Any] | None:
-    """One long training measured at its checkpoints: every metric's difference from the start."""
-    config, wanted = job.config, job.config.along
+def _along(bench: Bench, settings: Mapping[str, tuple[float, float]]) -> dict[str, Any] | None:
+    """One long training measured as it goes: every metric's difference from the start."""
+    config, wanted = bench.config, bench.config.along
     if wanted is None:
         return None
     row = config.row(wanted.row)
     trial = config.trial(config.tuned(row.objective), config.labels_of(row), settings[row.objective], 0)
-    marks = list(range(wanted.every, wanted.steps + 1, wanted.every))
-    trial = trial.model_copy(
-        update={
-            "steps": wanted.steps,
-            "checkpoints": trial.checkpoints.model_copy(
-                update={"every": wanted.every, "keep": len(marks) + 1}
-            ),
+    name = f"along-{row.name}"
+    trials = {name: trial.model_copy(update={"steps": wanted.steps})}
+    came = outcomes(bench, trials, config.held_out, wanted.every)
+    start = came[START].last.values
+    points = [
+        {
+            "step": step,
+            "metrics": {
+                metric: tables.difference([start[metric]], [measured.values[metric]]) for metric in start
+            },
         }
-    )
-    placed = _placed(job, f"along-{row.name}", trial)
-    trained = train_all([placed], 1, job.say)[placed.name]
-    if trained.pipeline is None:
-        return {"row": row.name, "failed": trained.failed, "points": []}
-    models = {f"step {step}": _exported(job, placed, step) for step in marks}
-    measured = measure_all(config, job.output, config.held_out, {START: None, **models}, job.say)
-    start = measured[START].values
-    points = []
-    for step in marks:
-        values = measured[f"step {step}"].values
-        found = {name: tables.difference([start[name]], [values[name]]) for name in start}
-        points.append({"step": step, "metrics": found})
-    return {"row": row.name, "failed": None, "points": points}
-
-
-def _exported(job: _Job, trial: Trial, step: int) -> str:
-    """The pipeline of a run's checkpoint after `step` steps, written once."""
-    place = job.output.uri_of("trials", trial.name, f"pipeline-{step}")
-    if not job.output.exists("trials", trial.name, f"pipeline-{step}", "model_index.json"):
-        spec, _ = rankdpo.check_model(trial.config.model)
-        export = ray.remote(num_cpus=0.5)(samples.export_pipeline)
-        ray.get(export.remote(spec, trial.config, _checkpoint(job, trial, step), place))
-    return place
-
-
-def _checkpoint(job: _Job, trial: Trial, step: int) -> str:
-    """The URI of the checkpoint that a run wrote after `step` steps."""
-    root = job.output.at("trials", trial.name, "checkpoints")
-    for info in job.output.fs.get_file_info(pafs.FileSelector(root)):
-        state = f"{info.path}/state.json"
-        there = job.output.fs.get_file_info(state).type != pafs.FileType.NotFound
-        if there and store.read_json(state, job.output.fs)["run"]["step"] == step:
-            return job.output.uri_of("trials", trial.name, "checkpoints", info.base_name)
-    raise RuntimeError(f"no checkpoint of step {step} in {root}; remove that directory and run again")
+        for step, measured in sorted(came[name].points.items())
+    ]
+    return {"row": row.name, "failed": came[name].failed, "points": points}
 
 
 def _markdown(info: Mapping[str, Any]) -> str:

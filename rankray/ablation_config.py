@@ -7,7 +7,7 @@ be read off its file; that costs some 6 lines of TOML a row.
 
 from __future__ import annotations
 
-from itertools import product
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ from rankray.config import (
     RewardChoice,
     Strict,
     SynPicConfig,
+    flatten,
 )
 from rankray.training_config import LabelsConfig, ObjectiveConfig, RankDPOConfig, TrainingSettings
 
@@ -40,17 +41,27 @@ class DrawnConfig(Strict):
 
 
 class TunedObjective(Strict):
-    """An objective and the settings that are tried for it: each learning rate with each beta."""
+    """An objective and the settings that are tried for it: learning rates and betas, pair by pair."""
 
     name: str = Field(min_length=1)
     objective: ObjectiveConfig
     learning_rates: tuple[float, ...] = Field(min_length=1)
-    betas: tuple[float, ...] = Field((), description="none for an objective that has no beta")
+    betas: tuple[float, ...] = Field((), description="one a rate; none for an objective that has no beta")
+
+    @model_validator(mode="after")
+    def _paired(self) -> TunedObjective:
+        if self.betas and len(self.betas) != len(self.learning_rates):
+            raise ValueError(
+                f"'{self.name}' has {len(self.learning_rates)} learning_rates and {len(self.betas)} betas; they are "
+                "tried pair by pair, so give as many of both"
+            )
+        return self
 
     @property
     def settings(self) -> list[tuple[float, float]]:
         """(learning rate, beta) of each trial."""
-        return list(product(self.learning_rates, self.betas or (self.objective.beta,)))
+        betas = self.betas or (self.objective.beta,) * len(self.learning_rates)
+        return list(zip(self.learning_rates, betas, strict=True))
 
 
 class Row(Strict):
@@ -103,6 +114,10 @@ class AblationConfig(Strict):
     metric: str = Field(CHECKER, description="what is compared: the shapes world's checker, or a reward")
     seeds: int = Field(3, ge=1, description="trainings of each row")
     sweep_seed: int = Field(1000, ge=0, description="of the trials that choose settings; no row's own")
+    trials: Literal["jobs", "actors"] = Field(
+        "jobs",
+        description="each training a RankDPO job, or small ones one after another in actors, which start faster",
+    )
     parallel: int | None = Field(
         None, ge=1, description="trainings at once; as many as the cluster has room for"
     )
@@ -143,6 +158,16 @@ class AblationConfig(Strict):
                 f"{MAX_CANDIDATES - 1} at most are measured together"
             )
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the figures, flat, by dotted name."""
+        placing = {"output", "execution", "prices", "parallel", "trials"}
+        content = self.model_dump(mode="json", exclude=placing)
+        for choice in (content["model"], *content["generators"], *content["rewards"]):
+            del choice["pool"], choice["batch_size"]
+        for part in ("workers", "checkpoints", "prices", "encoding"):
+            del content["training"][part]
+        return dict(flatten(content))
 
     def row(self, name: str) -> Row:
         """The row of that name."""

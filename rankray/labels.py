@@ -10,7 +10,7 @@ for all of them; the cost is a ranking of K candidates for each row that is read
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,19 @@ class Labelling:
     def takes(self, prompt_id: str) -> bool:
         """Whether a prompt takes part: its id is a hash, so a share of ids is a random share of prompts."""
         return int(prompt_id[:8], 16) < self.prompt_share * 2**32
+
+    def count(self, prompt_ids: Iterable[str]) -> int:
+        """Prompts that take part.
+
+        Raises:
+            ConfigError: none does.
+        """
+        found = sum(self.takes(row_id) for row_id in prompt_ids)
+        if not found:
+            raise ConfigError(
+                f"labels.prompt_share = {self.prompt_share:g} leaves no prompt of the dataset; raise it"
+            )
+        return found
 
     def __call__(
         self, prompt_id: str, scores: npt.ArrayLike, rank: npt.ArrayLike

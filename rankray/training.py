@@ -8,11 +8,12 @@ checkpoint carries none. The price of both is one small all-reduce a step before
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,41 @@ def train(job: TrainJob) -> None:
         if state.step % config.checkpoints.every == 0 or state.step == config.steps:
             state = checkpoints.save(job, engine, average, state, rank, log)
     log.close()
+
+
+def train_alone(job: TrainJob, every: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same run as `train` with one worker, in this process and without checkpoints: (step, weights by name), every
+    `every` steps and after the last.
+
+    For runs of a minute or two that are repeated rather than resumed, one after another in a process that has imported
+    everything already: of a run of 150 steps in the shapes world, starting workers is the larger part.
+
+    Raises:
+        FloatingPointError: more than `checkpoints.bad_steps` steps were not finite, or exploded.
+    """
+    if job.device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    from rankray import zero
+    from rankray.feed import feed
+    from rankray.schedules import learning_rate
+
+    zero.alone()
+    config, model = job.config, _Model(job)
+    engine, accumulation = _engine(job, model, 1)
+    average = zero.Average(engine, config.tuned.ema) if config.tuned.ema else None
+    skipped = 0
+    for loaded in feed(_source(job), 0, config.steps, config.batch_size, config.seed, 0, 1):
+        zero.set_learning_rate(engine, learning_rate(config.optimizer, loaded.step, config.steps))
+        sums = _step(job, model, engine, loaded, accumulation, 1)
+        bad = zero.skipped(engine) or not math.isfinite(sums["loss"])
+        if average is not None and not bad:
+            average.follow()
+        skipped += bad
+        if skipped > config.checkpoints.bad_steps:
+            raise FloatingPointError(f"{skipped} of {loaded.step + 1} steps were not finite, or exploded")
+        if (loaded.step + 1) % every == 0 or loaded.step + 1 == config.steps:
+            with average.swapped() if average is not None else contextlib.nullcontext():
+                yield loaded.step + 1, zero.gather(engine)
 
 
 class _Model:

@@ -20,7 +20,7 @@ def changed(**changes: Any) -> AblationConfig:
 
 def test_the_shapes_file_holds_the_papers_rows_tuned_alike() -> None:
     found = changed()
-    assert {len(tuned.settings) for tuned in found.objectives} == {4}
+    assert {len(tuned.settings) for tuned in found.objectives} == {3}
     table_4 = {row.name for row in found.rows if "4" in row.tables}
     table_5 = {row.name for row in found.rows if "5" in row.tables}
     assert {"dpo-random", "dpo-pickscore", "dpo", "rank-own", "rank"} <= table_4
@@ -63,10 +63,10 @@ def test_models_that_are_measured_together_share_their_seeds() -> None:
     [
         (
             {"objectives": [
-                {"name": "a", "objective": {"name": "dpo"}, "learning_rates": [1e-4], "betas": [1, 2]},
-                {"name": "b", "objective": {"name": "sft"}, "learning_rates": [1e-4]},
+                {"name": "a", "objective": {"name": "dpo"}, "learning_rates": [1e-4], "betas": [1]},
+                {"name": "b", "objective": {"name": "sft"}, "learning_rates": [1e-4, 2e-4]},
             ], "rows": [{"name": "r", "label": "R", "objective": "a"}], "curves": [], "along": None},
-            "these try different numbers of settings: {'a': 2, 'b': 1}; give each as many",
+            "these try different numbers of settings: {'a': 1, 'b': 2}; give each as many",
         ),
         (
             {"rows": [{"name": "r", "label": "R", "objective": "rank"}], "curves": [], "along": None},
@@ -75,6 +75,10 @@ def test_models_that_are_measured_together_share_their_seeds() -> None:
         (
             {"along": {"row": "rnak", "steps": 4, "every": 2}},
             "curves name rows that are not there: rnak",
+        ),
+        (
+            {"objectives": [{"name": "a", "objective": {"name": "dpo"}, "learning_rates": [1e-4], "betas": [1, 2]}]},
+            "'a' has 1 learning_rates and 2 betas; they are tried pair by pair, so give as many of both",
         ),
         ({"along": {"row": "rank", "steps": 600, "every": 10}}, "along.every = 10 makes 60 checkpoints"),
     ],

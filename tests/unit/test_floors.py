@@ -61,6 +61,7 @@ FLOORS = {
     "align": 2,
     "evaluation": 2,
     "trials": 2,
+    "trial_actor": 2,
     "ablation": 2,
     "rerank": 2,
     "reuse": 2,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rankray import config, trials
 from rankray.ablation_config import AblationConfig
-from rankray.training_config import LabelsConfig
+from rankray.training_config import LabelsConfig, RankDPOConfig
 
 FILE = Path(__file__).parents[2] / "jobs" / "ablate-shapes.toml"
 
@@ -43,9 +43,9 @@ def test_a_measurement_is_read_by_model_and_reward(tmp_path: Path) -> None:
 def test_trainings_that_share_reference_errors_are_prepared_once() -> None:
     settings = config.build(AblationConfig, config.read_toml(FILE))
 
-    def trial(objective: str, labels: LabelsConfig, seed: int) -> trials.Trial:
+    def trial(objective: str, labels: LabelsConfig, seed: int) -> RankDPOConfig:
         tuned = settings.tuned(objective)
-        return trials.Trial("t", settings.trial(tuned, labels, tuned.settings[0], seed))
+        return settings.trial(tuned, labels, tuned.settings[0], seed)
 
     own = LabelsConfig(samples={"shapes-sdxl": 4})
     random = settings.labels.model_copy(update={"aggregation": "random"})
@@ -58,10 +58,12 @@ def test_trainings_that_share_reference_errors_are_prepared_once() -> None:
         trial("sft", settings.labels, 0),  # asks no reference
         trial("sft", settings.labels, 1),
     ]
-    due = trials._preparations(made)
-    assert [(one.objective.name, one.seed, dict(one.labels.samples)) for one in due] == [
-        ("rank_dpo", 0, settings.labels.samples),
-        ("dpo", 1, settings.labels.samples),
-        ("rank_dpo", 0, own.samples),
-        ("sft", 0, settings.labels.samples),
-    ]
+    due = trials._kinds(made).values()
+    found = {(one.objective.name, one.seed, tuple(one.labels.samples.items())) for one in due}
+    every = tuple(settings.labels.samples.items())
+    assert found == {
+        ("rank_dpo", 0, every),
+        ("dpo", 1, every),
+        ("rank_dpo", 0, (("shapes-sdxl", 4),)),
+        ("sft", 0, every),
+    }
