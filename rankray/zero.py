@@ -79,10 +79,12 @@ def start(module: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping[s
 
 def alone() -> None:
     """A process group of this process, for an engine that no Ray Train worker starts; nothing where there is one."""
+    import os
     import tempfile
 
     from torch import distributed
 
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed looks for what a launcher would set
     if not distributed.is_initialized():
         place = tempfile.mkdtemp(prefix="rankray-alone-")
         distributed.init_process_group("gloo", init_method=f"file://{place}/store", rank=0, world_size=1)
