@@ -10,6 +10,7 @@ cluster has room for, and all draw from the same seeds, so that differences are 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import io
@@ -84,8 +85,20 @@ def outcomes(
     Args:
         every: steps between measurements; None measures the last alone.
     """
-    placed = {name: bench.placed(name, config) for name, config in trials.items()}
+    placed = {name: bench.placed(name, config) for name, config in _lone(trials).items()}
     return (_by_actors if bench.config.trials == "actors" else _by_jobs)(bench, placed, drawn, every)
+
+
+def _lone(trials: Mapping[str, RankDPOConfig]) -> dict[str, RankDPOConfig]:
+    """`trials`, those that share their reference errors with no other computing them as they train."""
+    sharers = collections.Counter(_kind(trial) for trial in trials.values())
+    found = {}
+    for name, trial in trials.items():
+        objective = trial.objective
+        if objective.reference == "precomputed" and sharers[_kind(trial)] == 1:
+            objective = objective.model_copy(update={"reference": "copy"})
+        found[name] = trial.model_copy(update={"objective": objective})
+    return found
 
 
 def _by_actors(

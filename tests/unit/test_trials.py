@@ -67,3 +67,15 @@ def test_trainings_that_share_reference_errors_are_prepared_once() -> None:
         ("rank_dpo", 0, (("shapes-sdxl", 4),)),
         ("sft", 0, every),
     }
+
+
+def test_a_training_that_shares_its_reference_errors_with_none_computes_them_itself() -> None:
+    settings = config.build(AblationConfig, config.read_toml(FILE))
+    tuned = settings.tuned("rank_dpo")
+    made = {
+        "a": settings.trial(tuned, settings.labels, tuned.settings[0], 0),
+        "b": settings.trial(tuned, settings.labels, tuned.settings[1], 0),
+        "alone": settings.trial(tuned, settings.labels, tuned.settings[0], 1),
+    }
+    found = {name: trial.objective.reference for name, trial in trials._lone(made).items()}
+    assert found == {"a": "precomputed", "b": "precomputed", "alone": "copy"}
