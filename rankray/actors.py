@@ -219,7 +219,8 @@ class GenerateActor:
         name, row_ids, texts = stage.target.name, table["prompt_id"].to_pylist(), table["prompt"].to_pylist()
         rows = _known(table, stage.column) or [[] for _ in row_ids]
         due = [(b, sample) for b, row in enumerate(rows) for sample in range(len(row), stage.samples)]
-        seeds = [schema.candidate_seed(context.seed, row_ids[b], name, sample) for b, sample in due]
+        seed_name = stage.target.seed_name or name
+        seeds = [schema.candidate_seed(context.seed, row_ids[b], seed_name, sample) for b, sample in due]
 
         def generate(items: Sequence[tuple[str, int]]) -> list[Image.Image]:
             images = self._metered.model.generate(

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import ray
 import ray.train
 
-from rankray import align, align_report, config, rankdpo, report, run_report, synpic
+from rankray import ablation, align, align_report, config, rankdpo, report, run_report, synpic
+from rankray.ablation_config import AblationConfig
 from rankray.config import Config, ConfigError, SynPicConfig, nearest
 from rankray.training_config import AlignConfig, RankDPOConfig
 
@@ -28,6 +29,7 @@ PATHS = (
     "reuse",
     "prompts.path",
     "held_out.prompts.path",
+    "validation.prompts.path",
     "dataset",
     "model.source",
     "encoding.place",
@@ -124,6 +126,18 @@ def run_align(argv: Sequence[str]) -> int:
         return 0
 
     return _guarded("align", work)
+
+
+def run_ablate(argv: Sequence[str]) -> int:
+    """Runs an ablation as `argv` says; returns the exit code."""
+
+    def work() -> int:
+        settings = parse("ablate", AblationConfig, argv)
+        result = ablation.run(settings, _say, report.write_report, lambda place, info: None)
+        _say(f"tables: {result.path}/tables.md")
+        return 0
+
+    return _guarded("ablate", work)
 
 
 def run_synpic(argv: Sequence[str]) -> int:

@@ -102,6 +102,10 @@ class GeneratorChoice(ModelChoice):
     """One generator and how many samples it draws for each prompt."""
 
     samples: int = Field(1, ge=1, le=MAX_CANDIDATES)
+    seed_name: str | None = Field(
+        None,
+        description="draw from the seeds of this label, so that models can be compared; its own unless given",
+    )
     steps: int | None = Field(None, ge=1)
     guidance: float | None = Field(None, ge=0)
     height: int | None = Field(None, ge=8)
@@ -208,6 +212,9 @@ class SynPicConfig(Strict):
         content = self.model_dump(mode="json", exclude={"output", "reuse", "execution", "prices"})
         for choice in (*content["generators"], *content["rewards"]):
             del choice["pool"], choice["batch_size"]
+        for choice in content["generators"]:
+            if choice["seed_name"] is None:
+                del choice["seed_name"]  # a job that was begun before there was any goes on
         return dict(flatten(content))
 
 

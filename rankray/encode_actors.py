@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from rankray import store
-from rankray.encoded import EncodedRow, Layout, decoded_row, encoded_table
+from rankray.encoded import EncodedRow, Layout, decoded_row, encoded_table, relabelled
 from rankray.generators import GeneratorSpec
+from rankray.labels import Labelling
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -127,13 +128,17 @@ def _picture(image: dict[str, Any], height: int, width: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class ReferenceJob:
-    """What a reference actor needs: the model, the run's configuration, the encoded set's place, coming epochs."""
+    """What a reference actor needs: the model, the run's configuration, the encoded set's place, coming epochs.
+
+    `labelling` says which candidates the run looks at; others' errors are 0, prompts left out have none.
+    """
 
     spec: GeneratorSpec
     device: str
     config: RankDPOConfig
     place: str
     epochs: int
+    labelling: Labelling | None = None
 
 
 REFERENCE_SCHEMA = pa.schema(
@@ -168,9 +173,12 @@ class ReferenceActor:
         predict = parts.module_of(self._job.spec).predict
         found: list[dict[str, Any]] = []
         for row in table.to_pylist():
-            encoded = decoded_row(row, layout)
+            encoded, epochs = decoded_row(row, layout), self._job.epochs
+            if self._job.labelling is not None:
+                encoded = relabelled(encoded, self._job.labelling)
+                epochs *= self._job.labelling.takes(encoded.prompt_id)
             of_epochs = []
-            for epoch in range(self._job.epochs):
+            for epoch in range(epochs):
                 batch = batches.make_batch([encoded], [epoch], self._noising, self._empty, self._job.device)
                 with torch.no_grad():
                     error = batches.errors(

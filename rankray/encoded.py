@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+
+from rankray.labels import Labelling
 
 ENCODED_VERSION = 1
 IO_THREADS = 8
@@ -162,6 +164,12 @@ def decoded_row(row: Mapping[str, Any], layout: Layout) -> EncodedRow:
         scores=np.asarray(row["scores"], np.float32),
         text={name: part(row["text"][name], shape) for name, shape in layout.text.items()},
     )
+
+
+def relabelled(row: EncodedRow, labelling: Labelling) -> EncodedRow:
+    """The row with another labelling's win probabilities and ranks; candidates that it leaves out have rank 0."""
+    phi, rank = labelling(row.prompt_id, row.scores, row.rank)
+    return replace(row, win_probability=phi, rank=rank)
 
 
 @dataclass(frozen=True)

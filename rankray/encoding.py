@@ -91,13 +91,15 @@ def encode(
 def reference_place(encoded: EncodedSet, job: ReferenceJob, revision: str) -> str:
     """Where the reference errors belong: beside the encoded set, by the hash of model, noise and epochs."""
     config = job.config
-    content = {
+    content: dict[str, Any] = {
         "revision": revision,
         "dtype": config.tuned.dtype,
         "seed": config.seed,
         "epochs": job.epochs,
         "noise": config.noise.model_dump(),
     }
+    if job.labelling is not None:  # labels do not matter to the reference, only whom it is asked about
+        content["asked"] = [job.labelling.candidates, job.labelling.prompt_share]
     return f"{encoded.uri}/reference/{key_of(content)}"
 
 

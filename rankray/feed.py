@@ -19,7 +19,17 @@ import numpy as np
 import pyarrow.fs as pafs
 import ray
 
-from rankray.encoded import EncodedRow, Layout, Place, RowReader, decoded_row, index, step_rows
+from rankray.encoded import (
+    EncodedRow,
+    Layout,
+    Place,
+    RowReader,
+    decoded_row,
+    index,
+    relabelled,
+    step_rows,
+)
+from rankray.labels import Labelling
 
 STEPS_AHEAD = 2
 
@@ -64,13 +74,27 @@ class StreamedRows:
         return [row for part in ray.get(asked) for row in part]
 
 
+class LabelledRows:
+    """Rows of either kind under another labelling, and only those of prompts that it takes."""
+
+    def __init__(self, source: StoredRows | StreamedRows, labelling: Labelling) -> None:
+        self.places = [place for place in source.places if labelling.takes(place.prompt_id)]
+        self._source, self._labelling = source, labelling
+
+    def read(self, places: Sequence[Place]) -> list[EncodedRow]:
+        return [relabelled(row, self._labelling) for row in self._source.read(places)]
+
+
+Rows = StoredRows | StreamedRows | LabelledRows
+
+
 def share(rows: Sequence[Any], rank: int, world: int) -> list[Any]:
     """A worker's part of a global batch: consecutive, and equal to within one."""
     return [rows[i] for i in np.array_split(np.arange(len(rows)), world)[rank]]
 
 
 def feed(
-    source: StoredRows | StreamedRows,
+    source: Rows,
     start: int,
     steps: int,
     batch_size: int,

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import tomli_w
 
 from rankray import schema, store
+from rankray.ablation_config import AblationConfig
 from rankray.config import ConfigError, SynPicConfig, differing_keys
 from rankray.cost import ActorUsage
 from rankray.progress import as_dicts
@@ -118,7 +119,7 @@ def _first_line(error: Exception) -> str:
 
 def claim(
     output: Output,
-    config: SynPicConfig | RankDPOConfig,
+    config: SynPicConfig | RankDPOConfig | AblationConfig,
     revisions: Mapping[str, str],
     marker: str = "dataset.json",
 ) -> bool:

@@ -17,18 +17,21 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 import rankray
-from rankray import denoisers, generators, schema, store
+from rankray import denoisers, generators, labels, schema, store
 from rankray import output as outputs
 from rankray.config import ConfigError, GeneratorChoice, nearest
 from rankray.generators import GeneratorSpec
 from rankray.output import Output
 from rankray.ray_session import connect, exclusive, in_submitted_job
 from rankray.training_config import REFERENCE_FREE, SCORED, RankDPOConfig, TrainingSettings
+
+if TYPE_CHECKING:
+    from rankray.training import TrainJob
 
 Say = Callable[[str], None]
 SAMPLE_PROMPTS = 4
@@ -48,13 +51,18 @@ class Result:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run whose inputs were found good: the model's row and revision, the dataset, the objective's reward."""
+    """A run whose inputs were found good: the model's row and revision, the dataset, the objective's reward.
+
+    `labelling` is None where the dataset's own ranking is learnt; `rows` are prompts that take part.
+    """
 
     config: RankDPOConfig
     spec: GeneratorSpec
     revision: str
     dataset: store.RankedDataset
     reward: int | None
+    labelling: labels.Labelling | None
+    rows: int
     device: str
 
 
@@ -97,13 +105,17 @@ def check(config: RankDPOConfig) -> Plan:
     """
     spec, revision = check_model(config.model)
     dataset = _dataset(config.dataset)
+    labelling = labels.resolve(config.labels, dataset.info, config.seed)
     reward = check_reward(config, [item["name"] for item in dataset.info["rewards"]])
     if config.checkpoints.tensorboard and "://" in config.output:
         raise ConfigError(
             f"checkpoints.tensorboard writes to directories, and output is '{config.output}'; turn it off"
         )
     device = "cuda" if config.workers.num_gpus else "cpu"
-    return Plan(config, spec, revision, dataset, reward, device)
+    rows = dataset.info["rows"]
+    if labelling is not None:
+        rows = labelling.count(row["prompt_id"] for row in dataset.rows())
+    return Plan(config, spec, revision, dataset, reward, labelling, rows, device)
 
 
 def _dataset(path: str) -> store.RankedDataset:
@@ -190,29 +202,13 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
     """Encodes, computes the reference, trains and exports what is left of a run; returns its summary."""
     from rankray import samples
     from rankray.encoded import epochs_of
-    from rankray.training import TrainJob
 
     config = plan.config
     if output.exists("_work", "diverged.json"):
         output.fs.delete_file(output.at("_work", "diverged.json"))
-    epochs = epochs_of(config.steps, config.batch_size, plan.dataset.info["rows"])
-    encoded = _Encoded(plan, epochs, say)
-    job = TrainJob(
-        config=config,
-        spec=plan.spec,
-        revision=plan.revision,
-        files=encoded.files,
-        files_uri=encoded.files_uri,
-        layout=encoded.layout,
-        place=encoded.place,
-        reference=encoded.reference,
-        encoders=encoded.names,
-        reward=plan.reward,
-        rows=plan.dataset.info["rows"],
-        sample_prompts=config.checkpoints.sample_prompts or _some_prompts(plan.dataset),
-        output=output.uri,
-        device=plan.device,
-    )
+    encoded = _Encoded(plan, say)
+    job = encoded.job(output.uri)
+    epochs = epochs_of(config.steps, config.batch_size, plan.rows)
     say(
         f"training {denoisers.family(plan.spec)} on {job.rows:,} prompts: {config.steps:,} steps of "
         f"{config.batch_size:,} ({epochs} epochs), {config.workers.count} workers, ZeRO {config.workers.zero_stage}"
@@ -236,11 +232,13 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
 class _Encoded:
     """The encoded set that trainers read, or the actors that encode for them, and where the reference errors are."""
 
-    def __init__(self, plan: Plan, epochs: int, say: Say) -> None:
+    def __init__(self, plan: Plan, say: Say) -> None:
         from rankray import encoding
         from rankray.encode_actors import EncodeActor, EncodeJob, ReferenceJob
+        from rankray.encoded import epochs_of
 
-        config, dataset = plan.config, plan.dataset
+        self.plan, config, dataset = plan, plan.config, plan.dataset
+        epochs = epochs_of(config.steps, config.batch_size, plan.rows)
         settings = config.encoding
         device = "cuda" if settings.num_gpus else "cpu"
         dtype = "float32" if device == "cpu" else "bfloat16"
@@ -260,9 +258,45 @@ class _Encoded:
         encoded = encoding.encode(dataset, job, settings, say)
         self.files, self.files_uri, self.layout = encoded.files, encoded.uri, encoded.layout.as_json()
         if config.objective.reference == "precomputed" and config.objective.name not in REFERENCE_FREE:
-            ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, epochs)
+            ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, epochs, plan.labelling)
             place = encoding.reference_place(encoded, ahead, plan.revision)
             self.reference = encoding.precompute(encoded, ahead, place, config.workers, say)
+
+    def job(self, output: str) -> TrainJob:
+        """What a worker needs to train into `output`."""
+        from rankray.training import TrainJob
+
+        plan = self.plan
+        return TrainJob(
+            config=plan.config,
+            spec=plan.spec,
+            revision=plan.revision,
+            files=self.files,
+            files_uri=self.files_uri,
+            layout=self.layout,
+            place=self.place,
+            reference=self.reference,
+            encoders=self.names,
+            reward=plan.reward,
+            labelling=plan.labelling,
+            rows=plan.rows,
+            sample_prompts=plan.config.checkpoints.sample_prompts or _some_prompts(plan.dataset),
+            output=output,
+            device=plan.device,
+        )
+
+
+def prepare(config: RankDPOConfig, say: Say = print) -> TrainJob:
+    """Encodes the dataset, and computes the reference ahead where the run wants it so; what is left is to train.
+
+    Runs that share either, as an ablation's do, may then start together.
+
+    Raises:
+        ConfigError: as `run`.
+    """
+    plan = check(config)
+    connect()
+    return _Encoded(plan, say).job(config.output)
 
 
 def _train(job: Any, output: Output) -> str:

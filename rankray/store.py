@@ -221,8 +221,9 @@ def _row_faults(row: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
     if [candidate["generator"] for candidate in candidates] != [name for name, _ in slots]:
         yield f"candidates of {[c['generator'] for c in candidates]}, due are {[name for name, _ in slots]}"
         return
+    seed_names = {item["name"]: item.get("seed_name") or item["name"] for item in info["generators"]}
     for (name, sample), candidate in zip(slots, candidates, strict=True):
-        due = schema.candidate_seed(info["seed"], row["prompt_id"], name, sample)
+        due = schema.candidate_seed(info["seed"], row["prompt_id"], seed_names[name], sample)
         if candidate["seed"] != due:
             yield f"{name}: seed {candidate['seed']}, due is {due}"
         if len(candidate["scores"]) != len(info["rewards"]):

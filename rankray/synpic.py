@@ -25,7 +25,7 @@ from rankray import cost, environments, generators, layout, rewards, schema, sta
 from rankray import output as outputs
 from rankray import reuse as reused
 from rankray.actors import Actors, JobContext, Stage
-from rankray.config import ModelChoice, SynPicConfig
+from rankray.config import GeneratorChoice, ModelChoice, SynPicConfig
 from rankray.environments.cluster import prepare
 from rankray.output import Output
 from rankray.progress import Reporter
@@ -345,8 +345,7 @@ def _summary(
             "sha256": outputs.prompts_digest(prompts.rows),
         },
         "generators": [
-            _described(choice, stages_[choice.label]) | {"samples": choice.samples}
-            for choice in config.generators
+            _described(choice, stages_[choice.label]) | _drawn(choice) for choice in config.generators
         ],
         "rewards": [_described(choice, stages_[choice.label]) for choice in config.rewards],
         "rows": rows,
@@ -370,6 +369,12 @@ def _described(choice: ModelChoice, stage: Stage) -> dict[str, Any]:
     python = stage.actors.runtime_env.get("py_executable")
     found = {"name": choice.label, "model": choice.model, "revision": stage.target.revision}
     return found if python is None else {**found, "environment": python}
+
+
+def _drawn(choice: GeneratorChoice) -> dict[str, Any]:
+    """How many samples, and from whose seeds where these are not its own."""
+    own = {} if choice.seed_name is None else {"seed_name": choice.seed_name}
+    return {"samples": choice.samples, **own}
 
 
 def _prompts_line(prompts: PromptsRead) -> str:

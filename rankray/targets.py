@@ -55,6 +55,7 @@ class Target:
         num_cpus: CPUs of one actor, before the configuration's own number.
         environment: overlay environment of the actors, None for the job's own.
         samples: candidates it draws for each prompt (generators).
+        seed_name: label whose seeds it draws from (generators), None for its own.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Target:
     num_cpus: float = 1.0
     environment: str | None = None
     samples: int = 1
+    seed_name: str | None = None
 
 
 def load(target: Target, device: str) -> Any:
@@ -112,13 +114,13 @@ def split_name(target: str) -> tuple[str, str]:
     return module, attribute
 
 
-def user_target(choice: ModelChoice, kind: str, samples: int = 1) -> Target:
+def user_target(choice: ModelChoice, kind: str, samples: int = 1, seed_name: str | None = None) -> Target:
     """The target of a user's own class, constructed as `Class(device=..., **options)`.
 
     Args:
         choice: its `model` is "package.module:Class".
         kind: "generator" or "reward", for the message.
-        samples: candidates a prompt.
+        samples, seed_name: candidates a prompt, and whose seeds they are drawn from (generators).
 
     Raises:
         ConfigError: the form is wrong, its top-level package cannot be found here, or settings are given that
@@ -128,14 +130,19 @@ def user_target(choice: ModelChoice, kind: str, samples: int = 1) -> Target:
     package = module.split(".")[0]
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"{kind} '{choice.model}': {_no_module(package)}")
-    own = {"model", "name", "revision", "options", "pool", "samples"}
+    own = {"model", "name", "revision", "options", "pool", "samples", "seed_name"}
     given = sorted(key for key in choice.model_fields_set - own if getattr(choice, key) is not None)
     if given:
         raise ConfigError(
             f"{kind} '{choice.model}' takes its settings by `options`; move {', '.join(given)} there"
         )
     return Target(
-        choice.label, choice.model, dict(choice.options), choice.revision or UNRECORDED, samples=samples
+        choice.label,
+        choice.model,
+        dict(choice.options),
+        choice.revision or UNRECORDED,
+        samples=samples,
+        seed_name=seed_name,
     )
 
 

@@ -8,11 +8,12 @@ checkpoint carries none. The price of both is one small all-reduce a step before
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ import ray
 import ray.train
 
 from rankray.generators import GeneratorSpec
+from rankray.labels import Labelling
 from rankray.training_config import RankDPOConfig
 
 
@@ -38,7 +40,8 @@ class TrainJob:
         reference: URI of precomputed reference errors, or None.
         encoders: names of the actors that encode while it trains.
         reward: place of the objective's reward among the scores, or None.
-        rows: prompts of the dataset.
+        labelling: another one than the dataset's own, or None.
+        rows: prompts that take part.
         sample_prompts: prompts of the picture grids.
         output: URI of the run.
         device: "cpu" or "cuda".
@@ -54,6 +57,7 @@ class TrainJob:
     reference: str | None
     encoders: tuple[str, ...]
     reward: int | None
+    labelling: Labelling | None
     rows: int
     sample_prompts: tuple[str, ...]
     output: str
@@ -95,6 +99,41 @@ def train(job: TrainJob) -> None:
         if state.step % config.checkpoints.every == 0 or state.step == config.steps:
             state = checkpoints.save(job, engine, average, state, rank, log)
     log.close()
+
+
+def train_alone(job: TrainJob, every: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same run as `train` with one worker, in this process and without checkpoints: (step, weights by name), every
+    `every` steps and after the last.
+
+    For runs of a minute or two that are repeated rather than resumed, one after another in a process that has imported
+    everything already: of a run of 150 steps in the shapes world, starting workers is the larger part.
+
+    Raises:
+        FloatingPointError: more than `checkpoints.bad_steps` steps were not finite, or exploded.
+    """
+    if job.device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    from rankray import zero
+    from rankray.feed import feed
+    from rankray.schedules import learning_rate
+
+    zero.alone()
+    config, model = job.config, _Model(job)
+    engine, accumulation = _engine(job, model, 1)
+    average = zero.Average(engine, config.tuned.ema) if config.tuned.ema else None
+    skipped = 0
+    for loaded in feed(_source(job), 0, config.steps, config.batch_size, config.seed, 0, 1):
+        zero.set_learning_rate(engine, learning_rate(config.optimizer, loaded.step, config.steps))
+        sums = _step(job, model, engine, loaded, accumulation, 1)
+        bad = zero.skipped(engine) or not math.isfinite(sums["loss"])
+        if average is not None and not bad:
+            average.follow()
+        skipped += bad
+        if skipped > config.checkpoints.bad_steps:
+            raise FloatingPointError(f"{skipped} of {loaded.step + 1} steps were not finite, or exploded")
+        if (loaded.step + 1) % every == 0 or loaded.step + 1 == config.steps:
+            with average.swapped() if average is not None else contextlib.nullcontext():
+                yield loaded.step + 1, zero.gather(engine)
 
 
 class _Model:
@@ -222,13 +261,16 @@ def _micro_batch(model: _Model, job: TrainJob, local: int) -> int:
 
 def _source(job: TrainJob) -> Any:
     from rankray.encoded import Layout
-    from rankray.feed import StoredRows, StreamedRows
+    from rankray.feed import LabelledRows, StoredRows, StreamedRows
     from rankray.store import filesystem
 
     fs, _ = filesystem(job.files_uri)
+    rows: StoredRows | StreamedRows
     if job.layout is not None:
-        return StoredRows(job.files, fs, Layout.from_json(job.layout))
-    return StreamedRows(job.files, fs, [ray.get_actor(name) for name in job.encoders])
+        rows = StoredRows(job.files, fs, Layout.from_json(job.layout))
+    else:
+        rows = StreamedRows(job.files, fs, [ray.get_actor(name) for name in job.encoders])
+    return rows if job.labelling is None else LabelledRows(rows, job.labelling)
 
 
 def _ask(actor: str, method: str) -> Any:

@@ -54,6 +54,19 @@ class ObjectiveConfig(Strict):
         return self
 
 
+class LabelsConfig(Strict):
+    """Whose judgement of which candidates is learnt from (`rankray.labels`); by default the dataset's own ranking."""
+
+    rewards: tuple[str, ...] = Field((), description="rank by these rewards' stored scores; all if empty")
+    aggregation: Literal["win_probability", "borda", "majority", "mean_z", "random"] = Field(
+        "win_probability", description="how scores become a ranking; random asks no reward"
+    )
+    samples: dict[str, int] = Field(
+        {}, description="generators that take part, and how many of their samples; all if empty"
+    )
+    prompt_share: float = Field(1.0, gt=0, le=1, description="a random share of the prompts")
+
+
 class NoiseConfig(Strict):
     """Times and noise (Algorithm 2, lines 3 and 4). None takes what the family was trained with."""
 
@@ -165,6 +178,7 @@ class TrainingSettings(Strict):
     steps: int = Field(400, ge=1)
     batch_size: int = Field(1024, ge=1, description="prompts a step over all workers")
     objective: ObjectiveConfig = ObjectiveConfig()
+    labels: LabelsConfig = LabelsConfig()
     noise: NoiseConfig = NoiseConfig()
     tuned: TunedConfig = TunedConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -223,7 +237,9 @@ class RankDPOConfig(TrainingSettings):
                 "encoding": {"mode", "place", "min_size", "max_size", "num_cpus", "num_gpus", "batch_size"},
             },
         )
-        del content["model"]["pool"], content["model"]["batch_size"]
+        del content["model"]["pool"], content["model"]["batch_size"], content["model"]["seed_name"]
+        if self.labels == LabelsConfig():
+            del content["labels"]  # a run that was begun before there were any goes on
         return dict(flatten(content))
 
 

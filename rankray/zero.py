@@ -77,6 +77,19 @@ def start(module: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping[s
     return engine
 
 
+def alone() -> None:
+    """A process group of this process, for an engine that no Ray Train worker starts; nothing where there is one."""
+    import os
+    import tempfile
+
+    from torch import distributed
+
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed looks for what a launcher would set
+    if not distributed.is_initialized():
+        place = tempfile.mkdtemp(prefix="rankray-alone-")
+        distributed.init_process_group("gloo", init_method=f"file://{place}/store", rank=0, world_size=1)
+
+
 def trained(engine: Any) -> dict[str, nn.Parameter]:
     """Parameters that are trained, by name."""
     return {name: p for name, p in engine.module.named_parameters() if p.requires_grad}

@@ -258,7 +258,7 @@ def resolve(choice: GeneratorChoice) -> Target:
         ConfigError: unknown name (nearest match given), unknown option, or weights that cannot be found.
     """
     if ":" in choice.model:
-        return user_target(choice, "generator", samples=choice.samples)
+        return user_target(choice, "generator", choice.samples, choice.seed_name)
     if choice.model not in GENERATORS:
         raise unknown_model("generator", choice.model, GENERATORS)
     spec = GENERATORS[choice.model]
@@ -278,6 +278,7 @@ def resolve(choice: GeneratorChoice) -> Target:
         num_gpus=spec.num_gpus,
         num_cpus=spec.num_cpus,
         samples=choice.samples,
+        seed_name=choice.seed_name,
     )
 
 
