@@ -2,7 +2,8 @@
 
 BLIP is asked as the authors of BLIP and T2I-CompBench ask it (lower case, an encoder token first, the answer's first
 token), in transformers' class; a picture goes through the vision tower once for all of its questions, which is most of
-the cost. Questions are padded to one length, so that an answer does not depend on the others. A chat model is asked
+the cost. Questions of one length are asked together and none is padded: transformers' decoder of BLIP attends to
+padding whatever the mask says (5.24: P(yes) moved from 0.128 to 0.125 on small random weights). A chat model is asked
 one question at a time, since templates and padding differ from model to model.
 """
 
@@ -103,12 +104,24 @@ class BlipVqa:
         places = [place for place, asked in enumerate(questions) if asked]
         for batch, count in batches(places, self.batch_size):
             features = self._see([images[place] for place in batch])
-            rows = [(n, text) for n, place in enumerate(batch[:count]) for text in questions[place]]
-            for some, real in batches(rows, self.batch_size):
-                answers = self._ask(features[[n for n, _ in some]], [text for _, text in some])
-                for (n, _), answer in zip(some[:real], answers, strict=False):
-                    found[batch[n]].append(answer)
+            rows = [
+                (n, self._ids(text)) for n, place in enumerate(batch[:count]) for text in questions[place]
+            ]
+            answers: dict[int, _Answer] = {}
+            for length in {len(ids) for _, ids in rows}:
+                alike = [row for row, (_, ids) in enumerate(rows) if len(ids) == length]
+                for some, real in batches(alike, self.batch_size):
+                    asked = self._ask(
+                        features[[rows[row][0] for row in some]], [rows[row][1] for row in some]
+                    )
+                    answers.update(zip(some[:real], asked, strict=False))
+            for row, (n, _) in enumerate(rows):
+                found[batch[n]].append(answers[row])
         return found
+
+    def _ids(self, question: str) -> list[int]:
+        tokens = self.tokenizer(plain(question), truncation=True, max_length=self.tokens)
+        return [self.encode, *tokens.input_ids[1:]]
 
     @torch.inference_mode()
     def _see(self, images: Sequence[Image.Image]) -> Tensor:
@@ -117,34 +130,12 @@ class BlipVqa:
         return features
 
     @torch.inference_mode()
-    def _ask(self, features: Tensor, questions: Sequence[str]) -> list[_Answer]:
-        tokens = self.tokenizer(
-            [plain(question) for question in questions],
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokens,
-            return_tensors="pt",
-        ).to(self.device)
-        ids = tokens.input_ids.clone()
-        ids[:, 0] = self.encode
-        seen = torch.ones(features.shape[:2], dtype=torch.long, device=self.device)
-        states = self.model.text_encoder(
-            input_ids=ids,
-            attention_mask=tokens.attention_mask,
-            encoder_hidden_states=features,
-            encoder_attention_mask=seen,
-        )[0]
+    def _ask(self, features: Tensor, questions: Sequence[list[int]]) -> list[_Answer]:
+        """Answers to questions of one length, about the pictures of which the features are."""
+        ids = torch.tensor(questions, device=self.device)
+        states = self.model.text_encoder(input_ids=ids, encoder_hidden_states=features)[0]
         begun = torch.full((len(questions), 1), self.start, device=self.device)
-        logits = (
-            self.model.text_decoder(
-                input_ids=begun,
-                attention_mask=torch.ones_like(begun),
-                encoder_hidden_states=states,
-                encoder_attention_mask=tokens.attention_mask,
-            )
-            .logits[:, 0]
-            .float()
-        )
+        logits = self.model.text_decoder(input_ids=begun, encoder_hidden_states=states).logits[:, 0].float()
         words = logits.argmax(-1).tolist()
         pairs = logits[:, [self.yes, self.no]].tolist()
         return [

@@ -79,11 +79,20 @@ def blip(place: Path) -> None:
     }  # fmt: skip
     vision = {**SHAPE, "image_size": SIZE, "patch_size": 8, "projection_dim": 16}
     model = BlipForQuestionAnswering(BlipConfig(text_config=text, vision_config=vision))
-    disturb(model, 0.3)
+    disturb(model.eval(), 0.3)
     # Of random weights "yes" would be the likeliest of a hundred words once in a hundred times.
     bias = model.text_decoder.cls.predictions.bias
-    for word in ("yes", "no"):
-        bias.data[words.index(word)] += 6.0
+    yes, no = words.index("yes"), words.index("no")
+    bias.data[[yes, no]] += 6.0
+    with torch.inference_mode():
+        seen = model.vision_model(pixel_values=torch.randn(16, 3, SIZE, SIZE))[0]
+        asked = model.text_encoder(
+            input_ids=torch.randint(5, len(words), (16, 8)), encoder_hidden_states=seen
+        )[0]
+        start = torch.full((16, 1), len(words))
+        logits = model.text_decoder(input_ids=start, encoder_hidden_states=asked).logits[:, 0]
+        often = (logits[:, no] - logits[:, yes]).median()
+    bias.data[yes] += float(often)  # yes as often as no
     model.save_pretrained(place)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +14,7 @@ from PIL import Image
 from rankray.config import ConfigError
 from rankray.evals import dpg
 from rankray.evals.dpg_judge import DpgJudge
+from rankray.evals.vqa import BlipVqa
 from rankray.random_weights.judges import llava, small_spec
 
 ITEMS = {
@@ -49,11 +52,23 @@ def test_a_score_is_made_of_the_model_s_answers(judges: Path, pictures: list[Ima
 def test_the_order_of_questions_may_be_mended(judges: Path, pictures: list[Image.Image]) -> None:
     """Question 3 stands before its parent 2, and 2 before 1, whose fall it escapes as published."""
     row = small_spec("dpg", judges / "dpg")
-    texts = [f"{number} {color} {shape}?" for number in ("a", "two") for color in ("red", "blue") for shape in
-             ("circle", "stars", "car")]  # fmt: skip
-    judge = DpgJudge(spec=row, items={}, device="cpu")
-    said = judge.vqa.says_yes(pictures, [texts] * len(pictures))
-    picture, answers = next((one, row) for one, row in zip(pictures, said, strict=True) if len(set(row)) == 2)
+    words = (
+        "a red circle",
+        "two stars",
+        "is it blue",
+        "yellow",
+        "one square above a star",
+        "no",
+        "why",
+        "left of a car",
+    )
+    texts = [f"{first} {second}?" for first in words for second in words]
+    vqa = DpgJudge(spec=row, items={}, device="cpu").vqa
+    assert isinstance(vqa, BlipVqa)
+    picture = pictures[0]
+    middle = float(np.median(vqa.probabilities([picture], [texts])[0]))
+    vqa.model.text_decoder.cls.predictions.bias.data[vqa.yes] += math.log(1 / middle - 1)
+    answers = vqa.says_yes([picture], [texts])[0]
     yes, no = texts[answers.index(True)], texts[answers.index(False)]
     chain = [("3", yes, [2]), ("2", yes, [1]), ("1", no, [0])]
     questions = {number: {"text": text, "category": "x", "parents": of} for number, text, of in chain}
@@ -61,6 +76,7 @@ def test_the_order_of_questions_may_be_mended(judges: Path, pictures: list[Image
     for any_order in (False, True):
         spec = replace(row, options={**row.options, "any_order": any_order})
         judge = DpgJudge(spec=spec, items={"p": {"item_id": "a", "questions": questions}}, device="cpu")
+        judge.vqa = vqa  # which now says yes to half of the questions
         scores.append(judge.judge([picture], ["p"])[0].score)
     assert scores == [pytest.approx(1 / 3), 0.0]
 
