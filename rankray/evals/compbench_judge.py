@@ -79,10 +79,8 @@ class CompBenchJudge:
         phrases = self._attributes(images, asked)
         boxes = self._boxes(images, asked)
         cosines = self._cosines(images, asked)
-        return [
-            judgement(item, image.size, *seen)
-            for item, image, *seen in zip(asked, images, phrases, boxes, cosines, strict=True)
-        ]
+        seen = zip(asked, images, phrases, boxes, cosines, strict=True)
+        return [judgement(item, image.size, said, found, cosine) for item, image, said, found, cosine in seen]
 
     def _attributes(
         self, images: Sequence[Image.Image], asked: Sequence[Mapping[str, Any]]

@@ -78,10 +78,10 @@ class OpenDetector:
             if number == 0:
                 continue
             for batch, count in batches(places, self.batch_size):
-                asked = [list(dict.fromkeys(names[place])) for place in batch]
-                scores, boxes = self._see([images[place] for place in batch], asked)
+                wanted = [list(dict.fromkeys(names[place])) for place in batch]
+                scores, boxes = self._see([images[place] for place in batch], wanted)
                 for n, place in enumerate(batch[:count]):
-                    found[place] = _best(scores[n], boxes[n], asked[n], images[place].size, least)
+                    found[place] = _best(scores[n], boxes[n], wanted[n], images[place].size, least)
         return found
 
     @torch.inference_mode()
