@@ -13,7 +13,7 @@ from rankray import environments
 from rankray.config import ConfigError, nearest
 
 GENERATORS = ("sdxl", "sd3-medium", "pixart-sigma", "stable-cascade")
-REWARDS = ("hpsv2.1", "mps", "pickscore", "vqascore", "imagereward")
+REWARDS = ("hpsv2.1", "mps", "pickscore", "vqascore", "imagereward", "qalign-quality")
 MARKER = ".complete"
 USAGE_EXIT = 2
 
