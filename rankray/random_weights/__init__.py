@@ -1,4 +1,4 @@
-"""Random weights for real architectures: the paper's nine models, small, for machines without a hub and without a GPU.
+"""Random weights for real architectures: the paper's nine models and Q-Align, small, for want of a hub and a GPU.
 
     python -m rankray.random_weights DIRECTORY [NAME...]
 

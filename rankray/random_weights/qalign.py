@@ -91,7 +91,7 @@ def _save(model: Owl2, place: Path) -> None:
     weights = {key: _drawn(key, tensor) for key, tensor in model.state_dict().items()}
     keys = sorted(weights)
     halves = keys[: len(keys) // 2], keys[len(keys) // 2 :]
-    where = {}
+    where: dict[str, str] = {}
     for n, half in enumerate(halves, 1):
         name = f"model-{n:05}-of-00002.safetensors"
         save_file({key: weights[key].contiguous() for key in half}, place / name, metadata={"format": "pt"})

@@ -3,7 +3,7 @@
 The model is asked to rate the picture, and the probabilities of "excellent", "good", "fair", "poor" and "bad" as its
 next word are weighed 1, 0.75, 0.5, 0.25 and 0 (the paper's Eq. 1 and 2, on the authors' scale of 0 to 1; the published
 model's own `score` runs from 1 to 5). It does not look at the prompt. Its code is published as code that the hub
-would run here, and is not: the architecture is `qalign_model.py`, whose scores are the authors' to 4e-7 on small random
+would run here, and is not: the architecture is `qalign_model.py`, whose scores are the authors' to 7e-7 on small random
 weights. 8.2 billion parameters, 16.4 GB in half precision, for either question: two rewards are two such actors.
 """
 
@@ -95,7 +95,7 @@ def square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     if width == height:
         return image
     edge = max(width, height)
-    made = Image.new("RGB", (edge, edge), tuple(int(255 * value) for value in mean))  # type: ignore[arg-type]
+    made = Image.new("RGB", (edge, edge), tuple(int(255 * value) for value in mean))
     made.paste(image, ((edge - width) // 2, (edge - height) // 2))
     return made
 

@@ -111,7 +111,8 @@ class Owl2(nn.Module):
         text = self.model.embed_tokens(ids)[None].expand(len(pixels), -1, -1)
         whole = torch.cat([text[:, : self.before], seen, text[:, self.before :]], dim=1)
         last = self.model(inputs_embeds=whole, use_cache=False).last_hidden_state[:, -1]
-        return functional.linear(last, self.lm_head.weight[answers])
+        found: Tensor = functional.linear(last, self.lm_head.weight[answers])
+        return found
 
 
 class Multiway(nn.Module):
@@ -154,7 +155,7 @@ class VisionTower(nn.Module):
         places = (sizes["image_size"] // patch) ** 2 + 1
         self.embeddings.position_embedding = nn.Parameter(torch.randn(1, places, width))
         self.embeddings.pre_layernorm = nn.LayerNorm(width, eps=eps)
-        self.encoder = _layers(lambda: VisionLayer(sizes), sizes["num_hidden_layers"])
+        self.encoder: Any = _layers(lambda: VisionLayer(sizes), sizes["num_hidden_layers"])
         self.post_layernorm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -163,7 +164,7 @@ class VisionTower(nn.Module):
         patches = made.patch_embed(pixels).flatten(2).transpose(1, 2)
         hidden = torch.cat([made.cls_token.expand(len(pixels), -1, -1), patches], dim=1)
         hidden = made.pre_layernorm(hidden + made.position_embedding)
-        for layer in self.encoder.layers:  # type: ignore[union-attr]
+        for layer in self.encoder.layers:
             hidden = layer(hidden)
         normed: Tensor = self.post_layernorm(hidden)
         return normed
@@ -205,12 +206,12 @@ class Abstractor(nn.Module):
         def layer() -> nn.Module:
             return nn.ModuleDict({"crossattention": CrossAttention(sizes)})
 
-        self.encoder = _layers(layer, sizes["num_hidden_layers"])
+        self.encoder: Any = _layers(layer, sizes["num_hidden_layers"])
 
     def forward(self, seen: Tensor) -> Tensor:
         """[n, 1 + patches, width] -> [n, queries + 1, out]."""
         hidden: Tensor = self.query_embeds.expand(len(seen), -1, -1)
-        for layer in self.encoder.layers:  # type: ignore[union-attr]
+        for layer in self.encoder.layers:
             hidden = layer["crossattention"](hidden, seen)
         return torch.cat([self.visual_fc(hidden), self.vit_eos.expand(len(seen), -1, -1)], dim=1)
 
@@ -266,4 +267,5 @@ def _layers(make: Callable[[], nn.Module], count: int) -> nn.Module:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of [n, heads, t, width of a head], heads joined again: [n, t, width]."""
-    return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    found: Tensor = functional.scaled_dot_product_attention(query, key, value)
+    return found.transpose(1, 2).flatten(2)

@@ -16,6 +16,11 @@ from rankray.rewards.hpsv2 import Hpsv2
 from rankray.rewards.imagereward import ImageReward
 from rankray.rewards.vqascore import VqaScore
 
+# Q-Align needs no package to run: this one has what it is compared with.
+QALIGN = environments.EnvironmentSpec(
+    Path(__file__).with_name("qalign_parity.txt").read_text(), ("sentencepiece",)
+)
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -25,13 +30,15 @@ from rankray.rewards.vqascore import VqaScore
         ("imagereward", ()),
         ("vqascore", ("with-tower",)),
         ("vqascore", ("without-tower",)),  # such a checkpoint gets the tower's own weights
+        ("qalign", ()),
     ],
 )
 def test_equals_the_package_one_picture_at_a_time(
     name: str, arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Builds the overlay where it is missing: pip needs a package index."""
-    overlay = environments.build(name, environments.spec_of(name))
+    spec = QALIGN if name == "qalign" else environments.spec_of(name)
+    overlay = environments.build(name, spec)
     script = Path(__file__).with_name(f"{name}_parity.py")
     command = [overlay.python, str(script), str(tmp_path), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
