@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,12 @@ QALIGN = environments.EnvironmentSpec(
 )
 
 
+NOT_COMMERCIAL = pytest.mark.skipif(
+    "RANKRAY_NOT_COMMERCIAL" not in os.environ,
+    reason="pyiqa, which carries Q-Align's model, is not for commercial use; set RANKRAY_NOT_COMMERCIAL=1",
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"),
@@ -30,7 +37,7 @@ QALIGN = environments.EnvironmentSpec(
         ("imagereward", ()),
         ("vqascore", ("with-tower",)),
         ("vqascore", ("without-tower",)),  # such a checkpoint gets the tower's own weights
-        ("qalign", ()),
+        pytest.param("qalign", (), marks=NOT_COMMERCIAL),
     ],
 )
 def test_equals_the_package_one_picture_at_a_time(
