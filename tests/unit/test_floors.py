@@ -23,6 +23,7 @@ FLOORS = {
     "losses": 0,
     "diffusion": 0,
     "cost": 0,
+    "published": 0,
     "training_config": 0,
     "schedules": 0,
     "comparison": 0,
