@@ -1,9 +1,9 @@
 """What the paper prints: the figures of its Tables 1 to 8, as quoted, so that one's own can stand beside them.
 
-Scalable Ranked Preference Optimization for Text-to-Image Generation (arXiv 2410.18013), first version, October 2024. The
-figures are from machine transcriptions of its PDF (`TRANSCRIPTS`), cell by cell as printed there, and nothing is
-computed, rounded or completed: a cell that the transcription lost is None. They are 55 rows; what can be checked of them
-is: GenEval's means are those of their six columns, and a model's figures are the same in every table that has them.
+Scalable Ranked Preference Optimization for Text-to-Image Generation (arXiv 2410.18013), first version, October 2024.
+The figures are from machine transcriptions of its PDF (`TRANSCRIPTS`), cell by cell as printed there, and nothing is
+computed, rounded or completed: a cell that the transcription lost is None. They are 55 rows; what can be checked of
+them is: GenEval's means are those of their columns, and a model's figures are the same in every table that has them.
 
 They were measured with the authors' judges. Those of rankray that differ say so (`EvalSpec.departures`), and a figure
 of another judge is no measure of the same thing: compare differences rather than levels.
@@ -146,8 +146,8 @@ TABLES: dict[int, Quoted] = {
         """),
         names=_JUDGED_NAMES,
         scale=_JUDGED_SCALE,
-        note="The paper calls its Q-Align score one of visual quality, so it stands beside `qalign-quality`. The letter "
-        "of PixArt is lost in the transcription; 71.11 is what others print for PixArt-α.",
+        note="The paper calls its Q-Align score one of visual quality, so it stands beside `qalign-quality`. The "
+        "letter of PixArt is lost in the transcription; 71.11 is what others print for PixArt-α.",
     ),
     4: Quoted(
         title="labelling of preferences and quality of data (DPG-Bench)",

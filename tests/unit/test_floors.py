@@ -72,6 +72,9 @@ FLOORS = {
     "report": 3,
     "run_report": 3,
     "align_report": 3,
+    "pages": 3,
+    "evaluation_report": 3,
+    "ablation_report": 3,
     "cli": 3,
 }
 PURE = {"numpy", "pyarrow", "pydantic", "rankray", "tomli", "torch"}  # floor 0, beside the standard library
