@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jinja2
@@ -29,6 +31,9 @@ PROMPT_CHARACTERS = 240
 _Item = TypeVar("_Item")
 _SIDES = (THUMBNAIL_PIXELS, 192, 128, 96, 64)
 _SHOWN_AS_IS = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
+_SORT = Path(__file__).with_name("templates").joinpath("sort.js").read_text("utf-8")
+"""Sorts tables where a browser runs it; a page that has it allows this script by its hash, and no other."""
+_SORT_HASH = base64.b64encode(hashlib.sha256(_SORT.encode("utf-8")).digest()).decode("ascii")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
@@ -62,6 +67,7 @@ def environment() -> jinja2.Environment:
         "seconds": seconds,
         "short": short,
     }
+    made.globals |= {"sort_script": _SORT, "sort_hash": _SORT_HASH}
     return made
 
 

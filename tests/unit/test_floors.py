@@ -24,6 +24,7 @@ FLOORS = {
     "diffusion": 0,
     "cost": 0,
     "published": 0,
+    "intervals": 0,
     "training_config": 0,
     "schedules": 0,
     "comparison": 0,

@@ -89,6 +89,8 @@ def test_rows_beside_a_benchmark_are_in_its_names_and_units_once_each() -> None:
     }
     assert found["rows"][-1]["table"] == 6
     assert "complex" not in found["rows"][-1]["values"]
+    assert set(found["printed_times"].values()) == {100}
+    assert "overall" in found["printed_times"]
     dense = published.beside("dpg")
     assert dense is not None
     assert [row["model"] for row in dense["rows"]] == [*published.TABLES[3].rows, "ELLA (SDXL)"]
