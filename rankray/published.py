@@ -34,7 +34,7 @@ class Quoted:
     """A table as it was printed.
 
     Attributes:
-        title: what it is about, in our words.
+        title: what it is about, in our words; Tables 4 and 5 are measured on DPG-Bench.
         columns: the names of its columns, without that of its rows.
         rows: label -> cells as printed; None where there is no figure.
         names: column -> rankray's name of the same: a benchmark's column, or a reward.
@@ -150,7 +150,7 @@ TABLES: dict[int, Quoted] = {
         "letter of PixArt is lost in the transcription; 71.11 is what others print for PixArt-α.",
     ),
     4: Quoted(
-        title="labelling of preferences and quality of data (DPG-Bench)",
+        title="labelling of preferences and quality of data",
         columns=_JUDGED,
         rows=_rows("""
             SDXL | 74.65 | 84.33 | 0.72
@@ -165,7 +165,7 @@ TABLES: dict[int, Quoted] = {
         scale=_JUDGED_SCALE,
     ),
     5: Quoted(
-        title="objectives (DPG-Bench)",
+        title="objectives",
         columns=_JUDGED,
         rows=_rows("""
             SDXL | 74.65 | 84.33 | 0.72
