@@ -6,20 +6,16 @@ are 100 KB, of 1024-pixel ones thumbnails of 256 pixels 1 MB.
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from rankray import store
 from rankray.evaluation import CHECKER
-from rankray.report import environment
+from rankray.pages import picture, write_page
 
 PAIRS = 6
 """Pictures shown that changed most, of those that improved and of those that got worse."""
-SIDE = 256
 
 
 def write_align_report(uri: str, info: dict[str, Any]) -> None:
@@ -29,17 +25,12 @@ def write_align_report(uri: str, info: dict[str, Any]) -> None:
         for found in info["rounds"]
     ]
     last = f"round-{len(rounds)}"
-    page = (
-        environment()
-        .get_template("align.html.j2")
-        .render(
-            rounds=rounds,
-            verdict=verdict(info["rounds"][-1]["gain"]),
-            pairs=changed(f"{uri}/evaluation/before", f"{uri}/evaluation/{last}"),
-        )
-    )
-    fs, place = store.filesystem(uri)
-    store.write_text(f"{place}/report.html", page, fs)
+    values = {
+        "rounds": rounds,
+        "verdict": verdict(info["rounds"][-1]["gain"]),
+        "pairs": changed(f"{uri}/evaluation/before", f"{uri}/evaluation/{last}"),
+    }
+    write_page(uri, "align.html.j2", values)
 
 
 def verdict(gain: dict[str, Any]) -> str:
@@ -69,7 +60,7 @@ def _row(name: str, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def changed(before: str, after: str) -> list[dict[str, str]]:
+def changed(before: str, after: str) -> list[dict[str, Any]]:
     """Pairs of pictures of one prompt and seed whose mean standardised score changed most, up and down."""
     sides = [
         sorted(store.read(path).rows(images=True), key=lambda row: row["prompt_id"])
@@ -90,18 +81,9 @@ def changed(before: str, after: str) -> list[dict[str, str]]:
     return [
         {
             "prompt": found[i][0],
-            "before": _thumbnail(found[i][1]),
-            "after": _thumbnail(found[i][2]),
+            "before": picture(found[i][1]["image"]),
+            "after": picture(found[i][2]["image"]),
             "change": f"{change[i]:+.1f} standard deviations",
         }
         for i in chosen
     ]
-
-
-def _thumbnail(candidate: dict[str, Any]) -> str:
-    with Image.open(io.BytesIO(store.image_bytes(candidate["image"]))) as picture:
-        small = picture.convert("RGB")
-    small.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -15,7 +15,17 @@ from typing import Any, NoReturn
 import ray
 import ray.train
 
-from rankray import ablation, align, align_report, config, rankdpo, report, run_report, synpic
+from rankray import (
+    ablation,
+    ablation_report,
+    align,
+    align_report,
+    config,
+    rankdpo,
+    report,
+    run_report,
+    synpic,
+)
 from rankray.ablation_config import AblationConfig
 from rankray.config import Config, ConfigError, SynPicConfig, nearest
 from rankray.training_config import AlignConfig, RankDPOConfig
@@ -133,8 +143,8 @@ def run_ablate(argv: Sequence[str]) -> int:
 
     def work() -> int:
         settings = parse("ablate", AblationConfig, argv)
-        result = ablation.run(settings, _say, report.write_report, lambda place, info: None)
-        _say(f"tables: {result.path}/tables.md")
+        result = ablation.run(settings, _say, report.write_report, ablation_report.write_ablation_report)
+        _say(f"tables: {result.path}/tables.md\nreport: {result.path}/report.html")
         return 0
 
     return _guarded("ablate", work)

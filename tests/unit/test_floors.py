@@ -23,6 +23,8 @@ FLOORS = {
     "losses": 0,
     "diffusion": 0,
     "cost": 0,
+    "published": 0,
+    "intervals": 0,
     "training_config": 0,
     "schedules": 0,
     "comparison": 0,
@@ -71,6 +73,9 @@ FLOORS = {
     "report": 3,
     "run_report": 3,
     "align_report": 3,
+    "pages": 3,
+    "evaluation_report": 3,
+    "ablation_report": 3,
     "cli": 3,
 }
 PURE = {"numpy", "pyarrow", "pydantic", "rankray", "tomli", "torch"}  # floor 0, beside the standard library
