@@ -98,10 +98,10 @@ def _table(info: Mapping[str, Any], name: str) -> dict[str, Any]:
         "title": quoted.title if quoted else "",
         "note": quoted.note if quoted else "",
         "rows": [
-            {**_row(row, metric), "quoted": quote(quoted, row.get("paper")), "bar": bar}
+            {**_row(row, metric), "quoted": quote(quoted, row["paper"].get(name)), "bar": bar}
             for row, bar in zip(rows, _bars([row["gain"] for row in rows]), strict=True)
         ],
-        "quoted": quoted is not None and any(row.get("paper") for row in rows),
+        "quoted": quoted is not None and any(name in row["paper"] for row in rows),
         "start": quote(quoted, next(iter(quoted.rows))) if quoted else None,
         "against": [
             (row["label"], [difference(row.get("against", {}).get(other["name"]), metric) for other in rows])

@@ -20,7 +20,13 @@ def gain(by: float, before: float = 0.5) -> dict[str, Any]:
 
 def row(name: str, label: str, tables: list[str], by: float | None, paper: str | None) -> dict[str, Any]:
     found = {
-        **{"name": name, "label": label, "tables": tables, "paper": paper, "objective": "dpo"},
+        **{
+            "name": name,
+            "label": label,
+            "tables": tables,
+            "paper": {} if paper is None else dict.fromkeys(tables, paper),
+            "objective": "dpo",
+        },
         **{"learning_rate": 6e-4, "beta": 50.0, "labels": {}, "failed": [], "cpu_minutes": 3.0},
     }
     if by is None:
