@@ -77,8 +77,10 @@ def bars(rows: Sequence[tuple[float | None, float | None, float | None]]) -> lis
     def drawn(mean: float | None, low: float | None, high: float | None) -> Bar | None:
         if mean is None:
             return None
-        places = [float(axis.place(mean if end is None else end)) for end in (low, high, mean, 0.0)]
-        return Bar(*places, sign=side(low, high))
+        start, end, middle, zero = (
+            float(axis.place(mean if v is None else v)) for v in (low, high, mean, 0.0)
+        )
+        return Bar(start, end, middle, zero, side(low, high))
 
     return [drawn(*row) for row in rows]
 
