@@ -51,7 +51,9 @@ def headlines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     for entry in results["evals"]:
         column = next((column for column in entry["columns"] if column["name"] == OVERALL), None)
         times = _times(_quoted(entry, results), OVERALL, 1)
-        for model in results["models"] if column else []:
+        if column is None:
+            continue
+        for model in results["models"]:
             mean, gain = column["models"][model["name"]]["mean"], column["difference"].get(model["name"])
             if gain is not None:
                 text = (
