@@ -117,6 +117,22 @@ class RewardChoice(ModelChoice):
     """One reward."""
 
 
+class EvalChoice(ModelChoice):
+    """One benchmark: its judge's parts, each a hub repository or a directory in place of the table's."""
+
+    models: dict[str, str] = Field({}, description="parts of the judge, such as {clip = 'OWNER/NAME'}")
+    revisions: dict[str, str] = Field({}, description="branch, tag or commit of each part")
+
+    @model_validator(mode="after")
+    def _by_part(self) -> EvalChoice:
+        if self.source is not None or self.revision is not None:
+            raise ValueError(
+                f"benchmark '{self.label}': a judge has parts; give `models` and `revisions` in place of "
+                "`source` and `revision`"
+            )
+        return self
+
+
 class ImagesConfig(Strict):
     """How candidates are stored. PNG is exact; on one core a 1024x1024 PNG takes 78 ms, WebP 430, JPEG 3."""
 

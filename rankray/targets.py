@@ -32,6 +32,9 @@ WEIGHT_SUFFIXES = frozenset(
 UNRECORDED = "unrecorded"
 """Revision of a user's own class that was given none."""
 
+METHODS = ("generate", "score", "judge")
+"""What a model does: a generator, a reward, a benchmark's judge."""
+
 SHAPES = "shapes:"
 URLS = ("http://", "https://")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -71,7 +74,7 @@ def load(target: Target, device: str) -> Any:
 
     Raises:
         ConfigError: no such module or attribute (one line that names what there is), or the attribute is not
-            a class with `generate` or `score`. What the constructor raises passes through.
+            a class with one of `METHODS`. What the constructor raises passes through.
     """
     module_name, attribute = split_name(target.target)
     try:
@@ -92,9 +95,9 @@ def load(target: Target, device: str) -> Any:
         raise ConfigError(
             f"'{module_name}' has no '{attribute}'{nearest(attribute, own)}; its classes: {', '.join(own) or 'none'}"
         )
-    if not isinstance(found, type) or not (hasattr(found, "generate") or hasattr(found, "score")):
+    if not isinstance(found, type) or not any(hasattr(found, name) for name in METHODS):
         raise ConfigError(
-            f"'{target.target}' is no model: it must be a class with a method `generate` or `score`"
+            f"'{target.target}' is no model: it must be a class with a method `generate`, `score` or `judge`"
         )
     return found(device=device, **target.kwargs)
 

@@ -1,5 +1,282 @@
-"""The benchmarks of the paper's section 4.1, one file each: parsers of their published metadata, and their formulas.
+"""The EVALS table: the benchmarks of the paper's section 4.1 as data, and what they have in common.
 
-Formulas are pure functions of what a judge saw (boxes, colours, answers, probabilities), so that a verdict can be
-worked out by hand and tried again on stored sightings in microseconds; no benchmark's prompts are kept here.
+A benchmark is two files: its published rules and its readers, pure (`geneval.py`, `dpg.py`, `compbench.py`), and the
+judge that sees pictures (`..._judge.py`). Rules are functions of what a judge saw (boxes, colours, answers,
+probabilities), so that a verdict can be worked out by hand and tried again on stored sightings in microseconds. No
+benchmark's prompts are kept here. Importing this module loads neither torch nor transformers: the driver does it.
+
+A judge is a stage like a reward: constructed `Class(spec=..., items={prompt: data}, device=...)`, then
+`judge(images, prompts) -> list[Judgement]`, batched, the same whatever stands beside a picture.
 """
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rankray.config import ConfigError, EvalChoice, nearest
+from rankray.targets import Target, split_name, unknown_model, weights_revision
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge says of one picture.
+
+    Attributes:
+        score: the picture's value by the benchmark's rule, never NaN: a judge raises instead.
+        detail: JSON-ready and small: what the value was made from (reason, answers, boxes found).
+    """
+
+    score: float
+    detail: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a benchmark asks of one prompt.
+
+    Attributes:
+        data: JSON-ready: GenEval's metadata, DPG-Bench's questions, T2I-CompBench's category and phrases.
+    """
+
+    prompt: str
+    data: Any
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a benchmark's table.
+
+    Attributes:
+        values: by prompt: one value a picture, or one an answer.
+        pooled: False: the mean over prompts of each prompt's mean. True: the mean over all values.
+    """
+
+    values: Mapping[str, Sequence[float]]
+    pooled: bool = False
+
+    @property
+    def mean(self) -> float | None:
+        """The column's figure; None without a value."""
+        found = [list(values) for values in self.values.values() if len(values)]
+        if self.pooled:
+            found = [[value] for values in found for value in values]
+        means = [sum(values) / len(values) for values in found]
+        return sum(means) / len(means) if means else None
+
+
+@dataclass(frozen=True)
+class EvalSpec:
+    """One benchmark.
+
+    Attributes:
+        target: "module:Class" of its judge.
+        read: "module:function": (path) -> list[Item]; raises ValueError that names the line.
+        columns: "module:function": (items, judgements by prompt, None for a picture that failed) -> dict[str, Column].
+        overall: the columns whose plain mean is the headline figure.
+        samples: pictures a prompt, as published.
+        models: the judge's parts, each a hub repository or a directory.
+        revisions: branch, tag or commit of each part; "main" where it names none.
+        departures: in which way its figures are not the published ones', in a sentence.
+        dtype, batch_size, num_gpus, num_cpus, gpu_memory_gb, options, environment: as `RewardSpec` has them.
+    """
+
+    target: str
+    read: str
+    columns: str
+    overall: tuple[str, ...]
+    samples: int
+    models: Mapping[str, str]
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    departures: str = ""
+    dtype: str = "float32"
+    batch_size: int = 16
+    num_gpus: float = 1.0
+    num_cpus: float = 1.0
+    gpu_memory_gb: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    environment: str | None = None
+
+
+_CLIP_VOCABULARY = 49408
+_BERT_VOCABULARY = 30522
+
+EVALS: dict[str, EvalSpec] = {
+    "geneval": EvalSpec(
+        target="rankray.evals.geneval_judge:GenEvalJudge",
+        read="rankray.evals.geneval:read_items",
+        columns="rankray.evals.geneval:columns",
+        overall=("single_object", "two_object", "counting", "colors", "position", "color_attr"),
+        samples=4,
+        models={
+            "detector": "facebook/mask2former-swin-small-coco-instance",
+            "clip": "openai/clip-vit-large-patch14",
+        },
+        departures="Mask2Former in transformers' port of the authors' checkpoint family",
+        gpu_memory_gb=6.0,
+        options={
+            "confidence": 0.3,
+            "counting_confidence": 0.9,
+            "max_objects": 16,
+            "max_overlap": 1.0,
+            "position": 0.1,
+            "background": "#999",
+            "crop": True,
+            "size": {"shortest_edge": 800, "longest_edge": 1333},
+            "vocabulary": _CLIP_VOCABULARY,
+        },
+    ),
+    "dpg": EvalSpec(
+        target="rankray.evals.dpg_judge:DpgJudge",
+        read="rankray.evals.dpg:read_items",
+        columns="rankray.evals.dpg:columns",
+        overall=("overall",),
+        samples=4,
+        models={"vqa": "Salesforce/blip-vqa-base"},
+        departures="answers by BLIP-VQA in place of mPLUG-large",
+        gpu_memory_gb=4.0,
+        options={
+            "vqa": "blip",
+            "ask": "{} Answer yes or no.",
+            "any_order": False,
+            "keep_first": False,
+            "all_pictures": False,
+            "vocabulary": _BERT_VOCABULARY,
+        },
+    ),
+    "compbench": EvalSpec(
+        target="rankray.evals.compbench_judge:CompBenchJudge",
+        read="rankray.evals.compbench:read_items",
+        columns="rankray.evals.compbench:columns",
+        overall=("color", "shape", "texture", "spatial", "non_spatial", "complex"),
+        samples=10,
+        models={
+            "vqa": "Salesforce/blip-vqa-base",
+            "detector": "google/owlv2-base-patch16-ensemble",
+            "clip": "openai/clip-vit-base-patch32",
+        },
+        departures="objects found by OWLv2 in place of UniDet; noun phrases split by words in place of spaCy",
+        gpu_memory_gb=6.0,
+        options={
+            "least_confidence": 0.1,
+            "vocabulary": _BERT_VOCABULARY,
+            "clip_vocabulary": _CLIP_VOCABULARY,
+        },
+    ),
+}
+
+
+def read_lines(path: str) -> list[str]:
+    """Lines of a metadata file.
+
+    Raises:
+        ValueError: there is no such file, or it is not UTF-8.
+    """
+    try:
+        # Not splitlines(): a JSON line or a quoted field may hold any of Unicode's other line ends.
+        return list(io.StringIO(Path(path).expanduser().read_text("utf-8-sig")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as text: {error}") from None
+
+
+def items_of(spec: EvalSpec, path: str) -> list[Item]:
+    """What the row's `read` finds at `path`, with those of the row's options that it takes; each prompt once.
+
+    Raises:
+        ValueError: there is no such file, or it is of another form; it names the line.
+    """
+    read, options = _function(spec.read, spec)
+    found: dict[str, Item] = {}
+    for item in read(path, **options):
+        if found.setdefault(item.prompt, item).data != item.data:
+            _LOG.warning("'%s' stands twice in %s; what stands first is asked", item.prompt, path)
+    return list(found.values())
+
+
+def columns_of(
+    spec: EvalSpec, items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement | None]]
+) -> dict[str, Column]:
+    """The row's `columns`, with those of the row's options that it takes; None is a picture that failed."""
+    columns, options = _function(spec.columns, spec)
+    found: dict[str, Column] = columns(items, judgements, **options)
+    return found
+
+
+def _function(name: str, spec: EvalSpec) -> tuple[Callable[..., Any], dict[str, Any]]:
+    module, attribute = split_name(name)
+    found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    takes = inspect.signature(found).parameters
+    return found, {key: value for key, value in spec.options.items() if key in takes}
+
+
+def spec_of(choice: EvalChoice) -> EvalSpec:
+    """The row that a choice names, with the choice's own settings; revisions are as they were written.
+
+    Raises:
+        ConfigError: unknown benchmark, part or option (nearest match given).
+    """
+    if choice.model not in EVALS:
+        raise unknown_model("benchmark", choice.model, EVALS)
+    spec = EVALS[choice.model]
+    for kind, given, allowed in (
+        ("option", choice.options, spec.options),
+        ("part", choice.models, spec.models),
+        ("part", choice.revisions, spec.models),
+    ):
+        for key in given:
+            if key not in allowed:
+                raise ConfigError(
+                    f"benchmark '{choice.label}': unknown {kind} '{key}'{nearest(key, allowed)}; "
+                    f"allowed: {', '.join(allowed) or 'none'}"
+                )
+    # A part in another place is another part: the row's revision is not its.
+    revisions = {part: name for part, name in spec.revisions.items() if part not in choice.models}
+    changes: dict[str, Any] = {
+        key: value for key in ("batch_size", "dtype") if (value := getattr(choice, key)) is not None
+    }
+    return replace(
+        spec,
+        models={**spec.models, **choice.models},
+        revisions={**revisions, **choice.revisions},
+        options={**spec.options, **choice.options},
+        **changes,
+    )
+
+
+def resolve(choice: EvalChoice, items: Sequence[Item]) -> Target:
+    """What a pool has to run for one benchmark, with the revision of every part of its judge.
+
+    Returns:
+        A target whose revision names each part: "clip=<commit> detector=sha256:...".
+
+    Raises:
+        ConfigError: unknown benchmark, part or option, weights that cannot be found, or two items of one prompt
+            that ask different things.
+    """
+    spec = spec_of(choice)
+    asked: dict[str, Any] = {}
+    for item in items:
+        if asked.setdefault(item.prompt, item.data) != item.data:
+            raise ConfigError(f"benchmark '{choice.label}': '{item.prompt}' stands twice and asks two things")
+    found = {
+        part: weights_revision(source, spec.revisions.get(part, "main"))
+        for part, source in spec.models.items()
+    }
+    pinned = {part: revision for part, revision in found.items() if ":" not in revision}
+    return Target(
+        name=choice.label,
+        target=spec.target,
+        kwargs={"spec": replace(spec, revisions={**spec.revisions, **pinned}), "items": asked},
+        revision=" ".join(f"{part}={found[part]}" for part in sorted(found)),
+        num_gpus=spec.num_gpus,
+        num_cpus=spec.num_cpus,
+        environment=spec.environment,
+    )

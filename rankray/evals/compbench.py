@@ -1,83 +1,157 @@
 """T2I-CompBench: attributes bound to their objects, objects in their places, and prompts that ask for all of it.
 
-Source: Huang et al. 2023, the authors' `BLIP_vqa.py`, `2D_spatial_eval.py` and `3_in_1.py`, whose formulas stand here
-as pure functions of what a judge saw:
+Source: Huang et al. 2023, the authors' `BLIP_vqa.py`, `2D_spatial_eval.py`, `CLIP_similarity.py` and `3_in_1.py`, whose
+formulas stand here as pure functions of what a judge saw:
 
     attribute binding (colour, shape, texture)   product over noun phrases of P(yes) / (P(yes) + P(no)) for "PHRASE?"
     2-D spatial                                  confidences and the boxes' places, 0 below one half
-    non-spatial                                  CLIPScore
+    non-spatial                                  CLIPScore, as a plain cosine
     complex                                      mean of those of the three that the prompt calls for
 
-Departures: the authors find objects and noun phrases by spaCy's English model, which no package index carries; these
-prompts are of the shape "A and B" or "A LOCALITY B", so words do (`noun_phrases`, `parse_spatial`), and free sentences
-need the user's own split. Boxes without area overlap nothing; the authors' code divides by zero there.
+The prompts are the files of the authors' `examples/dataset`, read from a path: 300 a category for validation, 10
+pictures each. `compbench_judge.py` says which models are asked.
+
+Departures: the authors find objects and noun phrases by spaCy's English model, which no package index carries; words do
+here (`phrases.py`), and a file of JSON lines brings a split of the user's own. For complex prompts the authors strike
+the adjectives out of what CLIP reads; here it reads the prompt, unless the line says otherwise. Boxes without area
+overlap nothing; the authors' code divides by zero there.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rankray.evals import Column, Item, Judgement, read_lines
+from rankray.evals.phrases import (
+    LOCALITIES,
+    Spatial,
+    noun_phrases,
+    parse_spatial,
+    sentence_spatial,
+)
 
 Located = Sequence[float]
 Kind = Literal["spatial", "action", "both"]
 
 NEAR = ("next to", "on side of", "near")
-LOCALITIES = (
-    "on side of",
-    "next to",
-    "near",
-    "on the left of",
-    "on the right of",
-    "on the bottom of",
-    "on the top of",
-    "on top of",
-)
-PEOPLE = ("girl", "boy", "man", "woman")
 IOU = 0.1
 DISTANCE_PX = 150.0
 LEAST = 0.5
 PHRASES = 8
-NO_OBJECTS = ("top", "the side", "the left", "the right")
+
+CATEGORIES = ("color", "shape", "texture", "spatial", "non_spatial", "complex")
+ATTRIBUTES = ("color", "shape", "texture")
+KINDS = ("spatial", "action", "both")
 
 
-@dataclass(frozen=True)
-class Spatial:
-    """A spatial prompt: what stands where; people are "person", as detectors call them."""
+def read_items(path: str) -> list[Item]:
+    """Prompts with what is asked of each, of one file, of several with commas between, or of a directory's.
 
-    first: str
-    locality: str
-    second: str
-
-
-def parse_spatial(prompt: str) -> Spatial:
-    """Splits "a girl on the top of a frog" into its objects and the locality between them.
+    A file `color_val.txt` holds a colour prompt a line; so do the other categories' files, and of a directory those of
+    the validation set are read. `complex_val_spatial.txt` and `complex_val_action.txt` beside a `complex_val.txt` say
+    what its prompts call for; without them each calls for all three parts, as published for those on neither list.
+    A line of a .jsonl file has `prompt` and `category`, and may bring its own `phrases`, `spatial` ([object, locality,
+    object]), `action` (the text for CLIP) and `kind`.
 
     Raises:
-        ValueError: it has no locality of `LOCALITIES` between two objects.
+        ValueError: there is no such file, its name says no category, or a line cannot be used; it names the line.
     """
-    text = prompt.strip().rstrip(".").lower()
-    for locality in LOCALITIES:
-        first, found, second = text.partition(f" {locality} ")
-        if found and first.strip() and second.strip():
-            return Spatial(_noun(first), locality, _noun(second))
-    raise ValueError(f"'{prompt}' has none of {', '.join(LOCALITIES)} between two objects")
+    found: list[Item] = []
+    for file in _files(path):
+        reader = _own if file.suffix == ".jsonl" else _published
+        for number, line in enumerate(read_lines(str(file)), 1):
+            if line.strip():
+                try:
+                    found.append(reader(line.strip(), file))
+                except (ValueError, TypeError, KeyError) as error:
+                    raise ValueError(f"{file.name}, line {number}: {error}") from None
+    return found
 
 
-def _noun(phrase: str) -> str:
-    words = re.sub(r"^(a|an|the) ", "", phrase.strip())
-    return "person" if words in PEOPLE else words
+def _files(path: str) -> Iterator[Path]:
+    for part in path.split(","):
+        place = Path(part.strip()).expanduser()
+        if not place.is_dir():
+            yield place
+            continue
+        files = [file for file in sorted(place.glob("*_val.txt")) if _category(file)]
+        if not files:
+            raise ValueError(f"{place} holds none of {', '.join(f'{name}_val.txt' for name in CATEGORIES)}")
+        yield from files
 
 
-def noun_phrases(prompt: str) -> list[str]:
-    """Noun phrases of an attribute prompt, "a teal drum and a round kettle": its parts between commas and "and".
+def _category(file: Path) -> str | None:
+    """Of `color_val.txt`, `anything-color.txt`; None of names that say none, and of T2I-CompBench++'s `3d_spatial`."""
+    name = re.sub(r"_(val|train)$", "", file.stem)
+    for category in ("non_spatial", *CATEGORIES):
+        if re.fullmatch(rf"(.*[-_])?{category}", name) and not name.endswith("3d_spatial"):
+            return category
+    return None
 
-    Phrases that name a place and no object ("the left") are left out, as published.
-    """
-    parts = re.split(r",\s*(?:and\s+)?|\s+and\s+", prompt.strip().rstrip("."))
-    return [part.strip() for part in parts if part.strip() and part.strip() not in NO_OBJECTS]
+
+def _published(prompt: str, file: Path) -> Item:
+    category = _category(file)
+    if category is None:
+        raise ValueError(
+            f"the file's name says no category; call it {', '.join(f'{one}_val.txt' for one in CATEGORIES)}"
+        )
+    kind = _kind(prompt, file) if category == "complex" else None
+    return Item(prompt, _data(prompt, category, kind, {}))
+
+
+def _own(line: str, file: Path) -> Item:
+    entry = json.loads(line)
+    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+        raise ValueError("no 'prompt'")
+    if entry.get("category") not in CATEGORIES:
+        raise ValueError(f"category {entry.get('category')!r} is none of {', '.join(CATEGORIES)}")
+    kind = entry.get("kind", "both") if entry["category"] == "complex" else None
+    if kind not in (None, *KINDS):
+        raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    return Item(entry["prompt"], _data(entry["prompt"], entry["category"], kind, entry))
+
+
+def _data(prompt: str, category: str, kind: str | None, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What is asked of a prompt, JSON-ready; what `own` brings is taken from there."""
+    data: dict[str, Any] = {"category": category}
+    if category in ATTRIBUTES or kind is not None:
+        data["phrases"] = [str(phrase) for phrase in own.get("phrases", noun_phrases(prompt))]
+    if category == "spatial" or kind in ("spatial", "both"):
+        asked = own.get("spatial") or (parse_spatial(prompt) if kind is None else sentence_spatial(prompt))
+        if isinstance(asked, Spatial):
+            asked = (asked.first, asked.locality, asked.second)
+        if asked is not None and (len(asked) != 3 or asked[1] not in LOCALITIES):
+            raise ValueError(f"spatial {asked!r} is no [object, locality, object]")
+        data["spatial"] = None if asked is None else list(asked)
+    if category == "non_spatial" or kind in ("action", "both"):
+        data["action"] = str(own.get("action", prompt))
+    return data if kind is None else {**data, "kind": kind}
+
+
+def _kind(prompt: str, file: Path) -> Kind:
+    """Which of the lists beside the file holds the prompt, compared as the authors do: up to the first full stop."""
+    wanted = prompt.partition(".")[0].lower()
+    for kind in ("spatial", "action"):
+        beside = file.with_name(f"{file.stem}_{kind}.txt")
+        if beside.is_file() and wanted in {
+            line.strip().partition(".")[0].lower() for line in read_lines(str(beside))
+        }:
+            return kind
+    return "both"
+
+
+def columns(items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement | None]]) -> dict[str, Column]:
+    """A column for each category that occurs: the pictures' scores."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for item in items:
+        scores = [judgement.score for judgement in judgements.get(item.prompt, ()) if judgement is not None]
+        found.setdefault(item.data["category"], {})[item.prompt] = scores
+    return {name: Column(found[name]) for name in CATEGORIES if name in found}
 
 
 def binding_score(probabilities: Sequence[float]) -> float:

@@ -3,21 +3,34 @@
 Source: Hu et al. 2024 (ELLA), `compute_dpg_bench.py` of the authors' repository. A prompt comes with yes-or-no
 questions in a dependency graph ("is there a chair?" before "is the chair red?"). A question counts where its answer is
 yes and all that it depends on counts; a picture's score is the share of its questions that count, a prompt's the mean
-over its pictures, a benchmark's the mean over prompts. 1,065 prompts x 4 pictures, about 13 questions each.
+over its pictures, a benchmark's the mean over prompts. The prompts and questions are those of `dpg_bench.csv`, read
+from a path: 1,065 prompts x 4 pictures, about 13 questions each. `dpg_judge.py` says which model is asked.
 
 The authors' code has three quirks, without which figures do not compare with published ones. Each is the default here
 and can be mended: its reader drops the table's first line (`keep_first`), children listed before their parents escape
 their grandparents' fall (`any_order`), and categories are of the bare answers on a prompt's last picture alone
-(`all_pictures`). Departure: a parent that was never asked counts as no; the authors' code ends with a key error.
+(`all_pictures`). Departures: a parent that was never asked counts as no, where the authors' code ends with a key error;
+prompts that come without questions are asked sentence by sentence, which is no published figure, and the column
+"sentence" says so.
 """
 
 from __future__ import annotations
 
 import csv
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankray import evals
+from rankray.evals import Column, Judgement, read_lines
 
 ROOT = 0
+CATEGORIES = ("global", "entity", "attribute", "relation", "other")
+SENTENCE = "sentence"
+"""Category of what is asked where a prompt comes without questions."""
 COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
 
 
@@ -85,6 +98,112 @@ def read(lines: Iterable[str], *, keep_first: bool = False) -> list[Item]:
         category = line["tuple"].split("(")[0].strip()
         mine[number] = Question(line["question_natural_language"], category, parents)
     return [Item(item, prompts[item], mine) for item, mine in questions.items()]
+
+
+def read_items(path: str, *, keep_first: bool = False) -> list[evals.Item]:
+    """Prompts with their questions as data: {"item_id": ..., "questions": {"1": {"text", "category", "parents"}}}.
+
+    Args:
+        path: the published table (.csv), a directory that holds one, or JSON lines of `item_id`, `prompt` and
+            `questions`, a list of {"id", "text", "category", "parents"}; lines without questions are asked sentence by
+            sentence.
+        keep_first: of a table, as `read` has it.
+
+    Raises:
+        ValueError: there is no such file, or it is of another form; it names the line.
+    """
+    place = Path(path)
+    if place.is_dir():
+        tables = sorted(place.glob("*.csv"))
+        if len(tables) != 1:
+            raise ValueError(f"{path} holds {len(tables)} .csv files; name DPG-Bench's table of questions")
+        place = tables[0]
+    if place.suffix == ".jsonl":
+        return [_item(number, line) for number, line in enumerate(read_lines(str(place)), 1) if line.strip()]
+    return [
+        evals.Item(item.prompt, as_data(item)) for item in read(read_lines(str(place)), keep_first=keep_first)
+    ]
+
+
+def _item(number: int, line: str) -> evals.Item:
+    try:
+        entry = json.loads(line)
+        prompt = entry["prompt"]
+        asked = entry.get("questions")
+        questions = (
+            sentences(prompt)
+            if asked is None
+            else {int(one["id"]): _question(one["text"], one["category"], one["parents"]) for one in asked}
+        )
+        item = Item(str(entry.get("item_id", number)), str(prompt), questions)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"line {number} is no DPG prompt ({type(error).__name__}: {error}); give item_id, prompt and questions, "
+            "each with id, text, category and parents"
+        ) from None
+    if not questions:
+        raise ValueError(f"line {number}: '{prompt}' has nothing to ask")
+    return evals.Item(item.prompt, as_data(item))
+
+
+def _question(text: str, category: str, parents: Iterable[int]) -> Question:
+    return Question(str(text), str(category), tuple(int(parent) for parent in parents))
+
+
+def sentences(prompt: str) -> dict[int, Question]:
+    """One independent question a sentence, for prompts that come without questions."""
+    found = [part.strip() for part in re.split(r"(?<=[.!?])\s+", prompt.strip()) if part.strip()]
+    return {
+        number: Question(f'Does this picture show "{text}"?', SENTENCE, (ROOT,))
+        for number, text in enumerate(found, 1)
+    }
+
+
+def as_data(item: Item) -> dict[str, Any]:
+    """What `read_items` gives of an item, JSON-ready."""
+    return {
+        "item_id": item.item_id,
+        "questions": {
+            str(number): {"text": one.text, "category": one.category, "parents": list(one.parents)}
+            for number, one in item.questions.items()
+        },
+    }
+
+
+def from_data(prompt: str, data: Mapping[str, Any]) -> Item:
+    """The item of which `as_data` was made."""
+    questions = {
+        int(number): _question(one["text"], one["category"], one["parents"])
+        for number, one in data["questions"].items()
+    }
+    return Item(data["item_id"], prompt, questions)
+
+
+def columns(
+    items: Sequence[evals.Item],
+    judgements: Mapping[str, Sequence[Judgement | None]],
+    *,
+    all_pictures: bool = False,
+) -> dict[str, Column]:
+    """Column "overall", the pictures' scores, and one for each category of level 1 that occurs, all answers pooled.
+
+    As published, the graph plays no part in the categories, and they are of a prompt's last picture alone.
+
+    Args:
+        all_pictures: take all of a prompt's pictures for the categories.
+    """
+    overall: dict[str, list[float]] = {}
+    found: dict[str, dict[str, list[float]]] = {}
+    for item in items:
+        seen = [judgement for judgement in judgements.get(item.prompt, ()) if judgement is not None]
+        overall[item.prompt] = [judgement.score for judgement in seen]
+        for judgement in seen if all_pictures else seen[-1:]:
+            for number, question in item.data["questions"].items():
+                name = question["category"].split("-")[0].strip().lower()
+                answers = found.setdefault(name, {}).setdefault(item.prompt, [])
+                answers.append(float(judgement.detail["answers"][number]))
+    names = [name for name in CATEGORIES if name in found] + sorted(set(found) - set(CATEGORIES))
+    return {"overall": Column(overall), **{name: Column(found[name], pooled=True) for name in names}}
 
 
 def holding(

@@ -2,7 +2,8 @@
 
 Source: Ghosh et al. 2023, `evaluate_images.py` and `summary_scores.py` of the authors' repository, whose rules stand
 here as pure functions over detections: a verdict costs microseconds, so thresholds can be tried on stored detections
-without a detector. 553 prompts x 4 pictures, six categories; the score is the mean of categories, not of pictures.
+without a detector. The prompts are the 553 lines of `evaluation_metadata.jsonl`, read from a path; 4 pictures each,
+six categories; the score is the mean of categories, not of pictures. `geneval_judge.py` says which models are asked.
 
 Departures: a detection's box is a tuple and not an array; where the authors' code fails with an index or key error (a
 position that points at no earlier object, a colour that nobody classified), one line says so.
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from rankray.evals import Column, Item, Judgement, read_lines
 
 Box = Sequence[float]
 
@@ -72,6 +75,24 @@ def read(lines: Iterable[str]) -> list[dict[str, Any]]:
             raise ValueError(f"line {number}: {error}") from None
         found.append(metadata)
     return found
+
+
+def read_items(path: str) -> list[Item]:
+    """Prompts of a published file, each with its metadata.
+
+    Raises:
+        ValueError: there is no such file, or a line is no such metadata; it names the line.
+    """
+    return [Item(metadata["prompt"], metadata) for metadata in read(read_lines(path))]
+
+
+def columns(items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement | None]]) -> dict[str, Column]:
+    """A column for each category that occurs: 1 for a right picture, 0 for a wrong one, none for one that failed."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for item in items:
+        verdicts = [judgement.score for judgement in judgements.get(item.prompt, ()) if judgement is not None]
+        found.setdefault(item.data["tag"], {})[item.prompt] = verdicts
+    return {tag: Column(found[tag]) for tag in CATEGORIES if tag in found}
 
 
 def _checked(metadata: Any) -> None:

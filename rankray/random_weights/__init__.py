@@ -1,4 +1,5 @@
-"""Random weights for real architectures: the paper's nine models and Q-Align, small, for want of a hub and a GPU.
+"""Random weights for real architectures, small, for want of a hub and a GPU: the paper's nine models, Q-Align, and the
+parts of the benchmarks' judges.
 
     python -m rankray.random_weights DIRECTORY [NAME...]
 

@@ -14,13 +14,14 @@ from rankray.config import ConfigError, nearest
 
 GENERATORS = ("sdxl", "sd3-medium", "pixart-sigma", "stable-cascade")
 REWARDS = ("hpsv2.1", "mps", "pickscore", "vqascore", "imagereward", "qalign-quality")
+JUDGES = ("geneval", "dpg", "compbench")
 MARKER = ".complete"
 USAGE_EXIT = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes what is missing; the exit code."""
-    names = (*GENERATORS, *REWARDS)
+    names = (*GENERATORS, *REWARDS, *JUDGES)
     parser = argparse.ArgumentParser(prog="python -m rankray.random_weights", description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(names)}; all by default")
@@ -73,6 +74,11 @@ def _write(name: str, place: Path) -> None:
         pipe = PIPELINES[name]()
         awaken(pipe)
         pipe.save_pretrained(place)
+        return
+    if name in JUDGES:
+        from rankray.random_weights.judges import make
+
+        make(name, place)
         return
     from rankray.random_weights.rewards import REWARDS_MADE
 

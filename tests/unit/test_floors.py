@@ -190,7 +190,9 @@ def test_files_and_functions_stay_small(path: Path) -> None:
     assert {f: lines for f, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
 
 
-@pytest.mark.parametrize("module", ["rankray.config", "rankray.generators", "rankray.rewards", "rankray.cli"])
+@pytest.mark.parametrize(
+    "module", ["rankray.config", "rankray.generators", "rankray.rewards", "rankray.evals", "rankray.cli"]
+)
 def test_the_driver_never_imports_a_model(module: str) -> None:
     """Models are named by string: the process that plans a job loads none of their libraries."""
     if (

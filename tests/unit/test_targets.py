@@ -33,8 +33,8 @@ def test_other_forms_are_refused(name: str) -> None:
             "'rankray.rewards' has no module 'pickscor' (did you mean 'pickscore'?)",
         ),
         ("rankray.rewards.pickscore:PickScor", "has no 'PickScor' (did you mean 'PickScore'?); its classes:"),
-        ("rankray.config:nearest", "it must be a class with a method `generate` or `score`"),
-        ("rankray.config:ConfigError", "it must be a class with a method `generate` or `score`"),
+        ("rankray.config:nearest", "it must be a class with a method `generate`, `score` or `judge`"),
+        ("rankray.config:ConfigError", "it must be a class with a method `generate`, `score` or `judge`"),
         ("pandsa:Model", "no package 'pandsa' can be imported here (did you mean 'pandas'?)"),
     ],
 )

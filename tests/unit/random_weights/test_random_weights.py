@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rankray.evals import EVALS
 from rankray.generators import GENERATORS
 from rankray.random_weights.__main__ import GENERATORS as GENERATORS_MADE
-from rankray.random_weights.__main__ import MARKER, main
+from rankray.random_weights.__main__ import JUDGES, MARKER, main
 from rankray.random_weights.__main__ import REWARDS as NAMES
+from rankray.random_weights.judges import JUDGES_MADE, small_spec
 from rankray.random_weights.rewards import REWARDS_MADE, sizes
 from rankray.rewards import REWARDS
 from rankray.targets import Target, load, weights_revision
@@ -37,6 +39,20 @@ def test_they_are_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert np.isfinite(scores).all()
 
 
+def test_a_judge_s_parts_are_written_and_load(tmp_path: Path) -> None:
+    assert main([str(tmp_path), "dpg"]) == 0
+    asked = {
+        "a circle": {
+            "item_id": "1",
+            "questions": {"1": {"text": "a circle?", "category": "x", "parents": []}},
+        }
+    }
+    spec = small_spec("dpg", tmp_path / "dpg")
+    judge = load(Target("dpg", spec.target, {"spec": spec, "items": asked}), "cpu")
+    (judgement,) = judge.judge([Image.new("RGB", (48, 40), (90, 20, 200))], ["a circle"])
+    assert judgement.score == float(judgement.detail["answers"]["1"])
+
+
 def test_an_unknown_name_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "pickscor"]) == 2
     assert capsys.readouterr().err.startswith(
@@ -47,5 +63,6 @@ def test_an_unknown_name_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_they_are_models_of_the_tables() -> None:
     assert set(GENERATORS_MADE) < set(GENERATORS)
     assert set(NAMES) == set(REWARDS_MADE) < set(REWARDS)
+    assert set(JUDGES) == set(JUDGES_MADE) <= set(EVALS)
     for name, (_, environment) in REWARDS_MADE.items():
         assert REWARDS[name].environment == environment

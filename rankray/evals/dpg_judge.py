@@ -1,0 +1,64 @@
+"""DPG-Bench's judge: yes-or-no questions about a picture, by a model that the user chooses.
+
+The authors ask mPLUG-large, which transformers does not have. Stand-ins, by option `vqa`: "blip", BLIP-VQA, whose
+answer counts where "yes" is the likeliest of all words to begin it; or "chat", any model of transformers that chats
+about pictures, which is asked for one word and counts where yes is likelier than no. Figures by a stand-in rank models
+among themselves; they do not compare with published ones, which another model answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from rankray.evals import EvalSpec, Judgement, dpg
+from rankray.evals.loading import checked_choice, item_of, one_prompt_each
+from rankray.evals.vqa import BlipVqa, ChatVqa
+
+TOKENS = 64
+"""Of a question, for BLIP: the published ones have 50 words at most by its own preparation; longer ones are cut."""
+
+
+class DpgJudge:
+    """The judge on one device.
+
+    Args:
+        spec: its row; part `vqa`; options `vqa` ("blip" or "chat"), `ask` (what a chat model is told, `{}` for the
+            question), `any_order` as `dpg.score` has it, and `vocabulary` of BLIP.
+        items: questions by prompt, as `dpg.read_items` gives them.
+        device: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ConfigError: weights do not fit, or an option has no such value.
+    """
+
+    def __init__(self, spec: EvalSpec, items: Mapping[str, Any], device: str) -> None:
+        options = spec.options
+        source, revision = spec.models["vqa"], spec.revisions.get("vqa", "main")
+        self.vqa: BlipVqa | ChatVqa
+        if checked_choice("vqa", options["vqa"], ("blip", "chat")) == "chat":
+            self.vqa = ChatVqa(source, revision, spec.dtype, device, options["ask"])
+        else:
+            self.vqa = BlipVqa(
+                source, revision, spec.dtype, device, spec.batch_size, options["vocabulary"], TOKENS
+            )
+        self.items = {prompt: dpg.from_data(prompt, data) for prompt, data in items.items()}
+        self.any_order = bool(options["any_order"])
+
+    def judge(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:
+        """The share of a picture's questions that count; the detail has the answers by the questions' ids.
+
+        Raises:
+            ValueError: images and prompts differ in number, or DPG-Bench asks nothing of a prompt.
+        """
+        one_prompt_each(images, prompts)
+        asked = [item_of(self.items, prompt, "DPG-Bench") for prompt in prompts]
+        texts = [[question.text for question in item.questions.values()] for item in asked]
+        found = []
+        for item, said in zip(asked, self.vqa.says_yes(images, texts), strict=True):
+            answers = dict(zip(item.questions, said, strict=True))
+            score = dpg.score(item.dependency, answers, any_order=self.any_order)
+            found.append(Judgement(score, {"answers": {str(number): yes for number, yes in answers.items()}}))
+        return found

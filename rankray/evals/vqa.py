@@ -1,0 +1,223 @@
+"""Models that answer yes-or-no questions about a picture: BLIP-VQA, and any chat model that sees pictures.
+
+BLIP is asked as the authors of BLIP and T2I-CompBench ask it (lower case, an encoder token first, the answer's first
+token), in transformers' class; a picture goes through the vision tower once for all of its questions, which is most of
+the cost. Questions are padded to one length, so that an answer does not depend on the others. A chat model is asked
+one question at a time, since templates and padding differ from model to model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rankray.config import ConfigError
+from rankray.evals.compbench import yes_probability
+from rankray.evals.loading import batches, load_model, place_of
+from rankray.rewards.clip import Preprocessing
+
+BLIP_SPECIAL = 2
+"""BLIP's embeddings hold two tokens more than BERT's vocabulary: the decoder's start and the encoder's."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """P(yes) against no, and whether "yes" is the likeliest of all words."""
+
+    probability: float
+    is_yes: bool
+
+
+class BlipVqa:
+    """BLIP for question answering on one device.
+
+    Args:
+        source: hub repository or directory.
+        revision: of a hub repository.
+        dtype: "float32", "float16" or "bfloat16".
+        device: "cpu", "cuda", "cuda:1".
+        batch_size: pictures, and questions, computed at once.
+        vocabulary: size that its BERT tokenizer must have; None takes the model's.
+        tokens: longest question; longer ones are cut.
+
+    Raises:
+        ConfigError: weights or tokenizer are not what the model needs.
+        OSError: there are no weights there, or none in safetensors.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        revision: str,
+        dtype: str,
+        device: str,
+        batch_size: int,
+        vocabulary: int | None,
+        tokens: int,
+    ) -> None:
+        from transformers import BertTokenizer, BlipForQuestionAnswering
+
+        place, settings = place_of(source, revision)
+        self.tokenizer = BertTokenizer.from_pretrained(place, **settings)
+        self.model = load_model(BlipForQuestionAnswering, source, revision, dtype, device)
+        text = self.model.config.text_config
+        expected = vocabulary or text.vocab_size - BLIP_SPECIAL
+        if len(self.tokenizer) != expected or text.vocab_size != expected + BLIP_SPECIAL:
+            raise ConfigError(
+                f"the tokenizer of '{source}' has {len(self.tokenizer)} tokens and the model {text.vocab_size}, where "
+                f"{expected} and {expected + BLIP_SPECIAL} are due; without its vocabulary file a tokenizer loads "
+                "empty, without an error"
+            )
+        self.yes, self.no = self.tokenizer.convert_tokens_to_ids(["yes", "no"])
+        if self.tokenizer.unk_token_id in (self.yes, self.no):
+            raise ConfigError(f"the tokenizer of '{source}' does not know 'yes' and 'no'")
+        self.start, self.encode = expected, expected + 1
+        side = self.model.config.vision_config.image_size
+        self.preprocess = _blip_preprocessing(side)
+        self.device, self.dtype = device, getattr(torch, dtype)
+        self.batch_size, self.tokens = batch_size, tokens
+
+    def probabilities(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """P(yes) / (P(yes) + P(no)) of the answer's first token, for each question of each picture."""
+        return [[answer.probability for answer in row] for row in self._answers(images, questions)]
+
+    def says_yes(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[list[bool]]:
+        """Whether "yes" is the likeliest of all words that the answer begins with, for each question of each picture.
+
+        BLIP's answers are of a word or two, so this is what it says; what follows is not looked at.
+        """
+        return [[answer.is_yes for answer in row] for row in self._answers(images, questions)]
+
+    def _answers(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]
+    ) -> list[list[_Answer]]:
+        found: list[list[_Answer]] = [[] for _ in images]
+        places = [place for place, asked in enumerate(questions) if asked]
+        for batch, count in batches(places, self.batch_size):
+            features = self._see([images[place] for place in batch])
+            rows = [(n, text) for n, place in enumerate(batch[:count]) for text in questions[place]]
+            for some, real in batches(rows, self.batch_size):
+                answers = self._ask(features[[n for n, _ in some]], [text for _, text in some])
+                for (n, _), answer in zip(some[:real], answers, strict=False):
+                    found[batch[n]].append(answer)
+        return found
+
+    @torch.inference_mode()
+    def _see(self, images: Sequence[Image.Image]) -> Tensor:
+        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device, self.dtype)
+        features: Tensor = self.model.vision_model(pixel_values=pixels)[0]
+        return features
+
+    @torch.inference_mode()
+    def _ask(self, features: Tensor, questions: Sequence[str]) -> list[_Answer]:
+        tokens = self.tokenizer(
+            [plain(question) for question in questions],
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokens,
+            return_tensors="pt",
+        ).to(self.device)
+        ids = tokens.input_ids.clone()
+        ids[:, 0] = self.encode
+        seen = torch.ones(features.shape[:2], dtype=torch.long, device=self.device)
+        states = self.model.text_encoder(
+            input_ids=ids,
+            attention_mask=tokens.attention_mask,
+            encoder_hidden_states=features,
+            encoder_attention_mask=seen,
+        )[0]
+        begun = torch.full((len(questions), 1), self.start, device=self.device)
+        logits = (
+            self.model.text_decoder(
+                input_ids=begun,
+                attention_mask=torch.ones_like(begun),
+                encoder_hidden_states=states,
+                encoder_attention_mask=tokens.attention_mask,
+            )
+            .logits[:, 0]
+            .float()
+        )
+        words = logits.argmax(-1).tolist()
+        pairs = logits[:, [self.yes, self.no]].tolist()
+        return [
+            _Answer(yes_probability(*pair), word == self.yes) for pair, word in zip(pairs, words, strict=True)
+        ]
+
+
+class ChatVqa:
+    """Any model of transformers that chats about pictures (AutoModelForImageTextToText) on one device.
+
+    Its answer is yes where the words for yes are together more probable than those for no, as the answer's first token.
+
+    Args:
+        source, revision, dtype, device: as `BlipVqa` has them.
+        ask: what is said of each question; `{}` stands for it.
+
+    Raises:
+        ConfigError: weights are not what the model needs, or its processor has no chat template.
+        OSError: there are no weights there, or none in safetensors.
+    """
+
+    def __init__(self, source: str, revision: str, dtype: str, device: str, ask: str) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        place, settings = place_of(source, revision)
+        self.processor = AutoProcessor.from_pretrained(place, **settings)
+        tokenizer = self.processor.tokenizer
+        if not (getattr(self.processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
+            raise ConfigError(f"'{source}' has no chat template; give a model that was trained to chat")
+        self.model = load_model(AutoModelForImageTextToText, source, revision, dtype, device)
+        yes, no = (first_tokens(tokenizer, word) for word in ("yes", "no"))
+        # What both may begin with (a blank that is a token of its own) tells nothing.
+        self.yes, self.no = yes - no, no - yes
+        if not self.yes or not self.no:
+            raise ConfigError(
+                f"the tokenizer of '{source}' tells 'yes' and 'no' not apart by their first token"
+            )
+        self.device, self.dtype, self.ask = device, getattr(torch, dtype), ask
+
+    def says_yes(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[list[bool]]:
+        """Whether yes is more probable than no, for each question of each picture."""
+        return [
+            [self._probability(image, question) > 0.5 for question in asked]
+            for image, asked in zip(images, questions, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _probability(self, image: Image.Image, question: str) -> float:
+        said = {"type": "text", "text": self.ask.format(question)}
+        chat = [{"role": "user", "content": [{"type": "image"}, said]}]
+        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        inputs = self.processor(images=[image], text=[text], return_tensors="pt").to(self.device)
+        for name, value in inputs.items():
+            if torch.is_floating_point(value):
+                inputs[name] = value.to(self.dtype)
+        logits = self.model(**inputs).logits[0, -1].float()
+        yes, no = (float(logits[sorted(ids)].logsumexp(0)) for ids in (self.yes, self.no))
+        return yes_probability(yes, no)
+
+
+def first_tokens(tokenizer: Any, word: str) -> set[int]:
+    """First tokens of a word as an answer may begin: in both cases, with a blank before it or none."""
+    spelt = [word, word.capitalize(), f" {word}", f" {word.capitalize()}"]
+    ids = (tokenizer(text, add_special_tokens=False).input_ids for text in spelt)
+    return {found[0] for found in ids if found} - {tokenizer.unk_token_id}
+
+
+def plain(question: str) -> str:
+    """A question as BLIP was taught: in lower case, without . ! " ( ) * # : ; ~."""
+    return re.sub(r"[.!\"()*#:;~]", "", question.lower()).rstrip()
+
+
+def _blip_preprocessing(side: int) -> Preprocessing:
+    """To a square, bicubically, and normalised as CLIP's: so do the authors and the published configuration."""
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    return Preprocessing((side, side), (side, side), mean, std)
