@@ -8,6 +8,7 @@ are averaged first.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,8 +62,7 @@ def compare(before: npt.ArrayLike, after: npt.ArrayLike) -> Difference:
     if not len(first):
         raise ValueError("no prompt has a value on both sides")
     change = second - first
-    rng = np.random.default_rng(SEED)
-    means = [change[rng.integers(len(change), size=len(change))].mean() for _ in range(DRAWS)]
+    means = [float(weights @ change) / len(change) for weights in resamples([np.arange(len(change))])]
     low, high = np.quantile(means, [0.025, 0.975])
     wins, losses = int((change > 0).sum()), int((change < 0).sum())
     return Difference(
@@ -84,3 +84,42 @@ def sign_test(wins: int, losses: int) -> float:
         return 1.0
     tail = float(sum(math.comb(n, i) for i in range(most, n + 1)) / 2**n)
     return min(1.0, 2.0 * tail)
+
+
+def resamples(strata: Sequence[npt.NDArray[np.int64]]) -> Iterator[npt.NDArray[np.int64]]:
+    """The bootstrap's draws: `DRAWS` times, how often each prompt is taken, int[P].
+
+    Args:
+        strata: places of prompts that are drawn among themselves; together all of 0 .. P - 1.
+    """
+    rng = np.random.default_rng(SEED)
+    size = sum(len(places) for places in strata)
+    for _ in range(DRAWS):
+        taken = [places[rng.integers(len(places), size=len(places))] for places in strata]
+        yield np.bincount(np.concatenate(taken), minlength=size)
+
+
+@dataclass(frozen=True)
+class Wins:
+    """How often the first of two models is better on a prompt: a tie is half a win; a sign test over the rest."""
+
+    wins: int
+    losses: int
+    ties: int
+    win_rate: float
+    p_value: float
+
+
+def win_rate(first: npt.ArrayLike, second: npt.ArrayLike) -> Wins:
+    """Wins of float[P] over float[P]; prompts with a NaN are left out.
+
+    Raises:
+        ValueError: no prompt has a value on both sides.
+    """
+    change = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    change = change[~np.isnan(change)]
+    if not len(change):
+        raise ValueError("no prompt has a value on both sides")
+    wins, losses = int((change > 0).sum()), int((change < 0).sum())
+    ties = len(change) - wins - losses
+    return Wins(wins, losses, ties, (wins + ties / 2) / len(change), sign_test(wins, losses))
