@@ -67,15 +67,20 @@ class _Sums:
     counts: Floats
     values: Ints
 
-    def figures(self, sums: Floats, weights: Ints | None = None) -> Floats:
-        """float[C], or float[C + 1] with the mean of the chosen columns; NaN without a value."""
-        weights = np.ones(sums.shape[1], np.int64) if weights is None else weights
-        counts = self.counts @ weights
-        found: Floats = np.full(len(counts), np.nan)
-        np.divide(sums @ weights, counts, out=found, where=counts > 0)
+    def figures(self, sums: Floats, weights: Ints) -> Floats:
+        """float[D, C], or float[D, C + 1] with the mean of the chosen columns, of int[D, P]; NaN without a value."""
+        counts = weights @ self.counts.T
+        found: Floats = np.full(counts.shape, np.nan)
+        np.divide(weights @ sums.T, counts, out=found, where=counts > 0)
         if self.whole:
             return found
-        return np.append(found, found[self.chosen].mean() if len(self.chosen) else np.nan)
+        mean = found[:, self.chosen].mean(axis=1) if len(self.chosen) else np.full(len(found), np.nan)
+        return np.column_stack([found, mean])
+
+    def means(self, sums: Floats) -> Floats:
+        """The figures of all prompts, each once."""
+        found: Floats = self.figures(sums, np.ones((1, sums.shape[1]), np.int64))[0]
+        return found
 
     @property
     def whole(self) -> bool:
@@ -103,7 +108,7 @@ class _Sums:
     def intervals(self, sums: Floats) -> list[tuple[float | None, float | None]]:
         """95 % of each figure; None where no two prompts are drawn from."""
         strata = self.strata()
-        drawn = np.array([self.figures(sums, weights) for weights in resamples(strata)])
+        drawn = np.concatenate([self.figures(sums, weights) for weights in resamples(strata)])
         largest = np.zeros(sums.shape[1], np.int64)
         for places in strata:
             largest[places] = len(places)
@@ -118,7 +123,7 @@ class _Sums:
 def estimates(columns: Mapping[str, Values], overall: Sequence[str]) -> dict[str, Estimate]:
     """Each column's figure and "overall", the plain mean of those columns of `overall` that have a value."""
     table = _sums(columns, columns, overall)
-    means, intervals, inside = table.figures(table.sums), table.intervals(table.sums), table.inside
+    means, intervals, inside = table.means(table.sums), table.intervals(table.sums), table.inside
     values = table.values if table.whole else np.append(table.values, table.values[table.chosen].sum())
     return {
         name: Estimate(
@@ -146,7 +151,7 @@ def differences(
     if first.names != second.names or not np.array_equal(first.counts, second.counts):
         raise ValueError("the two models have values of different pictures; leave out what either lacks")
     change = second.sums - first.sums
-    means = [first.figures(table.sums) for table in (first, second)]
+    means = [first.means(table.sums) for table in (first, second)]
     intervals, inside = first.intervals(change), first.inside
     own = np.divide(change, first.counts, out=np.zeros_like(change), where=first.counts > 0)
     by_prompt = own if first.whole else np.vstack([own, own[first.chosen].sum(axis=0)])
