@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import rankray
-from rankray import cost, evaluated_models, evaluation, evaluation_table, store, synpic
+from rankray import cost, evaluated_models, evaluation, evaluation_table, published, store, synpic
 from rankray import evaluation_results as results
 from rankray import output as outputs
 from rankray.config import ConfigError
 from rankray.evaluated_models import Model
-from rankray.evaluation_config import LABEL, EvaluatedModel, EvaluateConfig
+from rankray.evaluation_config import LABEL, EvaluateConfig, EvaluatedModel
 from rankray.evaluation_results import Change, Measured
 from rankray.output import Output
 from rankray.prompt_lists import PromptList, read_lists, scorer_revisions
@@ -235,6 +235,7 @@ def _results(plan: Plan, sets: dict[tuple[str, str], Measured]) -> dict[str, Any
         "models": [results.described(model, _weights(plan, model, sets)) for model in plan.models],
         **results.tables(plan.lists, names, plan.baseline, sets),
         "changed": _write_changed(plan, changed),
+        "published": _published(plan.lists),
         "failures": results.failures(names, plan.lists, sets, config.execution.tolerance),
         "sets": [
             {
@@ -251,6 +252,16 @@ def _results(plan: Plan, sets: dict[tuple[str, str], Measured]) -> dict[str, Any
             [_named(found.info["cost"], name) for (name, _), found in sets.items()], config.prices
         ),
     }
+
+
+def _published(lists: Sequence[PromptList]) -> dict[str, Any]:
+    """The paper's rows beside each benchmark, by the benchmark's label."""
+    found: dict[str, Any] = {}
+    for prompts in lists:
+        for choice in prompts.scorers:
+            if choice.label in prompts.benchmarks and (rows := published.beside(choice.model)) is not None:
+                found[choice.label] = rows
+    return found
 
 
 def _weights(plan: Plan, model: Model, sets: dict[tuple[str, str], Measured]) -> str:
