@@ -23,6 +23,7 @@ from rankray import (
     config,
     evaluate,
     evaluate_options,
+    evaluation_report,
     rankdpo,
     report,
     run_report,
@@ -189,11 +190,11 @@ def run_evaluate(argv: Sequence[str]) -> int:
 
     def work() -> int:
         settings = parse_evaluate(argv)
-        result = evaluate.run(settings, _say)
+        result = evaluate.run(settings, _say, evaluation_report.write_evaluation_report)
         info = result.info
         made = sum(found["images_made"] for found in info["sets"])
         _say(f"{len(info['models'])} models, {made:,} images, {info['failures']['total']:,} failures")
-        _say(f"results: {result.path}/results.md")
+        _say(f"results: {result.path}/results.md\nreport:  {result.path}/report.html")
         if result.failed_share > settings.execution.tolerance:
             print(
                 f"evaluate: {result.failed_share:.1%} of a stage's items failed, more than execution.tolerance = "
