@@ -59,7 +59,6 @@ class Plan:
         lists: prompts, and who judges.
         models: what is measured, the baseline first where it is none of the others.
         revisions: of judges and metrics.
-        weights: the revision of each model that is a pipeline already, by name.
     """
 
     config: EvaluateConfig
@@ -68,7 +67,6 @@ class Plan:
     models: tuple[Model, ...]
     baseline: str | None
     revisions: dict[str, str]
-    weights: dict[str, str]
 
 
 def run(config: EvaluateConfig, say: Say = print, publish: Publish | None = None) -> Result:
@@ -124,8 +122,10 @@ def check(config: EvaluateConfig) -> Plan:
             f"pipelines of checkpoints load from directories, and output is '{output.uri}'; give a directory that all "
             "nodes see"
         )
-    weights = {model.name: evaluated_models.revision(model) for model in models if not model.checkpoint}
-    return Plan(config, output, lists, tuple(models), baseline, revisions, weights)
+    for model in models:
+        if not model.checkpoint:
+            evaluated_models.revision(model)  # its weights are there
+    return Plan(config, output, lists, tuple(models), baseline, revisions)
 
 
 def _measured_already(plan: Plan) -> dict[str, Any] | None:
