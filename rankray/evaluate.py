@@ -30,8 +30,8 @@ from rankray.evaluation_config import LABEL, EvaluateConfig, EvaluatedModel
 from rankray.evaluation_results import Change, Measured
 from rankray.output import Output
 from rankray.prompt_lists import PromptList, read_lists, scorer_revisions
+from rankray.prompts import Given
 from rankray.ray_session import connect, exclusive, in_submitted_job
-from rankray.synpic import Given
 
 Say = Callable[[str], None]
 Publish = Callable[[str, dict[str, Any]], None]

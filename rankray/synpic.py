@@ -29,7 +29,7 @@ from rankray.config import GeneratorChoice, ModelChoice, SynPicConfig
 from rankray.environments.cluster import prepare
 from rankray.output import Output
 from rankray.progress import Reporter
-from rankray.prompts import PromptsRead, read_prompts
+from rankray.prompts import Given, PromptsRead, read_prompts
 from rankray.ray_session import connect, exclusive, in_submitted_job
 from rankray.reuse import Reuse
 from rankray.streaming import stream
@@ -50,19 +50,6 @@ class Result:
         given = {item["name"]: self.info["rows"] * item["samples"] for item in self.info["generators"]}
         given.update({item["name"]: self.info["candidates"] for item in self.info["rewards"]})
         return max((count / given[name] for name, count in failures.items()), default=0.0)
-
-
-@dataclass(frozen=True)
-class Given:
-    """What an evaluation hands over because names cannot say it: a benchmark's prompts, judges that know its items.
-
-    Attributes:
-        prompts: in place of what the configuration's path holds.
-        judges: label -> target, of those scorers of the configuration that are no rewards.
-    """
-
-    prompts: PromptsRead
-    judges: Mapping[str, Target]
 
 
 def run(
