@@ -95,8 +95,9 @@ def _tables(prog: str, model: type[Config], argv: Sequence[str], epilog: str = "
 def parse_evaluate(argv: Sequence[str]) -> EvaluateConfig:
     """An evaluation's configuration: models, evals and prompt lists have short words beside the dotted options."""
     own, rest = evaluate_options.split(argv)
+    given = any(word.partition("=")[0] == "--metrics" for word in rest)
     tables = _tables("evaluate", EvaluateConfig, rest, evaluate_options.__doc__ or "")
-    return config.build(EvaluateConfig, evaluate_options.applied(tables, own))
+    return config.build(EvaluateConfig, evaluate_options.applied(tables, own, given))
 
 
 def parse_synpic(argv: Sequence[str]) -> SynPicConfig:

@@ -46,8 +46,13 @@ def split(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     return own, rest
 
 
-def applied(tables: Mapping[str, Any], own: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def applied(
+    tables: Mapping[str, Any], own: Mapping[str, Sequence[str]], metrics_given: bool = False
+) -> dict[str, Any]:
     """The tables of a TOML file and plain options, with what `split` found.
+
+    Args:
+        metrics_given: the tables' metrics are an option's, and stay beside those that `--evals` names.
 
     Raises:
         ConfigError: an unknown benchmark, metric or key of a list (nearest named).
@@ -58,7 +63,11 @@ def applied(tables: Mapping[str, Any], own: Mapping[str, Sequence[str]]) -> dict
         merged["models"] = [model.model_dump(exclude_unset=True, exclude_none=True) for model in models]
     if "--evals" in own:
         names = [name.strip() for text in own["--evals"] for name in text.split(",") if name.strip()]
-        merged |= _chosen([part for name in names for part in GROUPS.get(name, (name,))], tables)
+        chosen = _chosen([part for name in names for part in GROUPS.get(name, (name,))], tables)
+        if metrics_given:
+            given = list(tables["metrics"])
+            chosen["metrics"] = given + [one for one in chosen["metrics"] if one not in given]
+        merged |= chosen
     for option, values in own.items():
         if (found := _LIST.fullmatch(option)) is not None:
             lists = dict(merged.get("prompts", {}))
