@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rankray import store
+from rankray import evaluation
 from rankray.evaluation import CHECKER
 from rankray.pages import picture, write_page
 
@@ -62,28 +62,21 @@ def _row(name: str, row: dict[str, Any]) -> dict[str, Any]:
 
 def changed(before: str, after: str) -> list[dict[str, Any]]:
     """Pairs of pictures of one prompt and seed whose mean standardised score changed most, up and down."""
-    sides = [
-        sorted(store.read(path).rows(images=True), key=lambda row: row["prompt_id"])
-        for path in (before, after)
-    ]
-    found = []
-    for first, second in zip(*sides, strict=True):
-        for one, other in zip(first["candidates"], second["candidates"], strict=True):
-            if one["image"] is not None and other["image"] is not None:
-                found.append((first["prompt"], one, other))
-    if not found:
-        return []
-    scores = np.array([[c["scores"] for c in pair[1:]] for pair in found], np.float64)
-    spread = np.maximum(np.nanstd(scores, axis=(0, 1)), 1e-12)
-    change = np.nanmean((scores[:, 1] - scores[:, 0]) / spread, axis=-1)
-    order = np.argsort(change)
-    chosen = [*order[::-1][:PAIRS], *order[:PAIRS]]
+    first, second = evaluation.read(before), evaluation.read(after)
+    scores = np.stack([np.stack(list(side.scores.values())) for side in (first, second)])  # [2, N, P, S]
+    spread = np.maximum(np.nanstd(scores, axis=(0, 2, 3), keepdims=True), 1e-12)
+    change = (scores[1] - scores[0]) / spread[0]
+    known = ~np.isnan(change)
+    mean = np.where(known, change, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    chosen = evaluation.most_changed(mean, PAIRS)
+    places = {(first.ids[p], s) for p, s in chosen}
+    pictures = [evaluation.images_of(side.path, places) for side in (first, second)]
     return [
         {
-            "prompt": found[i][0],
-            "before": picture(found[i][1]["image"]),
-            "after": picture(found[i][2]["image"]),
-            "change": f"{change[i]:+.1f} standard deviations",
+            "prompt": first.prompts[p],
+            "before": picture({"bytes": pictures[0][first.ids[p], s], "path": None}),
+            "after": picture({"bytes": pictures[1][first.ids[p], s], "path": None}),
+            "change": f"{mean[p, s]:+.1f} standard deviations",
         }
-        for i in chosen
+        for p, s in chosen
     ]

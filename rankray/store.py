@@ -161,7 +161,7 @@ def validate(path: str) -> Validation:
         table = read_table(file, dataset.fs, images=True)
         name = file.rpartition("/")[2]
         faults += _schema_faults(table.schema, dataset.info, name)
-        if table.schema.names != ["prompt_id", "prompt", "candidates"]:
+        if table.schema.names[:3] != ["prompt_id", "prompt", "candidates"]:
             continue
         for row in table.to_pylist():
             if row["prompt_id"] in seen:
@@ -205,7 +205,7 @@ def _schema_faults(found: pa.Schema, info: dict[str, Any], name: str) -> list[st
     faults = []
     if names != stated:
         faults.append(f"{name}: generators and rewards of the file are {names}, of dataset.json {stated}")
-    due = schema.ranked_schema(*names)
+    due = schema.ranked_schema(*names, details="details" in found.names)
     if not found.equals(due):
         faults.append(
             f"{name}: columns are not those of schema version {schema.SCHEMA_VERSION}: {found.names}"
@@ -217,6 +217,8 @@ def _row_faults(row: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
     if row["prompt_id"] != schema.prompt_id(row["prompt"]):
         yield f"prompt_id is not the hash of the prompt {row['prompt'][:40]!r}"
     candidates = row["candidates"]
+    if row.get("details") is not None and len(row["details"]) != len(candidates):
+        yield f"details of {len(row['details'])} candidates, there are {len(candidates)}"
     slots = [(item["name"], sample) for item in info["generators"] for sample in range(item["samples"])]
     if [candidate["generator"] for candidate in candidates] != [name for name, _ in slots]:
         yield f"candidates of {[c['generator'] for c in candidates]}, due are {[name for name, _ in slots]}"

@@ -1,5 +1,5 @@
-"""Random weights for real architectures, small, for machines without a hub and without a GPU: the paper's nine models,
-Q-Align, and the parts of the benchmarks' judges.
+"""Random weights for real architectures, small, for want of a hub and a GPU: the paper's nine models, Q-Align, and the
+parts of the benchmarks' judges.
 
     python -m rankray.random_weights DIRECTORY [NAME...]
 
