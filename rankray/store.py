@@ -140,9 +140,10 @@ class Validation:
 def validate(path: str) -> Validation:
     """Checks everything that a finished dataset claims of itself.
 
-    Ids are unique and the prompts' hashes; candidates, seeds and revisions are the configuration's; win
-    probability (or what `rankray.rerank` put in its place) and rank, computed again from the stored scores, agree
-    exactly (float32); every image decodes to the stated size; failed candidates carry nothing but their error;
+    Ids are unique and the prompts' hashes; candidates, seeds and revisions are the configuration's (of what was
+    imported: two candidates a row, of the models that are named, their seeds unknown); win probability (or what
+    `rankray.rerank` put in its place) and rank, computed again from the stored scores, agree exactly (float32);
+    every image decodes to the stated size; failed candidates carry nothing but their error;
     the counts of `dataset.json` hold.
 
     Raises:
@@ -214,16 +215,27 @@ def _schema_faults(found: pa.Schema, info: dict[str, Any], name: str) -> list[st
 
 
 def _row_faults(row: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
-    if row["prompt_id"] != schema.prompt_id(row["prompt"]):
-        yield f"prompt_id is not the hash of the prompt {row['prompt'][:40]!r}"
     candidates = row["candidates"]
+    imported = info.get("imported")
     slots = [(item["name"], sample) for item in info["generators"] for sample in range(item["samples"])]
-    if [candidate["generator"] for candidate in candidates] != [name for name, _ in slots]:
-        yield f"candidates of {[c['generator'] for c in candidates]}, due are {[name for name, _ in slots]}"
+    due_id, due_names = schema.prompt_id(row["prompt"]), [name for name, _ in slots]
+    if imported:
+        names = {item["name"] for item in info["generators"]}
+        slots = [(candidate["generator"], 0) for candidate in candidates]
+        due_names = [name if name in names else f"one of {sorted(names)}" for name, _ in slots[:2]]
+        if imported["pairs"] == "all" and row["prompt_id"] != due_id:
+            due_id = schema.pair_id(
+                row["prompt"], [image_bytes(c["image"]) for c in candidates if c["image"]]
+            )
+    if row["prompt_id"] != due_id:
+        yield f"prompt_id is not the hash of the prompt {row['prompt'][:40]!r}"
+    if [candidate["generator"] for candidate in candidates] != due_names:
+        yield f"candidates of {[c['generator'] for c in candidates]}, due are {due_names}"
         return
     seed_names = {item["name"]: item.get("seed_name") or item["name"] for item in info["generators"]}
     for (name, sample), candidate in zip(slots, candidates, strict=True):
-        due = schema.candidate_seed(info["seed"], row["prompt_id"], seed_names[name], sample)
+        seed_name = seed_names.get(name, name)
+        due = None if imported else schema.candidate_seed(info["seed"], row["prompt_id"], seed_name, sample)
         if candidate["seed"] != due:
             yield f"{name}: seed {candidate['seed']}, due is {due}"
         if len(candidate["scores"]) != len(info["rewards"]):
