@@ -5,8 +5,8 @@
     python benchmarks/full_size.py --total
 
 Weights are random and of the published sizes, written on the first call (a minute or two); bfloat16, 1024 x 1024 and
-the published steps, each through the class that a job's actors have. A call of one model ends within ten minutes; it writes
-its figures into one file, and what is there is not measured again. `--tiny --device cpu` runs the same code on small
+the published steps, each through the class that a job's actors have. A call of one model ends within ten minutes and
+writes its figures into one file; what is there is not measured again. `--tiny --device cpu` runs the same code on small
 weights.
 """
 

@@ -7,8 +7,8 @@ reward's own environment, on one thread and the same pictures of 512 pixels. Sma
 everything but the model's arithmetic: reading the checkpoint, preprocessing, tokens, launches. With real weights on a
 GPU a picture alone leaves most of it idle, which no CPU shows.
 
-Four pictures share a prompt, as candidates do. What is counted is the process's own processor time, user and system, as
-other work on the machine moves the clock on the wall and not this one; both sides run on one thread and wait for nothing.
+Four pictures share a prompt, as candidates do. What is counted is the process's own processor time, user and system:
+other work on the machine moves the clock on the wall and not this one, and both sides run on one thread and never wait.
 The last line sets all rewards over the same pictures against the sum of the packages' loops.
 """
 
