@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,11 @@ def random_tensors(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str,
     """
     numbers = torch.randn(NUMBERS, generator=torch.Generator().manual_seed(0))
     at = 0
+    # Without storage two names of one parameter are two; a library says which of them the other stands for.
+    tied = [re.compile(pattern) for pattern in getattr(module, "_tied_weights_keys", None) or ()]
     for name, parameter in module.named_parameters():
+        if any(pattern.fullmatch(name) for pattern in tied):
+            continue
         count = parameter.numel()
         if parameter.dim() < 2:
             yield name, torch.full(parameter.shape, 0.0 if name.endswith("bias") else 1.0, dtype=dtype)
