@@ -6,7 +6,6 @@ once and batched. Its `score()` uses version 2.0 unless told otherwise: this is 
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from rankray.config import ConfigError
 from rankray.rewards import RewardSpec
-from rankray.rewards.clip import check_strict, in_batches, normalised, of_distinct, to_pixels
+from rankray.rewards.clip import check_strict, in_batches, normalised, of_distinct
 from rankray.targets import locate
 
 VOCABULARY = 49408
@@ -47,7 +46,7 @@ class Hpsv2:
             ) from None
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
         architecture = _architecture(factory, spec.options["architecture"])
-        model, _, preprocess = factory.create_model_and_transforms(
+        model, _, self.preprocess = factory.create_model_and_transforms(
             architecture,
             None,
             precision="fp32",
@@ -56,9 +55,6 @@ class Hpsv2:
             aug_cfg={},
             output_dict=True,
         )
-        # The package's own steps but for its last two, to a tensor and normalised, which a batch takes at once.
-        *self.steps, _, normalise = preprocess.transforms
-        self.mean, self.std = normalise.normalize.mean, normalise.normalize.std
         found = torch.load(_checkpoint(spec), map_location="cpu", weights_only=True)
         weights = found.get("state_dict", found)
         missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -74,11 +70,8 @@ class Hpsv2:
         return in_batches(self._score_batch, images, prompts, self.batch_size)
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
-        shown = [
-            functools.reduce(lambda x, step: step(x), self.steps, image.convert("RGB")) for image in images
-        ]
-        pixels = to_pixels(shown, self.mean, self.std, self.device)
-        seen = normalised(self.model.encode_image(pixels.to(self.dtype)))
+        pixels = torch.stack([self.preprocess(image.convert("RGB")) for image in images])
+        seen = normalised(self.model.encode_image(pixels.to(self.device, self.dtype)))
         return (seen * of_distinct(self._encoded_texts, prompts)).sum(-1)
 
     def _encoded_texts(self, prompts: list[str]) -> Tensor:
