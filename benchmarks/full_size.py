@@ -146,6 +146,9 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def total(found: dict[str, dict[str, Any]], usd_per_hour: float) -> list[str]:
     """Lines: GPU-days and dollars of the paper's dataset at the rates that were measured, and what is not in them."""
+    small = [name for name, row in found.items() if row["size"] == "tiny"]
+    if small:
+        return [f"small weights of {', '.join(small)}: whether the code runs, and no figures to add up"]
     days: dict[str, float] = {}
     for name, row in found.items():
         images = PAPER_PROMPTS * (1 if row["kind"] == "generator" else len(MADE))
@@ -163,8 +166,6 @@ def total(found: dict[str, dict[str, Any]], usd_per_hour: float) -> list[str]:
     ]
     if missing:
         lines.append(f"not measured, and not in the sum: {', '.join(missing)}")
-    if any(row["size"] == "tiny" for row in found.values()):
-        lines.append("small weights: these are no figures of the paper's models")
     return lines
 
 
