@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small_dataset
+import torch
 from PIL import Image
 
 from rankray import commands, convert, pickapic, rankdpo, rerank, schema, store
 from rankray.config import ConfigError, build
+from rankray.encode_actors import EncodeActor, EncodeJob
+from rankray.losses import LOSSES, LossInputs
 from rankray.pickapic import Importing
 from rankray.training_config import RankDPOConfig
 
@@ -266,6 +271,31 @@ def test_rankdpo_takes_it_and_rerank_knows_it(tmp_path: Path) -> None:
     assert plan.reward == 0
     rerank.run(str(tmp_path / "o"), str(tmp_path / "r"), rerank.Reranking(), quiet)
     assert store.validate(str(tmp_path / "r")).rows == 4
+
+
+def test_what_training_sees_of_it(tmp_path: Path) -> None:
+    """Encoded by the class that a job's actors have, a row is one pair, a tie none, and the loss has a gradient."""
+    pickapic.run([write(tmp_path / "0.parquet", *ROWS)], str(tmp_path / "o"), Importing(ties="half"), quiet)
+    settings = {"dataset": str(tmp_path / "o"), "output": "/o", "model": {"model": "shapes-sdxl"}}
+    plan = rankdpo.check(build(RankDPOConfig, settings))
+    job = EncodeJob(plan.spec, "cpu", "float32", "float32", 4, str(tmp_path / "encoded"))
+    encoded = EncodeActor(job).rows(rows(tmp_path / "o"))
+    assert [(row.prompt, row.rank.tolist()) for row in encoded] == [
+        ("a drum", [2, 1]),
+        ("a kite", [1, 2]),
+        ("a kite", [2, 1]),
+        ("a mill", [1, 2]),
+    ]
+    assert len({row.prompt_id for row in encoded}) == 4, "other noise for each"
+    phi = torch.from_numpy(np.stack([row.win_probability for row in encoded]))
+    rank = torch.from_numpy(np.stack([row.rank for row in encoded]))
+    error = torch.full((4, 2), 0.5, requires_grad=True)
+    inputs = LossInputs(error, torch.full((4, 2), 0.5), phi, rank, rank > 0)
+    LOSSES["rank_dpo"](inputs, beta=10.0).sum().backward()
+    assert error.grad is not None
+    weight = 1.0 / math.log(2) - 1.0 / math.log(3)  # of a pair of gains 1 and 0
+    due = [[-1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]]
+    assert torch.allclose(error.grad, 5.0 * weight * torch.tensor(due), atol=1e-5)
 
 
 def test_validate_sees_what_was_changed(tmp_path: Path) -> None:
