@@ -123,7 +123,7 @@ def left_out(counts: dict[str, int] | Counter[str], ties: str) -> str:
     """In words how many rows were left out and why: `3 tied, 1 without a label`."""
     told = [
         f"{counts[reason]:,} {words}"
-        for reason, words in choices.choices.REASONS.items()
+        for reason, words in choices.REASONS.items()
         if counts.get(reason) and not (reason == "ties" and ties == "half")
     ]
     return ", ".join(told) or "none left out"
