@@ -4,6 +4,7 @@
     rankray rerank DATASET --output O [--rewards a,b] [--weights a=2,b=0.5] [--aggregation borda]
     rankray convert DATASET --output O --to pairs|all-pairs|pickapic
     rankray report PATH [--open]
+    rankray import FILE... --output O [--ties half] [--pairs one]     Pick-a-Pic v2's human choices
     rankray envs build [NAME...]
     rankray envs check
 
@@ -29,6 +30,7 @@ from rankray import (
     convert,
     environments,
     evaluation_report,
+    pickapic,
     report,
     rerank,
     run_report,
@@ -96,6 +98,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--open", action="store_true", help="show it in this machine's browser")
     found.set_defaults(run=_report)
+
+    found = commands.add_parser(
+        "import", help="human choices under Pick-a-Pic v2's columns, as a ranked dataset"
+    )
+    found.add_argument("inputs", nargs="+", metavar="FILE", help="Parquet files, or directories of them")
+    found.add_argument("--output", required=True, help="where the dataset goes")
+    found.add_argument(
+        "--ties", default="drop", help=f"{', '.join(pickapic.TIES)}; half a win for each, or dropped"
+    )
+    found.add_argument("--pairs", default="all", help="all, a row each; or one a caption, the first")
+    found.set_defaults(run=_import)
 
     found = commands.add_parser(
         "envs", help="environments of rewards whose packages cannot live with the others"
@@ -201,6 +214,15 @@ def _weights(text: str) -> dict[str, float]:
 def _convert(options: argparse.Namespace) -> int:
     info = convert.run(options.dataset, options.output, options.to, _say)
     _say(f"{info['pairs']:,} pairs of {info['prompts']:,} prompts: {store.absolute(options.output)}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    how = pickapic.Importing(ties=options.ties, pairs=options.pairs)
+    info = pickapic.run(options.inputs, options.output, how, _say, report.write_report)
+    counts, place = info["imported"]["counts"], store.absolute(options.output)
+    _say(f"{info['rows']:,} of {counts['read']:,} pairs; left out: {pickapic.left_out(counts, how.ties)}")
+    _say(f"dataset: {place}\nreport:  {place}/report.html")
     return 0
 
 

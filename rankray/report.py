@@ -72,7 +72,7 @@ def write_report(path: str, info: dict[str, Any]) -> None:
     census = Census(frozenset(fault["prompt_id"] for fault in info["failures"]["examples"]))
     figures = collect(census.passing(_rows(files, fs)), names, rewards)
     chosen = choose(census.unanimity, census.failed)
-    pictures = len(chosen) * max(1, sum(item["samples"] for item in info["generators"]))
+    pictures = len(chosen) * max(1, info["candidates"] // max(info["rows"], 1))
     blocks = {
         row["prompt_id"]: shown(row, rewards, PICTURE_BYTES // max(1, pictures))
         for row in _with_images(files, fs, chosen)

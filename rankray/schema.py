@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -45,6 +45,13 @@ judge's verdict was made from, by its label; null where no judge saw the candida
 def prompt_id(prompt: str) -> str:
     """The prompt's content hash: the first 128 bits of SHA-256 over its UTF-8 bytes, as 32 hex digits."""
     return hashlib.sha256(prompt.encode("utf-8")).hexdigest()[:32]
+
+
+def pair_id(prompt: str, images: Iterable[bytes]) -> str:
+    """The id of a further row of a prompt, in a dataset that was imported with a row a compared pair: as `prompt_id`, a
+    hash of the prompt and of its pictures' bytes, whatever their order."""
+    pictures = sorted(hashlib.sha256(image).hexdigest() for image in images)
+    return hashlib.sha256("\0".join(("rankray.pair.v1", prompt, *pictures)).encode("utf-8")).hexdigest()[:32]
 
 
 def candidate_seed(dataset_seed: int, prompt_id: str, generator: str, sample: int) -> int:
