@@ -1,6 +1,6 @@
 # make demo   a ranked dataset, a model trained on it, and their reports, from nothing (the README's first command)
 # make test   the tests (the README's second command)
-# make tiny   random weights of the paper's nine models and of the judges, and their environments: jobs/synpic-tiny.toml
+# make tiny   random weights of the paper's nine models, Q-Align and the judges, and their environments: jobs/*-tiny.toml
 # make check  format, lint, types, floors
 #
 # PYTHON chooses the interpreter, TORCH the build of torch, where the newest is not wanted:

@@ -212,7 +212,7 @@ def _row(
         "name": row.name,
         "label": row.label,
         "tables": list(row.tables),
-        "paper": row.paper,
+        "paper": dict(row.paper),
         "objective": row.objective,
         "learning_rate": rate,
         "beta": None if config.tuned(row.objective).objective.name in HAS_NO_BETA else beta,

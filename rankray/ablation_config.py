@@ -72,7 +72,7 @@ class Row(Strict):
     objective: str = Field(description="the name of one of [[objectives]]")
     labels: LabelsConfig | None = Field(None, description="in place of the ablation's own, key by key")
     tables: tuple[str, ...] = Field((), description="where it stands, such as '4'")
-    paper: str | None = Field(None, description="the row of the paper that it answers to")
+    paper: dict[str, str] = Field({}, description="the row of the paper that it answers to, by table")
     seeds: int | None = Field(None, ge=1, description="in place of the ablation's number")
 
 
@@ -167,6 +167,8 @@ class AblationConfig(Strict):
             del choice["pool"], choice["batch_size"]
         for part in ("workers", "checkpoints", "prices", "encoding"):
             del content["training"][part]
+        for row in content["rows"]:
+            del row["label"], row["paper"], row["tables"]  # how it is shown
         return dict(flatten(content))
 
     def row(self, name: str) -> Row:

@@ -10,12 +10,14 @@ Columns in flight (B prompts, K candidates):
     prompt_id, prompt
     generated:{name}  list<struct<seed, image, path, width, height, error>>   one entry a sample
     scored:{name}     list<struct<score, error>>                              K entries, in candidate order
+    detailed:{name}   list<string>                                            K entries, a judge's details as JSON
 A column that is there already holds what an earlier dataset knew; only the rest of it is made.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import threading
 import time
@@ -107,6 +109,8 @@ class JobContext:
     rewards: tuple[str, ...]
     abort_after: int
     meter: Any
+    judges: tuple[str, ...] = ()
+    """Those of `rewards` that are benchmarks' judges: their details are kept."""
 
 
 def each_alone(
@@ -245,7 +249,7 @@ class GenerateActor:
 
 
 class ScoreActor:
-    """Appends `scored:{name}`: this reward's score of every candidate (Algorithm 1, line 4)."""
+    """Appends `scored:{name}`: this reward's score of every candidate (Algorithm 1, line 4); a judge's details too."""
 
     def __init__(self, stage: Stage, context: JobContext) -> None:
         self._metered = _Metered(stage, context)
@@ -260,23 +264,38 @@ class ScoreActor:
         pictures = self._decoders.map(_decode, [candidates[b][k] for b, k in there])
         shown = list(zip(pictures, [prompts[b] for b, _ in there], strict=True))
 
-        def score(items: Sequence[tuple[Image.Image, str]]) -> list[float]:
-            found = self._metered.model.score([image for image, _ in items], [prompt for _, prompt in items])
-            scores = np.asarray(found, np.float64)
-            if scores.shape != (len(items),):
-                raise ValueError(
-                    f"scores of shape {scores.shape} for {len(items)} images; one number an image is due"
-                )
-            if not np.isfinite(scores).all():
-                raise ValueError(f"a score is {scores[~np.isfinite(scores)][0]}")
-            return [float(value) for value in scores]
-
+        details: list[list[str | None]] = [[None] * len(row) for row in candidates]
         for b, k in due:
             rows[b][k] = {"score": float("nan")}
-        results = self._metered.run(score, shown, len(due) - len(shown))
+        results = self._metered.run(self._score, shown, len(due) - len(shown))
         for (b, k), result in zip(there, results, strict=True):
             rows[b][k] = _scored(result)
-        return _with_column(table, self._metered.stage.column, pa.array(rows, SCORED_TYPE))
+            details[b][k] = None if isinstance(result, Exception) else result[1]
+        scored = _with_column(table, self._metered.stage.column, pa.array(rows, SCORED_TYPE))
+        name = self._metered.stage.target.name
+        if name not in self._metered.context.judges:
+            return scored
+        return _with_column(scored, f"detailed:{name}", pa.array(details, schema.DETAILS_TYPE))
+
+    def _score(self, items: Sequence[tuple[Image.Image, str]]) -> list[tuple[float, str | None]]:
+        """(score, details as JSON) of each picture; a reward gives none."""
+        model = self._metered.model
+        images, prompts = [image for image, _ in items], [prompt for _, prompt in items]
+        details: list[str | None] = [None] * len(items)
+        if hasattr(model, "judge"):
+            judgements = model.judge(images, prompts)
+            found = [judgement.score for judgement in judgements]
+            details = [json.dumps(dict(judgement.detail), allow_nan=False) for judgement in judgements]
+        else:
+            found = model.score(images, prompts)
+        scores = np.asarray(found, np.float64)
+        if scores.shape != (len(items),):
+            raise ValueError(
+                f"scores of shape {scores.shape} for {len(items)} images; one number an image is due"
+            )
+        if not np.isfinite(scores).all():
+            raise ValueError(f"a score is {scores[~np.isfinite(scores)][0]}")
+        return [(float(value), detail) for value, detail in zip(scores, details, strict=True)]
 
 
 def _known(table: pa.Table, column: str) -> list[list[Any]] | None:
@@ -319,10 +338,10 @@ def _file_name(label: str) -> str:
     return label.replace("=", "=3D").replace("/", "=2F")
 
 
-def _scored(result: float | Exception) -> dict[str, Any]:
+def _scored(result: tuple[float, str | None] | Exception) -> dict[str, Any]:
     if isinstance(result, Exception):
         return {"score": float("nan"), "error": describe(result)}
-    return {"score": result}
+    return {"score": result[0]}
 
 
 def candidates_of(table: pa.Table, context: JobContext) -> list[list[dict[str, Any]]]:

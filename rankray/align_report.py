@@ -6,20 +6,16 @@ are 100 KB, of 1024-pixel ones thumbnails of 256 pixels 1 MB.
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from rankray import store
+from rankray import evaluation
 from rankray.evaluation import CHECKER
-from rankray.report import environment
+from rankray.pages import picture, write_page
 
 PAIRS = 6
 """Pictures shown that changed most, of those that improved and of those that got worse."""
-SIDE = 256
 
 
 def write_align_report(uri: str, info: dict[str, Any]) -> None:
@@ -29,17 +25,12 @@ def write_align_report(uri: str, info: dict[str, Any]) -> None:
         for found in info["rounds"]
     ]
     last = f"round-{len(rounds)}"
-    page = (
-        environment()
-        .get_template("align.html.j2")
-        .render(
-            rounds=rounds,
-            verdict=verdict(info["rounds"][-1]["gain"]),
-            pairs=changed(f"{uri}/evaluation/before", f"{uri}/evaluation/{last}"),
-        )
-    )
-    fs, place = store.filesystem(uri)
-    store.write_text(f"{place}/report.html", page, fs)
+    values = {
+        "rounds": rounds,
+        "verdict": verdict(info["rounds"][-1]["gain"]),
+        "pairs": changed(f"{uri}/evaluation/before", f"{uri}/evaluation/{last}"),
+    }
+    write_page(uri, "align.html.j2", values)
 
 
 def verdict(gain: dict[str, Any]) -> str:
@@ -69,39 +60,23 @@ def _row(name: str, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def changed(before: str, after: str) -> list[dict[str, str]]:
+def changed(before: str, after: str) -> list[dict[str, Any]]:
     """Pairs of pictures of one prompt and seed whose mean standardised score changed most, up and down."""
-    sides = [
-        sorted(store.read(path).rows(images=True), key=lambda row: row["prompt_id"])
-        for path in (before, after)
-    ]
-    found = []
-    for first, second in zip(*sides, strict=True):
-        for one, other in zip(first["candidates"], second["candidates"], strict=True):
-            if one["image"] is not None and other["image"] is not None:
-                found.append((first["prompt"], one, other))
-    if not found:
-        return []
-    scores = np.array([[c["scores"] for c in pair[1:]] for pair in found], np.float64)
-    spread = np.maximum(np.nanstd(scores, axis=(0, 1)), 1e-12)
-    change = np.nanmean((scores[:, 1] - scores[:, 0]) / spread, axis=-1)
-    order = np.argsort(change)
-    chosen = [*order[::-1][:PAIRS], *order[:PAIRS]]
+    first, second = evaluation.read(before), evaluation.read(after)
+    scores = np.stack([np.stack(list(side.scores.values())) for side in (first, second)])  # [2, N, P, S]
+    spread = np.maximum(np.nanstd(scores, axis=(0, 2, 3), keepdims=True), 1e-12)
+    change = (scores[1] - scores[0]) / spread[0]
+    known = ~np.isnan(change)
+    mean = np.where(known, change, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    chosen = evaluation.most_changed(mean, PAIRS)
+    places = {(first.ids[p], s) for p, s in chosen}
+    pictures = [evaluation.images_of(side.path, places) for side in (first, second)]
     return [
         {
-            "prompt": found[i][0],
-            "before": _thumbnail(found[i][1]),
-            "after": _thumbnail(found[i][2]),
-            "change": f"{change[i]:+.1f} standard deviations",
+            "prompt": first.prompts[p],
+            "before": picture({"bytes": pictures[0][first.ids[p], s], "path": None}),
+            "after": picture({"bytes": pictures[1][first.ids[p], s], "path": None}),
+            "change": f"{mean[p, s]:+.1f} standard deviations",
         }
-        for i in chosen
+        for p, s in chosen
     ]
-
-
-def _thumbnail(candidate: dict[str, Any]) -> str:
-    with Image.open(io.BytesIO(store.image_bytes(candidate["image"]))) as picture:
-        small = picture.convert("RGB")
-    small.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -15,9 +15,23 @@ from typing import Any, NoReturn
 import ray
 import ray.train
 
-from rankray import ablation, align, align_report, config, rankdpo, report, run_report, synpic
+from rankray import (
+    ablation,
+    ablation_report,
+    align,
+    align_report,
+    config,
+    evaluate,
+    evaluate_options,
+    evaluation_report,
+    rankdpo,
+    report,
+    run_report,
+    synpic,
+)
 from rankray.ablation_config import AblationConfig
 from rankray.config import Config, ConfigError, SynPicConfig, nearest
+from rankray.evaluation_config import EvaluateConfig
 from rankray.training_config import AlignConfig, RankDPOConfig
 
 FAULT_EXIT = 1
@@ -27,6 +41,8 @@ TOLERANCE_EXIT = 3
 PATHS = (
     "output",
     "reuse",
+    "baseline",
+    "follow",
     "prompts.path",
     "held_out.prompts.path",
     "validation.prompts.path",
@@ -52,7 +68,12 @@ def parse(prog: str, model: type[Config], argv: Sequence[str]) -> Config:
     Raises:
         ConfigError: an unknown option (nearest named), or a configuration that does not validate.
     """
-    parser = _Parser(prog=prog, description=model.__doc__, allow_abbrev=False)
+    return config.build(model, _tables(prog, model, argv))
+
+
+def _tables(prog: str, model: type[Config], argv: Sequence[str], epilog: str = "") -> dict[str, Any]:
+    parser = _Parser(prog=prog, description=model.__doc__, allow_abbrev=False, epilog=epilog)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config", metavar="FILE", help=f"a TOML file; see jobs/{prog}-shapes.toml")
     keys = dict(config.option_keys(model))
     for key, description in keys.items():
@@ -68,7 +89,15 @@ def parse(prog: str, model: type[Config], argv: Sequence[str]) -> Config:
     for key in PATHS:  # a path that looks like a number or a date is still a path
         if options.get(key) is not None:
             values[key] = options[key]
-    return config.build(model, config.with_options(config.read_toml(path) if path else {}, values))
+    return config.with_options(config.read_toml(path) if path else {}, values)
+
+
+def parse_evaluate(argv: Sequence[str]) -> EvaluateConfig:
+    """An evaluation's configuration: models, evals and prompt lists have short words beside the dotted options."""
+    own, rest = evaluate_options.split(argv)
+    given = any(word.partition("=")[0] == "--metrics" for word in rest)
+    tables = _tables("evaluate", EvaluateConfig, rest, evaluate_options.__doc__ or "")
+    return config.build(EvaluateConfig, evaluate_options.applied(tables, own, given))
 
 
 def parse_synpic(argv: Sequence[str]) -> SynPicConfig:
@@ -133,8 +162,8 @@ def run_ablate(argv: Sequence[str]) -> int:
 
     def work() -> int:
         settings = parse("ablate", AblationConfig, argv)
-        result = ablation.run(settings, _say, report.write_report, lambda place, info: None)
-        _say(f"tables: {result.path}/tables.md")
+        result = ablation.run(settings, _say, report.write_report, ablation_report.write_ablation_report)
+        _say(f"tables: {result.path}/tables.md\nreport: {result.path}/report.html")
         return 0
 
     return _guarded("ablate", work)
@@ -155,6 +184,29 @@ def run_extend(argv: Sequence[str]) -> int:
         return _synpic("extend", settings)
 
     return _guarded("extend", work)
+
+
+def run_evaluate(argv: Sequence[str]) -> int:
+    """Runs an evaluation as `argv` says; returns the exit code."""
+
+    def work() -> int:
+        settings = parse_evaluate(argv)
+        result = evaluate.run(settings, _say, evaluation_report.write_evaluation_report)
+        info = result.info
+        made = sum(found["images_made"] for found in info["sets"])
+        _say(f"{len(info['models'])} models, {made:,} images, {info['failures']['total']:,} failures")
+        _say(f"results: {result.path}/results.md\nreport:  {result.path}/report.html")
+        if result.failed_share > settings.execution.tolerance:
+            print(
+                f"evaluate: {result.failed_share:.1%} of a stage's items failed, more than execution.tolerance = "
+                f"{settings.execution.tolerance:g} allows; results.md counts them by model and stage",
+                file=sys.stderr,
+                flush=True,
+            )
+            return TOLERANCE_EXIT
+        return 0
+
+    return _guarded("evaluate", work)
 
 
 def _synpic(prog: str, settings: SynPicConfig) -> int:

@@ -1,8 +1,10 @@
-"""`rankray`: what is done without a cluster and without a model, to a finished dataset and to this machine.
+"""`rankray`: what is done without a cluster and without a model, to finished work and to this machine.
 
     rankray validate DATASET
     rankray rerank DATASET --output O [--rewards a,b] [--weights a=2,b=0.5] [--aggregation borda]
     rankray convert DATASET --output O --to pairs|all-pairs|pickapic
+    rankray report PATH [--open]
+    rankray import FILE... --output O [--ties half] [--pairs one]     Pick-a-Pic v2's human choices
     rankray envs build [NAME...]
     rankray envs check
 
@@ -14,13 +16,37 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
-from rankray import aggregation, convert, environments, report, rerank, store
+import pyarrow.fs as pafs
+
+from rankray import (
+    ablation_report,
+    aggregation,
+    align_report,
+    convert,
+    environments,
+    evaluation_report,
+    pickapic,
+    report,
+    rerank,
+    run_report,
+    store,
+)
 from rankray.config import ConfigError
 
 USAGE_EXIT = 2
+REPORTS: dict[str, tuple[str, Callable[[str, dict[str, Any]], None]]] = {
+    "dataset.json": ("dataset", report.write_report),
+    "run.json": ("run", run_report.write_run_report),
+    "align.json": ("alignment", align_report.write_align_report),
+    "results.json": ("evaluation", evaluation_report.write_evaluation_report),
+    "ablation.json": ("ablation", ablation_report.write_ablation_report),
+}
+"""What a directory is, by the file that its job writes last, and who writes its page from that file's contents."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,6 +91,24 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--output", required=True, help="where the pairs go")
     found.add_argument("--to", required=True, help=", ".join(convert.FORMATS))
     found.set_defaults(run=_convert)
+
+    found = commands.add_parser("report", help="write report.html again, from what a job left")
+    found.add_argument(
+        "path", help="a dataset, a run (finished or not), an alignment, an evaluation, an ablation"
+    )
+    found.add_argument("--open", action="store_true", help="show it in this machine's browser")
+    found.set_defaults(run=_report)
+
+    found = commands.add_parser(
+        "import", help="human choices under Pick-a-Pic v2's columns, as a ranked dataset"
+    )
+    found.add_argument("inputs", nargs="+", metavar="FILE", help="Parquet files, or directories of them")
+    found.add_argument("--output", required=True, help="where the dataset goes")
+    found.add_argument(
+        "--ties", default="drop", help=f"{', '.join(pickapic.TIES)}; half a win for each, or dropped"
+    )
+    found.add_argument("--pairs", default="all", help="all, a row each; or one a caption, the first")
+    found.set_defaults(run=_import)
 
     found = commands.add_parser(
         "envs", help="environments of rewards whose packages cannot live with the others"
@@ -116,6 +160,46 @@ def _rerank(options: argparse.Namespace) -> int:
     return 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    place = store.absolute(options.path).rstrip("/")
+    kind, write, info = _what_is_at(place)
+    try:
+        write(place, info)
+    except PermissionError as error:
+        raise ConfigError(
+            f"{place}/report.html cannot be written ({error}); give a place that can be"
+        ) from None
+    _say(f"{kind}: {place}\nreport: {place}/report.html")
+    if options.open and not ("://" not in place and webbrowser.open(Path(place, "report.html").as_uri())):
+        _say("no browser here, or the report is not on this machine; open it by hand")
+    return 0
+
+
+def _what_is_at(place: str) -> tuple[str, Callable[[str, dict[str, Any]], None], dict[str, Any]]:
+    """Kind of work, who writes its page, and what is known of it: nothing, of a run that was cut short.
+
+    Raises:
+        ConfigError: nothing of ours is there, or it cannot be read.
+    """
+    try:
+        fs, path = store.filesystem(place)
+        for marker, (kind, write) in REPORTS.items():
+            if fs.get_file_info(f"{path}/{marker}").type == pafs.FileType.File:
+                info = store.read_json(f"{path}/{marker}", fs)
+                if "rankray_version" not in info:
+                    raise ConfigError(
+                        f"{place}/{marker} is not a file that rankray wrote; give a job's output"
+                    )
+                return kind, write, info
+        if fs.get_file_info(f"{path}/metrics.jsonl").type == pafs.FileType.File:
+            return "unfinished run", run_report.write_run_report, {}
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{place} cannot be read ({error}); give a job's output") from None
+    raise ConfigError(f"{place}: none of {', '.join(REPORTS)} is there; give the output of a finished job")
+
+
 def _weights(text: str) -> dict[str, float]:
     found = {}
     for word in filter(None, text.split(",")):
@@ -130,6 +214,15 @@ def _weights(text: str) -> dict[str, float]:
 def _convert(options: argparse.Namespace) -> int:
     info = convert.run(options.dataset, options.output, options.to, _say)
     _say(f"{info['pairs']:,} pairs of {info['prompts']:,} prompts: {store.absolute(options.output)}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    how = pickapic.Importing(ties=options.ties, pairs=options.pairs)
+    info = pickapic.run(options.inputs, options.output, how, _say, report.write_report)
+    counts, place = info["imported"]["counts"], store.absolute(options.output)
+    _say(f"{info['rows']:,} of {counts['read']:,} pairs; left out: {pickapic.left_out(counts, how.ties)}")
+    _say(f"dataset: {place}\nreport:  {place}/report.html")
     return 0
 
 

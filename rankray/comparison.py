@@ -8,12 +8,15 @@ are averaged first.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 DRAWS = 2000
+BLOCK = 100
+"""Draws at once: 10,000 prompts are 8 MB."""
 SEED = 0
 
 
@@ -61,8 +64,9 @@ def compare(before: npt.ArrayLike, after: npt.ArrayLike) -> Difference:
     if not len(first):
         raise ValueError("no prompt has a value on both sides")
     change = second - first
-    rng = np.random.default_rng(SEED)
-    means = [change[rng.integers(len(change), size=len(change))].mean() for _ in range(DRAWS)]
+    means = np.concatenate([weights @ change for weights in resamples([np.arange(len(change))])]) / len(
+        change
+    )
     low, high = np.quantile(means, [0.025, 0.975])
     wins, losses = int((change > 0).sum()), int((change < 0).sum())
     return Difference(
@@ -84,3 +88,44 @@ def sign_test(wins: int, losses: int) -> float:
         return 1.0
     tail = float(sum(math.comb(n, i) for i in range(most, n + 1)) / 2**n)
     return min(1.0, 2.0 * tail)
+
+
+def resamples(strata: Sequence[npt.NDArray[np.int64]]) -> Iterator[npt.NDArray[np.int64]]:
+    """The bootstrap's draws, how often each prompt is taken: int[D, P] at a time, `DRAWS` in all.
+
+    Args:
+        strata: places of prompts that are drawn among themselves; together all of 0 .. P - 1.
+    """
+    rng = np.random.default_rng(SEED)
+    size = sum(len(places) for places in strata)
+    row = np.arange(BLOCK)[:, None] * size
+    for _ in range(DRAWS // BLOCK):
+        taken = [places[rng.integers(len(places), size=(BLOCK, len(places)))] for places in strata]
+        flat = (np.concatenate(taken, axis=1) + row).ravel()
+        yield np.bincount(flat, minlength=BLOCK * size).reshape(BLOCK, size)
+
+
+@dataclass(frozen=True)
+class Wins:
+    """How often the first of two models is better on a prompt: a tie is half a win; a sign test over the rest."""
+
+    wins: int
+    losses: int
+    ties: int
+    win_rate: float
+    p_value: float
+
+
+def win_rate(first: npt.ArrayLike, second: npt.ArrayLike) -> Wins:
+    """Wins of float[P] over float[P]; prompts with a NaN are left out.
+
+    Raises:
+        ValueError: no prompt has a value on both sides.
+    """
+    change = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    change = change[~np.isnan(change)]
+    if not len(change):
+        raise ValueError("no prompt has a value on both sides")
+    wins, losses = int((change > 0).sum()), int((change < 0).sum())
+    ties = len(change) - wins - losses
+    return Wins(wins, losses, ties, (wins + ties / 2) / len(change), sign_test(wins, losses))

@@ -11,7 +11,7 @@ import difflib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -174,6 +174,8 @@ class PricesConfig(Strict):
 class SynPicConfig(Strict):
     """Syn-Pic (paper section 3.2, Algorithm 1): prompts -> k generators -> n rewards -> ranking."""
 
+    FEWEST: ClassVar[int] = 2
+
     prompts: PromptsConfig
     generators: tuple[GeneratorChoice, ...] = Field(min_length=1)
     rewards: tuple[RewardChoice, ...] = Field(min_length=1)
@@ -188,19 +190,26 @@ class SynPicConfig(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> SynPicConfig:
-        for kind, choices in (("generators", self.generators), ("rewards", self.rewards)):
+        for kind, choices in (("generators", self.generators), ("rewards", self.scorers)):
             labels = [choice.label for choice in choices]
             twice = sorted({label for label in labels if labels.count(label) > 1})
             if twice:
                 raise ValueError(f"{kind}: '{twice[0]}' stands twice; give one of them another `name`")
             if any("\0" in label for label in labels):
                 raise ValueError(f"{kind}: a name holds a NUL character")
-        both = {choice.label for choice in self.generators} & {choice.label for choice in self.rewards}
+        both = {choice.label for choice in self.generators} & {choice.label for choice in self.scorers}
         if both:
             raise ValueError(f"'{min(both)}' names a generator and a reward; give one of them another `name`")
-        if not 2 <= self.k <= MAX_CANDIDATES:
-            raise ValueError(f"{self.k} candidates a prompt; a ranking takes 2 to {MAX_CANDIDATES}")
+        if not self.FEWEST <= self.k <= MAX_CANDIDATES:
+            raise ValueError(
+                f"{self.k} candidates a prompt; a ranking takes {self.FEWEST} to {MAX_CANDIDATES}"
+            )
         return self
+
+    @property
+    def scorers(self) -> tuple[ModelChoice, ...]:
+        """Whoever scores candidates, in the order of `scores`."""
+        return self.rewards
 
     @property
     def k(self) -> int:

@@ -154,11 +154,17 @@ def pickapic(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         return
     digest = hashlib.sha256(row["prompt_id"].encode()).digest()
     sides = [ranked[0], ranked[-1]] if digest[0] % 2 == 0 else [ranked[-1], ranked[0]]
-    uids = [f"{row['prompt_id']}-{side['generator']}-{side['seed']}" for side in sides]
+    images = [store.image_bytes(side["image"]) for side in sides]
     best = sides.index(ranked[0])
+    # Seeds of imported pictures are unknown, and two of one model would share a name.
+    marks = [
+        side["seed"] if side["seed"] is not None else hashlib.sha256(image).hexdigest()
+        for side, image in zip(sides, images, strict=True)
+    ]
+    uids = [f"{row['prompt_id']}-{side['generator']}-{mark}" for side, mark in zip(sides, marks, strict=True)]
     yield {
         "caption": row["prompt"],
-        **{f"jpg_{n}": store.image_bytes(side["image"]) for n, side in enumerate(sides)},
+        **{f"jpg_{n}": image for n, image in enumerate(images)},
         **{f"label_{n}": float(n == best) for n in (0, 1)},
         **{f"image_{n}_uid": uid for n, uid in enumerate(uids)},
         **{f"model_{n}": side["generator"] for n, side in enumerate(sides)},

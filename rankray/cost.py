@@ -6,7 +6,7 @@ a rented GPU costs; busy seconds are shown beside it. The paper counts drawing a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,27 @@ def ledger(usages: Iterable[ActorUsage], prices: PricesConfig) -> dict[str, Any]
     by_model: dict[tuple[str, str], list[ActorUsage]] = {}
     for usage in usages:
         by_model.setdefault((usage.kind, usage.model), []).append(usage)
-    models = [_row(kind, model, actors, prices) for (kind, model), actors in sorted(by_model.items())]
+    return _bill(
+        [_row(kind, model, actors, prices) for (kind, model), actors in sorted(by_model.items())], prices
+    )
+
+
+def merged(ledgers: Iterable[Mapping[str, Any]], prices: PricesConfig) -> dict[str, Any]:
+    """One ledger of several; rows of one kind and model are added up."""
+    by_model: dict[tuple[str, str], dict[str, Any]] = {}
+    for found in ledgers:
+        for row in found["models"]:
+            old = by_model.setdefault((row["kind"], row["model"]), {})
+            for key, value in row.items():
+                old[key] = (
+                    value if isinstance(value, str) or key not in old else (old[key] or 0) + (value or 0)
+                )
+    for row in by_model.values():
+        row["usd_per_1000"] = _per(1000 * row["usd"], row["items"])
+    return _bill([row for _, row in sorted(by_model.items())], prices)
+
+
+def _bill(models: list[dict[str, Any]], prices: PricesConfig) -> dict[str, Any]:
     drawn = [row for row in models if row["kind"] == "generator"]
     usd = sum(row["usd"] for row in models)
     usd_generation = sum(row["usd"] for row in drawn)

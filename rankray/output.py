@@ -30,9 +30,12 @@ from rankray import schema, store
 from rankray.ablation_config import AblationConfig
 from rankray.config import ConfigError, SynPicConfig, differing_keys
 from rankray.cost import ActorUsage
+from rankray.evaluation_config import EvaluateConfig
 from rankray.progress import as_dicts
 from rankray.prompts import PromptsRead
 from rankray.training_config import RankDPOConfig
+
+JobConfig = SynPicConfig | RankDPOConfig | AblationConfig | EvaluateConfig
 
 IO_THREADS = 16
 """58,000 prompts are 3,625 files, and an object store takes some 50 ms for one."""
@@ -119,7 +122,7 @@ def _first_line(error: Exception) -> str:
 
 def claim(
     output: Output,
-    config: SynPicConfig | RankDPOConfig | AblationConfig,
+    config: JobConfig,
     revisions: Mapping[str, str],
     marker: str = "dataset.json",
 ) -> bool:
@@ -152,8 +155,13 @@ def claim(
         )
     _begin(output)
     store.write_json(output.at("_work/identity.json"), {"identity": identity}, output.fs)
-    output.write_text("config.toml", tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+    write_config(output, config)
     return False
+
+
+def write_config(output: Output, config: JobConfig) -> None:
+    """Writes the resolved configuration."""
+    output.write_text("config.toml", tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
 
 
 def claim_copy(output: Output, identity: Mapping[str, Any], marker: str) -> bool:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from rankray import store
 from rankray.config import ConfigError, PromptsConfig, nearest
+from rankray.targets import Target
 
 SHAPES = "shapes:"
 HUB = "hub:"
@@ -43,6 +44,19 @@ class PromptsRead:
     undecodable: int
     source: str
     cut: bool = False
+
+
+@dataclass(frozen=True)
+class Given:
+    """What an evaluation hands over because names cannot say it: a benchmark's prompts, judges that know its items.
+
+    Attributes:
+        prompts: in place of what the configuration's path holds.
+        judges: label -> target, of those scorers of the configuration that are no rewards.
+    """
+
+    prompts: PromptsRead
+    judges: Mapping[str, Target]
 
 
 def read_prompts(config: PromptsConfig) -> PromptsRead:

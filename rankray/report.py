@@ -1,47 +1,31 @@
-"""`report.html`: what a person looks at first. One self-contained file, no network, no script.
+"""`report.html` of a dataset: what a person looks at first. No script.
 
-Numbers come from all rows; pictures from a sample, spread from prompts on which the rewards are of one mind to
-those on which they are not, as thumbnails of at most 256 pixels: 24 prompts of four 1024-pixel pictures are 2 MB
-instead of 170. Prompts are other people's text: the template escapes everything. A picture that cannot be read
-costs its place in the report and not the job.
+Numbers come from all rows, read without their pictures; pictures from a sample of 24 prompts, spread from those on
+which the rewards are of one mind to those on which they are not.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from PIL import Image
 
 from rankray import store
 from rankray.cost import PAPER_PROMPTS, usd_for_prompts
 from rankray.figures import Figures, collect
+from rankray.pages import PICTURE_BYTES, picture, spread, write_page
 
 SHOWN_PROMPTS = 24
-THUMBNAIL_PIXELS = 256
-PICTURE_BYTES = 4_000_000
-"""What all pictures may take together (5.3 MB as base64), however many candidates a prompt has."""
-PIXELATED_PIXELS = 128
-"""Pictures up to this size are shown enlarged as sharp squares; larger ones smoothly."""
-PROMPT_CHARACTERS = 240
-_Item = TypeVar("_Item")
 _BINS = 24
-_SIDES = (THUMBNAIL_PIXELS, 192, 128, 96, 64)
-_SHOWN_AS_IS = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _ROWS_AT_ONCE = 16
 _FILES_AT_ONCE = 16
 """An object store takes 50 ms for a request, and 58,000 prompts are 3,625 files."""
@@ -88,54 +72,30 @@ def write_report(path: str, info: dict[str, Any]) -> None:
     census = Census(frozenset(fault["prompt_id"] for fault in info["failures"]["examples"]))
     figures = collect(census.passing(_rows(files, fs)), names, rewards)
     chosen = choose(census.unanimity, census.failed)
-    pictures = len(chosen) * max(1, sum(item["samples"] for item in info["generators"]))
+    pictures = len(chosen) * max(1, info["candidates"] // max(info["rows"], 1))
     blocks = {
         row["prompt_id"]: shown(row, rewards, PICTURE_BYTES // max(1, pictures))
         for row in _with_images(files, fs, chosen)
     }
-    html = (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            info=info,
-            rewards=rewards,
-            standings=standings(names, figures),
-            win_matrix=[(name, figures.win_share[i].tolist()) for i, name in enumerate(names)],
-            ties=tie_share(figures),
-            agreement=[(name, figures.agreement[i].tolist()) for i, name in enumerate(rewards)],
-            histograms=histograms(names, rewards, figures),
-            shown=[blocks[row_id] for row_id in chosen],
-            usd_paper=usd_for_prompts(info["cost"]["totals"], info["candidates"] // max(info["rows"], 1)),
-            paper_prompts=PAPER_PROMPTS,
-            failures=sorted(info["failures"]["by_model"].items()),
-            examples=[
-                {**fault, "prompt": census.prompts.get(fault["prompt_id"])}
-                for fault in info["failures"]["examples"]
-            ],
-            identity=sorted(info["identity"].items()),
-        )
-    )
-    store.write_text(f"{place}/report.html", html, fs)
-
-
-def environment() -> jinja2.Environment:
-    """This package's templates: text is escaped and made printable, an undefined name is an error."""
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("rankray", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    made.filters |= {
-        "number": number,
-        "money": money,
-        "percent": percent,
-        "seconds": seconds,
-        "short": short,
+    values = {
+        "info": info,
+        "rewards": rewards,
+        "standings": standings(names, figures),
+        "win_matrix": [(name, figures.win_share[i].tolist()) for i, name in enumerate(names)],
+        "ties": tie_share(figures),
+        "agreement": [(name, figures.agreement[i].tolist()) for i, name in enumerate(rewards)],
+        "histograms": histograms(names, rewards, figures),
+        "shown": [blocks[row_id] for row_id in chosen],
+        "usd_paper": usd_for_prompts(info["cost"]["totals"], info["candidates"] // max(info["rows"], 1)),
+        "paper_prompts": PAPER_PROMPTS,
+        "failures": sorted(info["failures"]["by_model"].items()),
+        "examples": [
+            {**fault, "prompt": census.prompts.get(fault["prompt_id"])}
+            for fault in info["failures"]["examples"]
+        ],
+        "identity": sorted(info["identity"].items()),
     }
-    return made
+    write_page(path, "report.html.j2", values)
 
 
 def _rows(files: Sequence[str], fs: pafs.FileSystem) -> Iterator[dict[str, Any]]:
@@ -200,15 +160,6 @@ def choose(unanimity: Mapping[str, float], failed: Iterable[str], count: int = S
     return sorted(chosen, key=key, reverse=True)
 
 
-def spread(items: Sequence[_Item], count: int) -> list[_Item]:
-    """`count` items (or all, where there are fewer), evenly spaced from the first to the last."""
-    if len(items) <= count:
-        return list(items)
-    if count == 1:
-        return [items[0]]
-    return [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
-
-
 def tie_share(figures: Figures) -> float | None:
     """The share of comparisons between generators that neither wins; None where there are none."""
     compared = figures.compared.sum() / 2  # each stands in two cells
@@ -265,91 +216,9 @@ def shown(row: dict[str, Any], rewards: Sequence[str], picture_bytes: int) -> di
         "candidates": [
             {
                 **{key: candidate[key] for key in ("generator", "rank", "seed", "error", "win_probability")},
-                **_picture(candidate, picture_bytes),
+                **picture(candidate["image"], picture_bytes),
                 "scores": list(zip(rewards, candidate["scores"], strict=True)),
             }
             for candidate in candidates
         ],
     }
-
-
-def _picture(candidate: dict[str, Any], limit_bytes: int) -> dict[str, Any]:
-    """`src` (None without a picture), `missing` (why) and `pixelated` of a candidate."""
-    found: dict[str, Any] = {"src": None, "missing": "no picture", "pixelated": False}
-    if candidate["image"] is None:
-        return found
-    try:
-        found["src"] = thumbnail(candidate["image"], limit_bytes)
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-    ) as error:  # what Pillow and file systems raise for a broken picture
-        return found | {"missing": f"the picture cannot be read: {type(error).__name__}: {error}"}
-    return found | {"pixelated": max(candidate["width"], candidate["height"]) <= PIXELATED_PIXELS}
-
-
-def thumbnail(image: dict[str, Any], limit_bytes: int = PICTURE_BYTES, sides: Sequence[int] = _SIDES) -> str:
-    """A data: URI of the picture, at most `sides[0]` pixels (256) wide and high.
-
-    A picture that is small enough already, in pixels and in bytes, stays what it is. Any other becomes the
-    JPEG of the first side of at most `limit_bytes`, or of the last side (64 pixels) where none is so small.
-
-    Raises:
-        OSError, ValueError, SyntaxError: it is missing, cut short, or no picture (as Pillow says it).
-    """
-    data = store.image_bytes(image)
-    with Image.open(io.BytesIO(data)) as picture:
-        picture.load()
-        kind = _SHOWN_AS_IS.get(picture.format or "")
-        if kind and max(picture.size) <= sides[0] and len(data) <= limit_bytes:
-            return _data_uri(kind, data)
-        small = picture.convert("RGB")
-    buffer = io.BytesIO()
-    for side in sides:
-        small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=88)
-        if buffer.tell() <= limit_bytes:
-            break
-    return _data_uri("jpeg", buffer.getvalue())
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def printable(text: str) -> str:
-    """The text with each control character, which HTML has no place for, as U+FFFD."""
-    return _CONTROL.sub("\ufffd", text)
-
-
-def short(text: str, characters: int = PROMPT_CHARACTERS) -> str:
-    """The text, or its beginning and an ellipsis where it is longer."""
-    return text if len(text) <= characters else text[:characters].rstrip() + "…"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """`1,234`, `0.123`, or a dash for what is missing."""
-    if value is None or value != value:  # noqa: PLR0124 - NaN
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """`12.3 %`, or a dash."""
-    return "–" if value is None or np.isnan(value) else f"{100 * value:.1f} %"
-
-
-def money(value: float | None) -> str:
-    """`$1,234.56`; below ten cents with two significant digits."""
-    if value is None:
-        return "–"
-    return f"${value:,.2f}" if value == 0 or value >= 0.1 else f"${value:.2g}"
-
-
-def seconds(value: float) -> str:
-    """`12.3 s`, `4.5 min`, `6.7 h`."""
-    if value < 120:
-        return f"{value:.1f} s"
-    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""`report.html` of a training run: its curves, its sample pictures, its settings. One file, no network, no script.
+"""`report.html` of a training run: its curves, its sample pictures, its settings. No script.
 
 Everything is read from the run's directory, so the page can be written again at any time, also for a run that was
 cut short. Sample grids share 4 MB (5.3 MB as base64): eight grids of sixteen 1024-pixel pictures take 170 MB as they
@@ -7,7 +7,6 @@ were drawn, and here 500 KB each at most. What is missing or cannot be read cost
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -17,18 +16,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.fs as pafs
-from PIL import Image
 
 from rankray import figures, store
 from rankray.figures import Floats, compact
-from rankray.report import (
-    PICTURE_BYTES,
-    PIXELATED_PIXELS,
-    environment,
-    percent,
-    spread,
-    thumbnail,
-)
+from rankray.pages import PICTURE_BYTES, PIXELATED_PIXELS, percent, picture, spread, write_page
 
 SHOWN_GRIDS = 8
 GRID_SIDES = (1536, 1024, 768, 512, 256)
@@ -91,29 +82,25 @@ def write_run_report(uri: str, info: dict[str, Any]) -> None:
     metrics = parse_metrics(_text(fs, f"{place}/metrics.jsonl"))
     skipped = skipped_steps(metrics)
     columns = learnt(metrics, skipped)
-    grids, sampled = samples(fs, place)
-    html = (
-        environment()
-        .get_template("run.html.j2")
-        .render(
-            compact=compact,
-            info=info,
-            at=at,
-            verdict=verdict(info, metrics, columns),
-            notes=metrics.notes,
-            ends={key: ends(values) for key, values in columns.items()},
-            memory_gb=float(np.nanmax(column(metrics.lines, "memory_gb"), initial=0.0)),
-            curves=curves(metrics.steps, columns, skipped),
-            span=average_span(len(metrics.lines)),
-            bin=math.ceil(len(metrics.lines) / figures.MAX_POINTS),
-            skipped=skipped,
-            frame=figures,
-            grids=grids,
-            sampled=sampled,
-            config=_text(fs, f"{place}/config.toml"),
-        )
-    )
-    store.write_text(f"{place}/report.html", html, fs)
+    grids, sampled = samples(uri)
+    values = {
+        "compact": compact,
+        "info": info,
+        "at": at,
+        "verdict": verdict(info, metrics, columns),
+        "notes": metrics.notes,
+        "ends": {key: ends(values) for key, values in columns.items()},
+        "memory_gb": float(np.nanmax(column(metrics.lines, "memory_gb"), initial=0.0)),
+        "curves": curves(metrics.steps, columns, skipped),
+        "span": average_span(len(metrics.lines)),
+        "bin": math.ceil(len(metrics.lines) / figures.MAX_POINTS),
+        "skipped": skipped,
+        "frame": figures,
+        "grids": grids,
+        "sampled": sampled,
+        "config": _text(fs, f"{place}/config.toml"),
+    }
+    write_page(uri, "run.html.j2", values)
 
 
 def _text(fs: pafs.FileSystem, path: str) -> str | None:
@@ -242,11 +229,12 @@ def average_span(lines: int) -> int:
     return max(5, lines // 20)
 
 
-def samples(fs: pafs.FileSystem, place: str) -> tuple[list[dict[str, Any]], list[str]]:
+def samples(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
     """At most `SHOWN_GRIDS` grids, the newest beside the first and the others after them, and their prompts."""
+    fs, place = store.filesystem(uri)
     found = fs.get_file_info(pafs.FileSelector(f"{place}/samples", allow_not_found=True))
-    paths = {int(match[1]): item.path for item in found if (match := _GRID.fullmatch(item.base_name))}
-    steps = spread(sorted(paths), SHOWN_GRIDS)
+    names = {int(match[1]): match[0] for item in found if (match := _GRID.fullmatch(item.base_name))}
+    steps = spread(sorted(names), SHOWN_GRIDS)
     steps = [*steps[:1], *steps[1:][-1:], *steps[1:-1]]
     try:
         said = store.read_json(f"{place}/samples/prompts.json", fs)
@@ -255,22 +243,14 @@ def samples(fs: pafs.FileSystem, place: str) -> tuple[list[dict[str, Any]], list
     prompts, columns = at(said, "prompts"), at(said, "columns")
     cell = PIXELATED_PIXELS * (columns if isinstance(columns, int) else 1)
     limit = PICTURE_BYTES // max(1, len(steps))
-    grids = [{"step": step, **_grid(fs, paths[step], limit, cell)} for step in steps]
+    grids = [
+        {
+            "step": step,
+            **picture({"bytes": None, "path": f"{uri}/samples/{names[step]}"}, limit, GRID_SIDES, cell),
+        }
+        for step in steps
+    ]
     return grids, [str(prompt) for prompt in prompts] if isinstance(prompts, list) else []
-
-
-def _grid(fs: pafs.FileSystem, path: str, limit_bytes: int, pixelated: int) -> dict[str, Any]:
-    """`src` (None without a picture), `missing` (why) and whether a grid so wide is shown as sharp squares."""
-    try:
-        with fs.open_input_stream(path) as stream:
-            data = bytes(stream.read())
-        with Image.open(io.BytesIO(data)) as picture:
-            width = picture.width
-        src = thumbnail({"bytes": data, "path": None}, limit_bytes, GRID_SIDES)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        why = f"the picture cannot be read: {type(error).__name__}: {error}"
-        return {"src": None, "missing": why, "pixelated": False}
-    return {"src": src, "missing": None, "pixelated": width <= pixelated}
 
 
 def at(info: Any, *keys: str) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -37,10 +37,21 @@ CANDIDATE_TYPE = pa.struct(
 """One candidate. `scores` are in the order of the metadata's rewards; NaN where a reward failed.
 A candidate without an image has null image and size, NaN scores and win_probability, rank 0, and its error."""
 
+DETAILS_TYPE = pa.list_(pa.string())
+"""A further column, `details`, where benchmarks' judges were among the scorers: an entry a candidate, JSON of what each
+judge's verdict was made from, by its label; null where no judge saw the candidate."""
+
 
 def prompt_id(prompt: str) -> str:
     """The prompt's content hash: the first 128 bits of SHA-256 over its UTF-8 bytes, as 32 hex digits."""
     return hashlib.sha256(prompt.encode("utf-8")).hexdigest()[:32]
+
+
+def pair_id(prompt: str, images: Iterable[bytes]) -> str:
+    """The id of a further row of a prompt, in a dataset that was imported with a row a compared pair: as `prompt_id`, a
+    hash of the prompt and of its pictures' bytes, whatever their order."""
+    pictures = sorted(hashlib.sha256(image).hexdigest() for image in images)
+    return hashlib.sha256("\0".join(("rankray.pair.v1", prompt, *pictures)).encode("utf-8")).hexdigest()[:32]
 
 
 def candidate_seed(dataset_seed: int, prompt_id: str, generator: str, sample: int) -> int:
@@ -53,23 +64,27 @@ def candidate_seed(dataset_seed: int, prompt_id: str, generator: str, sample: in
     return int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big") >> 1
 
 
-def ranked_schema(generators: Mapping[str, str], rewards: Mapping[str, str]) -> pa.Schema:
+def ranked_schema(
+    generators: Mapping[str, str], rewards: Mapping[str, str], details: bool = False
+) -> pa.Schema:
     """Schema of the ranked dataset's files, with their metadata.
 
     Args:
         generators: label -> revision, in candidate order (one entry a generator, whatever its samples).
         rewards: label -> revision, in the order of `scores`.
+        details: with the column `details`.
     """
     fields = [
         pa.field("prompt_id", pa.string()),
         pa.field("prompt", pa.string()),
         pa.field("candidates", pa.list_(CANDIDATE_TYPE)),
+        *([pa.field("details", DETAILS_TYPE)] if details else []),
     ]
     metadata = {
         "rankray.schema_version": str(SCHEMA_VERSION),
         "rankray.generators": json.dumps(dict(generators)),
         "rankray.rewards": json.dumps(dict(rewards)),
-        "huggingface": json.dumps({"info": {"features": _hugging_face_features()}}),
+        "huggingface": json.dumps({"info": {"features": _hugging_face_features(details)}}),
     }
     return pa.schema(fields, metadata=metadata)
 
@@ -89,7 +104,7 @@ def schema_names(schema: pa.Schema) -> tuple[dict[str, str], dict[str, str]]:
     return json.loads(metadata[b"rankray.generators"]), json.loads(metadata[b"rankray.rewards"])
 
 
-def _hugging_face_features() -> dict[str, Any]:
+def _hugging_face_features(details: bool) -> dict[str, Any]:
     """The feature description by which `datasets` shows `candidates[].image` as pictures."""
 
     def value(dtype: str) -> dict[str, str]:
@@ -110,4 +125,5 @@ def _hugging_face_features() -> dict[str, Any]:
         "prompt_id": value("string"),
         "prompt": value("string"),
         "candidates": {"feature": candidate, "_type": "List"},
+        **({"details": {"feature": value("string"), "_type": "List"}} if details else {}),
     }

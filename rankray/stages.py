@@ -9,6 +9,7 @@ draws 0.27 images/s. `images.store = "files"` takes the bytes out of the rows wh
 from __future__ import annotations
 
 import functools
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -132,4 +133,17 @@ def rank_block(table: pa.Table, *, context: JobContext, schema_out: pa.Schema) -
             )
         rows.append(finished)
     arrays = [table["prompt_id"], table["prompt"], pa.array(rows, pa.list_(schema.CANDIDATE_TYPE))]
+    if context.judges:
+        arrays.append(_details(table, context))
     return pa.table(arrays, schema=schema_out)
+
+
+def _details(table: pa.Table, context: JobContext) -> pa.Array:
+    """What each judge's verdict on a candidate was made from, as one JSON object; null where none saw it."""
+    columns = [table[f"detailed:{name}"].to_pylist() for name in context.judges]
+    rows = []
+    for entries in zip(*columns, strict=True):
+        by_candidate = [dict(zip(context.judges, texts, strict=True)) for texts in zip(*entries, strict=True)]
+        known = [{n: json.loads(text) for n, text in found.items() if text} for found in by_candidate]
+        rows.append([json.dumps(found) if found else None for found in known])
+    return pa.array(rows, schema.DETAILS_TYPE)

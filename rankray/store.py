@@ -140,9 +140,10 @@ class Validation:
 def validate(path: str) -> Validation:
     """Checks everything that a finished dataset claims of itself.
 
-    Ids are unique and the prompts' hashes; candidates, seeds and revisions are the configuration's; win
-    probability (or what `rankray.rerank` put in its place) and rank, computed again from the stored scores, agree
-    exactly (float32); every image decodes to the stated size; failed candidates carry nothing but their error;
+    Ids are unique and the prompts' hashes; candidates, seeds and revisions are the configuration's (of what was
+    imported: two candidates a row, of the models that are named, their seeds unknown); win probability (or what
+    `rankray.rerank` put in its place) and rank, computed again from the stored scores, agree exactly (float32);
+    every image decodes to the stated size; failed candidates carry nothing but their error;
     the counts of `dataset.json` hold.
 
     Raises:
@@ -161,7 +162,7 @@ def validate(path: str) -> Validation:
         table = read_table(file, dataset.fs, images=True)
         name = file.rpartition("/")[2]
         faults += _schema_faults(table.schema, dataset.info, name)
-        if table.schema.names != ["prompt_id", "prompt", "candidates"]:
+        if table.schema.names[:3] != ["prompt_id", "prompt", "candidates"]:
             continue
         for row in table.to_pylist():
             if row["prompt_id"] in seen:
@@ -205,7 +206,7 @@ def _schema_faults(found: pa.Schema, info: dict[str, Any], name: str) -> list[st
     faults = []
     if names != stated:
         faults.append(f"{name}: generators and rewards of the file are {names}, of dataset.json {stated}")
-    due = schema.ranked_schema(*names)
+    due = schema.ranked_schema(*names, details="details" in found.names)
     if not found.equals(due):
         faults.append(
             f"{name}: columns are not those of schema version {schema.SCHEMA_VERSION}: {found.names}"
@@ -214,22 +215,57 @@ def _schema_faults(found: pa.Schema, info: dict[str, Any], name: str) -> list[st
 
 
 def _row_faults(row: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
-    if row["prompt_id"] != schema.prompt_id(row["prompt"]):
-        yield f"prompt_id is not the hash of the prompt {row['prompt'][:40]!r}"
     candidates = row["candidates"]
-    slots = [(item["name"], sample) for item in info["generators"] for sample in range(item["samples"])]
-    if [candidate["generator"] for candidate in candidates] != [name for name, _ in slots]:
-        yield f"candidates of {[c['generator'] for c in candidates]}, due are {[name for name, _ in slots]}"
+    if row.get("details") is not None and len(row["details"]) != len(candidates):
+        yield f"details of {len(row['details'])} candidates, there are {len(candidates)}"
+    due_id, due_names = _due_id(row, info), _due_names(row, info)
+    if row["prompt_id"] != due_id:
+        yield f"prompt_id is not the hash of the prompt {row['prompt'][:40]!r}"
+    if [candidate["generator"] for candidate in candidates] != due_names:
+        yield f"candidates of {[c['generator'] for c in candidates]}, due are {due_names}"
         return
-    seed_names = {item["name"]: item.get("seed_name") or item["name"] for item in info["generators"]}
-    for (name, sample), candidate in zip(slots, candidates, strict=True):
-        due = schema.candidate_seed(info["seed"], row["prompt_id"], seed_names[name], sample)
-        if candidate["seed"] != due:
-            yield f"{name}: seed {candidate['seed']}, due is {due}"
+    for candidate, seed in zip(candidates, _due_seeds(row, info), strict=True):
+        name = candidate["generator"]
+        if candidate["seed"] != seed:
+            yield f"{name}: seed {candidate['seed']}, due is {seed}"
         if len(candidate["scores"]) != len(info["rewards"]):
             yield f"{name}: {len(candidate['scores'])} scores for {len(info['rewards'])} rewards"
             return
         yield from (f"{name}: {fault}" for fault in _candidate_faults(candidate))
+    yield from _ranking_faults(candidates, info)
+
+
+def _due_id(row: dict[str, Any], info: dict[str, Any]) -> str:
+    """The prompt's hash; where a dataset was imported with all of a caption's pairs, that of the pair."""
+    due = schema.prompt_id(row["prompt"])
+    imported = info.get("imported")
+    if imported and imported["pairs"] == "all" and row["prompt_id"] != due:
+        pictures = [image_bytes(candidate["image"]) for candidate in row["candidates"] if candidate["image"]]
+        return schema.pair_id(row["prompt"], pictures)
+    return due
+
+
+def _due_names(row: dict[str, Any], info: dict[str, Any]) -> list[str]:
+    """Generators in the dataset's order, each as often as it drew; of an imported pair, any two of them."""
+    if not info.get("imported"):
+        return [item["name"] for item in info["generators"] for _ in range(item["samples"])]
+    names = {item["name"] for item in info["generators"]}
+    given = [candidate["generator"] for candidate in row["candidates"]]
+    return [name if name in names else f"one of {sorted(names)}" for name in given[:2]]
+
+
+def _due_seeds(row: dict[str, Any], info: dict[str, Any]) -> list[int | None]:
+    """Seeds that identify what was drawn here; nothing is known of imported pictures'."""
+    if info.get("imported"):
+        return [None] * len(row["candidates"])
+    return [
+        schema.candidate_seed(info["seed"], row["prompt_id"], item.get("seed_name") or item["name"], sample)
+        for item in info["generators"]
+        for sample in range(item["samples"])
+    ]
+
+
+def _ranking_faults(candidates: list[dict[str, Any]], info: dict[str, Any]) -> Iterator[str]:
     scores = np.array([candidate["scores"] for candidate in candidates], np.float32)
     how = info.get("ranking", {"aggregation": "win_probability", "weights": {}})
     weights = [how["weights"].get(reward["name"], 1.0) for reward in info["rewards"]]

@@ -12,7 +12,7 @@ import datetime
 import functools
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from rankray.config import GeneratorChoice, ModelChoice, SynPicConfig
 from rankray.environments.cluster import prepare
 from rankray.output import Output
 from rankray.progress import Reporter
-from rankray.prompts import PromptsRead, read_prompts
+from rankray.prompts import Given, PromptsRead, read_prompts
 from rankray.ray_session import connect, exclusive, in_submitted_job
 from rankray.reuse import Reuse
 from rankray.streaming import stream
@@ -56,6 +56,7 @@ def run(
     config: SynPicConfig,
     say: Callable[[str], None] = print,
     publish: Callable[[str, dict[str, Any]], None] | None = None,
+    given: Given | None = None,
 ) -> Result:
     """Makes the dataset of `config`, or what is left of it, or nothing where it is complete.
 
@@ -65,10 +66,11 @@ def run(
         ConfigError: the configuration, the prompts, the output or the cluster do not fit; nothing was begun.
         BrokenModelError: (inside Ray's task error) a model failed for everything; finished rows are kept.
     """
-    plan = _stages(config)
+    plan = _stages(config, given.judges if given else {})
     revisions = _revisions(plan)
     output = outputs.open_output(config.output, in_job=in_submitted_job())
-    prompts = read_prompts(config.prompts)
+    given = given or Given(read_prompts(config.prompts), {})
+    prompts = given.prompts
     say(_prompts_line(prompts))
     if output.exists("dataset.json"):
         outputs.claim(output, config, revisions)
@@ -82,7 +84,7 @@ def run(
         say(held.explanation)
     connect()
     try:
-        info = _make(config, plan, held, output, prompts, say, publish)
+        info = _make(config, plan, held, output, given, say, publish)
     finally:
         layout.release_nodes(config.execution.wait_for_nodes_s)
     return Result(output.uri, info)
@@ -93,11 +95,12 @@ def _make(
     models: list[Stage],
     held: Reuse | None,
     output: Output,
-    prompts: PromptsRead,
+    given: Given,
     say: Callable[[str], None],
     publish: Callable[[str, dict[str, Any]], None] | None,
 ) -> dict[str, Any]:
     """Plans, runs and checks what is left of the dataset; returns its summary, which it writes last."""
+    prompts = given.prompts
     wanted = [schema.prompt_id(prompt) for prompt in prompts.rows]
     lack = (held or Reuse.nothing()).missing
     plan = [stage for stage in models if lack(stage, config.k, wanted)]
@@ -109,14 +112,14 @@ def _make(
     block = config.execution.rows_per_block
     ids = outputs.stage_prompts(output, prompts, block, *(held.staged(prompts.rows) if held else ()))
     say(f"output: {output.uri}")
-    say(f"{len(ids):,} prompts x {config.k} candidates x {len(config.rewards)} rewards; {chosen.explanation}")
+    say(f"{len(ids):,} prompts x {config.k} candidates x {len(config.scorers)} rewards; {chosen.explanation}")
 
     finished = set(outputs.finished_ids(output, "_work", "checkpoint-data"))
     left = [row_id for row_id in ids if row_id not in finished]
     drawn = sum(lack(stage, config.k, left) for stage in models if stage.kind == "generator")
     begin_s = time.perf_counter()
     with exclusive("synpic", output.uri) as meter:
-        work = _Work(config, held, output, _context(config, output, meter), uuid.uuid4().hex[:12], say)
+        work = _Work(config, held, output, _context(config, given, output, meter), uuid.uuid4().hex[:12], say)
         for phase in chosen.phases:
             _run_phase(Phase(phase, done, done + len(phase) == len(plan)), work, ids)
             done += len(phase)
@@ -183,22 +186,23 @@ def _stages_done(output: Output, plan: list[Stage]) -> int:
     return max((n for n in range(1, len(plan)) if output.exists("_work", f"done-upto-{n}")), default=0)
 
 
-def _stages(config: SynPicConfig) -> list[Stage]:
+def _stages(config: SynPicConfig, judges: Mapping[str, Target]) -> list[Stage]:
     """Every model as a stage, generators first, in the configuration's order."""
     stages_: list[Stage] = []
     for generator in config.generators:
         target = generators.resolve(generator)
         stages_.append(Stage("generator", target, _actors(generator, target, config), generator.samples))
-    for reward in config.rewards:
-        target = rewards.resolve(reward)
-        stages_.append(Stage("reward", target, _actors(reward, target, config)))
+    scorers = {**judges, **{reward.label: rewards.resolve(reward) for reward in config.rewards}}
+    for scorer in config.scorers:
+        target = scorers[scorer.label]
+        stages_.append(Stage("reward", target, _actors(scorer, target, config)))
     return stages_
 
 
 def _overlays(config: SynPicConfig, models: Sequence[Stage], plan: Sequence[Stage]) -> list[str]:
     """The overlay environments that the stages of `plan` need."""
     needed = {stage.target.name for stage in plan}
-    choices = zip((*config.generators, *config.rewards), models, strict=True)
+    choices = zip((*config.generators, *config.scorers), models, strict=True)
     names = {_environment(choice, stage.target) for choice, stage in choices if choice.label in needed}
     return sorted(name for name in names if name is not None)
 
@@ -239,7 +243,7 @@ def _interpreter(choice: ModelChoice, target: Target) -> dict[str, str]:
     return {"py_executable": str(environments.place_of(name, spec) / "bin" / "python")}
 
 
-def _context(config: SynPicConfig, output: Output, meter: Any) -> JobContext:
+def _context(config: SynPicConfig, given: Given, output: Output, meter: Any) -> JobContext:
     if config.images.store == "files":
         output.make("images")
     return JobContext(
@@ -247,9 +251,10 @@ def _context(config: SynPicConfig, output: Output, meter: Any) -> JobContext:
         images=config.images,
         image_dir=f"{output.uri.rstrip('/')}/images",
         generators=tuple((choice.label, choice.samples) for choice in config.generators),
-        rewards=tuple(choice.label for choice in config.rewards),
+        rewards=tuple(choice.label for choice in config.scorers),
         abort_after=config.execution.abort_after,
         meter=meter,
+        judges=tuple(given.judges),
     )
 
 
@@ -299,6 +304,7 @@ def _final_schema(config: SynPicConfig, context: JobContext, output: Output) -> 
     return schema.ranked_schema(
         {name: identity[f"revision.{name}"] for name, _ in context.generators},
         {name: identity[f"revision.{name}"] for name in context.rewards},
+        details=bool(context.judges),
     )
 
 
@@ -323,7 +329,7 @@ def _summary(
 ) -> dict[str, Any]:
     """The contents of `dataset.json`."""
     usage, runs = outputs.all_usage(output)
-    by_model, examples = outputs.count_failures(output, [choice.label for choice in config.rewards])
+    by_model, examples = outputs.count_failures(output, [choice.label for choice in config.scorers])
     rows = len(prompts.rows)
     stages_ = {stage.target.name: stage for stage in plan}
     made = sum(item.items for item in usage if item.kind == "generator")
@@ -347,7 +353,7 @@ def _summary(
         "generators": [
             _described(choice, stages_[choice.label]) | _drawn(choice) for choice in config.generators
         ],
-        "rewards": [_described(choice, stages_[choice.label]) for choice in config.rewards],
+        "rewards": [_described(choice, stages_[choice.label]) for choice in config.scorers],
         "rows": rows,
         "candidates": rows * config.k,
         "images": rows * config.k - failed_images,

@@ -171,6 +171,16 @@ EVALS: dict[str, EvalSpec] = {
             "clip_vocabulary": _CLIP_VOCABULARY,
         },
     ),
+    "shapes": EvalSpec(
+        target="rankray.evals.shapes:ShapesJudge",
+        read="rankray.evals.shapes:read_items",
+        columns="rankray.evals.shapes:columns",
+        overall=("single_object", "two_objects", "counting", "colours", "position", "colour_attribution"),
+        samples=4,
+        models={},
+        num_gpus=0.0,
+        num_cpus=0.05,
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the paper's five rewards with random weights: the published architectures at two layers.
+"""Checkpoints of the paper's five rewards and Q-Align with random weights: the published architectures at two layers.
 
 Each is in the layout of the published one, so that the same class loads it with nothing changed but where it is and
 how large. Three are made by their own packages, in their own environments; a second or two each, 110 MB for
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from rankray.random_weights import qalign
 from rankray.rewards import REWARDS
 from rankray.rewards.submodule import import_alone
 from rankray.shapes.text import WORDS, clip_tokenizer
@@ -172,6 +173,7 @@ REWARDS_MADE: dict[str, tuple[Callable[[Path], None], str | None]] = {
     "pickscore": (pickscore, None),
     "vqascore": (vqascore, "vqascore"),
     "imagereward": (imagereward, "imagereward"),
+    "qalign-quality": (qalign.write, None),
 }
 """By the rewards' names: what makes one, and the environment that has its package."""
 
@@ -184,4 +186,6 @@ def sizes(name: str, place: Path) -> dict[str, Any]:
         return {"architecture": str(place / "small.json")}
     if name == "imagereward":
         return {"tokenizer": str(place / "bert"), "vit": VIT}
+    if name == "qalign-quality":
+        return {"vocabulary": 0}
     return {"tokenizer": str(place / "tokenizer"), "vocabulary": 0}

@@ -74,6 +74,16 @@ _CLIPSCORE = RewardSpec(
     gpu_memory_gb=2.0,
     options={"processor": None, "processor_revision": "main", "vocabulary": _CLIP_VOCABULARY},
 )
+# Half precision and batch are the authors'; 8,197,859,328 parameters, and tables of positions.
+_QALIGN = RewardSpec(
+    target="rankray.rewards.qalign:QAlign",
+    source="q-future/one-align",
+    dtype="float16",
+    batch_size=8,
+    gpu_memory_gb=19.0,
+    options={"aspect": "quality", "vocabulary": 32000},
+)
+
 _MPS = RewardSpec(
     target="rankray.rewards.mps:Mps",
     source="~/.cache/rankray/mps",  # converted from the published pickle: docs/rewards.md
@@ -137,6 +147,8 @@ REWARDS: dict[str, RewardSpec] = {
             "vocabulary": _CLIP_VOCABULARY,
         },
     ),
+    "qalign-quality": _QALIGN,
+    "qalign-aesthetic": replace(_QALIGN, options={**_QALIGN.options, "aspect": "aesthetics"}),
     "http": RewardSpec(
         target="rankray.rewards.http:Http",
         source="",  # the server's URL, which only its user knows

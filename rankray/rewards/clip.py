@@ -49,6 +49,38 @@ def in_batches(
     return np.concatenate(scores)
 
 
+TEXTS_AT_ONCE = 8
+"""Distinct prompts encoded in one call: those of a batch of 32 pictures, four of each."""
+
+
+def of_distinct(encode: Callable[[list[str]], Tensor], prompts: Sequence[str]) -> Tensor:
+    """`encode(prompts) -> [n, ...]` of each distinct prompt once: a prompt's k candidates share its features.
+
+    Each call has `TEXTS_AT_ONCE` prompts, the last one repeated where they are fewer, so that kernels see one shape.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    found = []
+    for start in range(0, len(distinct), TEXTS_AT_ONCE):
+        some = distinct[start : start + TEXTS_AT_ONCE]
+        found.append(encode(some + [some[-1]] * (TEXTS_AT_ONCE - len(some)))[: len(some)])
+    place = {prompt: n for n, prompt in enumerate(distinct)}
+    return torch.cat(found)[[place[prompt] for prompt in prompts]]
+
+
+def to_pixels(
+    images: Sequence[np.ndarray | Image.Image], mean: Sequence[float], std: Sequence[float], device: str
+) -> Tensor:
+    """Pictures of one size [h, w, 3] of 0 .. 255 as (value / 255 - mean) / std: float32[n, 3, h, w].
+
+    They reach the device as bytes, a quarter of what floats would be, and are made floats there, all at once.
+    """
+    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images])).to(device)
+    centre, spread = (
+        torch.tensor(tuple(v), dtype=torch.float32, device=device).view(3, 1, 1) for v in (mean, std)
+    )
+    return ((stacked.permute(0, 3, 1, 2).float() / 255.0 - centre) / spread).contiguous()
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """CLIP's image preprocessing, as a `preprocessor_config.json` states it.
@@ -87,7 +119,16 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """An image of any size and mode as float32[3, height, width]."""
-        image = image.convert("RGB")
+        return self.batch([image], "cpu")[0]
+
+    def batch(self, images: Sequence[Image.Image], device: str) -> Tensor:
+        """Images of any size and mode as float32[n, 3, height, width]; they reach the device as bytes."""
+        return to_pixels([self._cut(image) for image in images], self.mean, self.std, device)
+
+    def _cut(self, image: Image.Image) -> np.ndarray:
+        """Resized and cropped: uint8[height, width, 3]."""
+        if image.mode != "RGB":
+            image = image.convert("RGB")
         if len(self.size) == 1:
             short = self.size[0]
             width, height = image.size
@@ -95,10 +136,7 @@ class Preprocessing:
             target = (int(short * width / small), int(short * height / small))
         else:
             target = (self.size[1], self.size[0])
-        pixels = np.asarray(image.resize(target, Image.Resampling.BICUBIC), np.float32) / 255.0
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        pixels = (_centre(pixels, self.crop) - mean) / std
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return _centre(np.asarray(image.resize(target, Image.Resampling.BICUBIC)), self.crop)
 
 
 def _centre(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
@@ -183,11 +221,14 @@ class ClipModel:
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """Projected, of norm 1: float32[n, projection]."""
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device, self.dtype)
+        pixels = self.preprocess.batch(images, self.device).to(self.dtype)
         return normalised(_pooled(self.model.get_image_features(pixel_values=pixels)))
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
-        """Projected, of norm 1: float32[n, projection]."""
+        """Projected, of norm 1: float32[n, projection]; each distinct prompt is encoded once."""
+        return of_distinct(self._encoded_texts, prompts)
+
+    def _encoded_texts(self, prompts: list[str]) -> Tensor:
         ids, mask = (tensor.to(self.device) for tensor in self.tokens(prompts))
         return normalised(_pooled(self.model.get_text_features(input_ids=ids, attention_mask=mask)))
 

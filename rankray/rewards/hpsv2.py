@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rankray.config import ConfigError
 from rankray.rewards import RewardSpec
-from rankray.rewards.clip import check_strict, in_batches, normalised
+from rankray.rewards.clip import check_strict, in_batches, normalised, of_distinct
 from rankray.targets import locate
 
 VOCABULARY = 49408
@@ -71,8 +71,11 @@ class Hpsv2:
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         pixels = torch.stack([self.preprocess(image.convert("RGB")) for image in images])
-        found = self.model(pixels.to(self.device, self.dtype), self.tokenize(prompts).to(self.device))
-        return (normalised(found["image_features"]) * normalised(found["text_features"])).sum(-1)
+        seen = normalised(self.model.encode_image(pixels.to(self.device, self.dtype)))
+        return (seen * of_distinct(self._encoded_texts, prompts)).sum(-1)
+
+    def _encoded_texts(self, prompts: list[str]) -> Tensor:
+        return normalised(self.model.encode_text(self.tokenize(prompts).to(self.device)))
 
 
 def _architecture(factory: Any, name: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rankray.config import ConfigError
 from rankray.rewards import RewardSpec
-from rankray.rewards.clip import check_strict, in_batches
+from rankray.rewards.clip import check_strict, in_batches, to_pixels
 from rankray.rewards.submodule import import_alone
 from rankray.targets import locate
 
@@ -54,8 +54,11 @@ class ImageReward:
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         model = self.model
-        pixels = torch.stack([model.preprocess(image.convert("RGB")) for image in images])
-        seen = model.blip.visual_encoder(pixels.to(self.device, self.dtype))
+        # The package's own steps but for its last two, to a tensor and normalised, which a batch takes at once.
+        *steps, _, normalise = model.preprocess.transforms
+        shown = [functools.reduce(lambda x, step: step(x), steps, image.convert("RGB")) for image in images]
+        pixels = to_pixels(shown, normalise.mean, normalise.std, self.device)
+        seen = model.blip.visual_encoder(pixels.to(self.dtype))
         text = model.blip.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_tensors="pt"
         ).to(self.device)

@@ -266,6 +266,6 @@ class Mps:
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         ids, _ = self.tokens(prompts)
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device, self.dtype)
+        pixels = self.preprocess.batch(images, self.device).to(self.dtype)
         scores: Tensor = self.model(ids.to(self.device), pixels, self.condition)
         return scores

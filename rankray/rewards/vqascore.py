@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rankray.config import ConfigError
 from rankray.rewards import RewardSpec
-from rankray.rewards.clip import check_strict, in_batches
+from rankray.rewards.clip import Preprocessing, check_strict, in_batches
 from rankray.rewards.submodule import import_alone
 from rankray.targets import locate
 
@@ -61,7 +61,9 @@ class VqaScore:
         with tempfile.TemporaryDirectory() as nothing:  # the package makes the directory that it is told
             self.model: Any = module.CLIPT5Model(model_name=name, device=device, cache_dir=nothing)
         self.model.model.to(getattr(torch, spec.dtype))
-        self.model.image_loader = lambda image: image  # of paths, which these are not
+        self.preprocess = Preprocessing.from_config(self.model.image_processor.to_dict())
+        self._squared = module.expand2square
+        self.model.load_images = self._pixels  # of paths, one by one, which these are not
         tokens, due = len(self.model.tokenizer), spec.options["vocabulary"]
         if due and tokens != due:
             raise ConfigError(
@@ -73,9 +75,15 @@ class VqaScore:
         return in_batches(self._score_batch, images, prompts, self.batch_size)
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
-        return torch.as_tensor(
-            self.model.forward([image.convert("RGB") for image in images], prompts)
-        ).flatten()
+        return torch.as_tensor(self.model.forward(images, prompts)).flatten()
+
+    def _pixels(self, images: list[Image.Image]) -> Tensor:
+        """As the package's `load_images` makes them, squared by a border of the mean colour if so asked."""
+        shown = [image.convert("RGB") for image in images]
+        if self.model.image_aspect_ratio == "pad":
+            border = tuple(int(value * 255) for value in self.preprocess.mean)
+            shown = [self._squared(image, border) for image in shown]
+        return self.preprocess.batch(shown, self.model.device)
 
 
 def _point(module: ModuleType, spec: RewardSpec) -> str:

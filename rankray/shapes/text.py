@@ -45,7 +45,7 @@ T5_WIDTH = 96
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def _bytes() -> list[str]:
+def letters_of_bytes() -> list[str]:
     """The printable stand-ins of byte-level BPE for the 256 bytes, in the order of GPT-2's table."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in shown]
@@ -68,7 +68,7 @@ def _apply(merges: list[tuple[str, str]], pieces: list[str]) -> list[str]:
 
 def byte_pairs(words: Sequence[str] = WORDS) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """A byte-level BPE that makes each word one token and still spells every other text."""
-    letters = _bytes()
+    letters = letters_of_bytes()
     tokens = letters + [letter + "</w>" for letter in letters]
     merges: list[tuple[str, str]] = []
     for word in words:

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rankray import ranking, report, schema
+from rankray import pages, ranking, report, schema
 from rankray.config import PricesConfig
 from rankray.cost import ActorUsage, ledger
 from rankray.figures import collect
@@ -170,25 +170,7 @@ def test_size_is_bounded_for_big_pictures(tmp_path: Path) -> None:
     assert len(html) < 8_000_000
     source = next(str(a["src"]) for tag, a in reader.tags if tag == "img")
     data = base64.b64decode(source.partition(",")[2])
-    assert max(Image.open(io.BytesIO(data)).size) == report.THUMBNAIL_PIXELS
-
-
-def test_size_is_bounded_for_many_candidates(tmp_path: Path) -> None:
-    """16 noisy pictures a prompt: each gets a 24 * 16th of the bytes, so it is made smaller."""
-    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, "PNG")
-    limit = report.PICTURE_BYTES // (24 * 16)
-    source = report.thumbnail({"bytes": buffer.getvalue(), "path": None}, limit)
-    data = base64.b64decode(source.partition(",")[2])
-    assert len(data) <= limit
-    assert 64 <= max(Image.open(io.BytesIO(data)).size) < report.THUMBNAIL_PIXELS
-
-
-def test_small_pictures_stay_what_they_are() -> None:
-    data = png(64)
-    source = report.thumbnail({"bytes": data, "path": None})
-    assert source == "data:image/png;base64," + base64.b64encode(data).decode()
+    assert max(Image.open(io.BytesIO(data)).size) == pages.THUMBNAIL_PIXELS
 
 
 def test_pictures_in_files_are_read_and_a_missing_one_costs_only_itself(tmp_path: Path) -> None:
@@ -287,26 +269,3 @@ def test_an_infinite_score_has_no_place_on_the_axis() -> None:
     figures.scores[0][0].append(math.inf)
     (found,) = report.histograms(["a"], ["r"], figures)
     assert (found["low"], found["high"], found["series"][0]["mean"]) == (1.0, 3.0, 2.0)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (math.nan, "–"), (1234, "1,234"), (0.12345, "0.123"), (1234.5, "1,234.500")],
-)
-def test_numbers(value: float | None, text: str) -> None:
-    assert report.number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (0.0, "$0.00"), (0.0123, "$0.012"), (185.6, "$185.60"), (0.0000321, "$3.2e-05")],
-)
-def test_money(value: float | None, text: str) -> None:
-    assert report.money(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(3.21, "3.2 s"), (119, "119.0 s"), (240, "4.0 min"), (7200, "2.0 h")]
-)
-def test_seconds(value: float, text: str) -> None:
-    assert report.seconds(value) == text

@@ -18,7 +18,7 @@ from transformers import CLIPModel
 from rankray.config import ConfigError
 from rankray.random_weights.rewards import clip_config, save_processor
 from rankray.rewards import REWARDS, RewardSpec
-from rankray.rewards.clip import Preprocessing
+from rankray.rewards.clip import TEXTS_AT_ONCE, Preprocessing, of_distinct
 from rankray.rewards.clipscore import ClipScore
 from rankray.rewards.mps import Mps, MpsConfig, MpsModel, seen_tokens
 from rankray.rewards.pickscore import PickScore
@@ -125,6 +125,28 @@ def mps_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     MpsModel(clip_config(), MpsConfig(layers=2, heads=2, head_width=8, condition="red two left")).save(place)
     save_processor(place)
     return place
+
+
+def test_a_batch_of_pictures_is_each_alone(clip_dir: Path, pictures: list[Image.Image]) -> None:
+    preprocess = PickScore(spec=spec("pickscore", clip_dir), device="cpu").clip.preprocess
+    batch = preprocess.batch(pictures, "cpu")
+    assert batch.is_contiguous()
+    assert all(torch.equal(batch[n], preprocess(picture)) for n, picture in enumerate(pictures))
+
+
+def test_each_distinct_prompt_is_encoded_once_in_calls_of_one_size() -> None:
+    calls: list[list[str]] = []
+
+    def encode(prompts: list[str]) -> torch.Tensor:
+        calls.append(prompts)
+        return torch.tensor([[float(len(prompt)), 1.0] for prompt in prompts])
+
+    prompts = ["bb", "a", "bb", "ccc", "a", *("d" * n for n in range(4, 12))]
+    found = of_distinct(encode, prompts)
+    assert found[:, 0].tolist() == [2, 1, 2, 3, 1, *range(4, 12)]
+    assert [len(call) for call in calls] == [TEXTS_AT_ONCE] * 2
+    assert calls[0][:3] == ["bb", "a", "ccc"]
+    assert set(calls[1]) == {"d" * 9, "d" * 10, "d" * 11}, "the last one fills the call"
 
 
 def test_mps_scores_do_not_depend_on_neighbours(mps_dir: Path, pictures: list[Image.Image]) -> None:

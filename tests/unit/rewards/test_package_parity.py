@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,17 @@ from rankray.rewards.hpsv2 import Hpsv2
 from rankray.rewards.imagereward import ImageReward
 from rankray.rewards.vqascore import VqaScore
 
+# Q-Align needs no package to run: this one has what it is compared with.
+QALIGN = environments.EnvironmentSpec(
+    Path(__file__).with_name("qalign_parity.txt").read_text(), ("sentencepiece",)
+)
+
+
+NOT_COMMERCIAL = pytest.mark.skipif(
+    "RANKRAY_NOT_COMMERCIAL" not in os.environ,
+    reason="pyiqa, which carries Q-Align's model, is not for commercial use; set RANKRAY_NOT_COMMERCIAL=1",
+)
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -25,13 +37,15 @@ from rankray.rewards.vqascore import VqaScore
         ("imagereward", ()),
         ("vqascore", ("with-tower",)),
         ("vqascore", ("without-tower",)),  # such a checkpoint gets the tower's own weights
+        pytest.param("qalign", (), marks=NOT_COMMERCIAL),
     ],
 )
 def test_equals_the_package_one_picture_at_a_time(
     name: str, arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Builds the overlay where it is missing: pip needs a package index."""
-    overlay = environments.build(name, environments.spec_of(name))
+    spec = QALIGN if name == "qalign" else environments.spec_of(name)
+    overlay = environments.build(name, spec)
     script = Path(__file__).with_name(f"{name}_parity.py")
     command = [overlay.python, str(script), str(tmp_path), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,0 +1,147 @@
+"""Parquet files under Pick-a-Pic v2's columns: found, checked before anything is written, and streamed.
+
+One row: a caption, two pictures as bytes, the model of each, and a label for each: 1 for the one that somebody chose
+and 0 for the other, or one half each where they were alike. What is in memory is decided by the file: a page has at
+least 1,024 rows where a row group has as many, so it is twice the pictures of a row group, or of so many of its rows
+(measured: 1.0 GB for 600 rows of two pictures of 460 KB in one group; files made by `datasets` have 100 a group).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from rankray import store
+from rankray.config import ConfigError
+
+ROWS_AT_ONCE = 64
+BUFFER_BYTES = 1024**2
+"""Read at once of a column; without it pyarrow holds a row group's columns whole."""
+UNNAMED = "unknown"
+"""The generator of a picture whose model the file does not say."""
+
+_KINDS: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
+    "text": ("string", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)),
+    "bytes": ("binary", lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind)),
+    "number": ("float", lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind)),
+    "truth": ("bool", pa.types.is_boolean),
+}
+COLUMNS = {
+    "caption": "text",
+    "jpg_0": "bytes",
+    "jpg_1": "bytes",
+    "label_0": "number",
+    "label_1": "number",
+    "has_label": "truth",
+    "model_0": "text",
+    "model_1": "text",
+}
+"""The columns that are read, and what each holds; others may be there."""
+
+REASONS = {
+    "empty": "without a caption",
+    "unlabelled": "without a label",
+    "bad_labels": "with labels that are no choice",
+    "ties": "tied",
+    "same_picture": "of a picture with itself",
+    "repeated": "of captions or pairs that were there already",
+    "undecodable": "with a picture that cannot be decoded",
+}
+"""Why a row of the file is left out."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file."""
+
+    uri: str
+    path: str
+    size: int
+    fs: pafs.FileSystem
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Its rows, a few at a time, of these columns alone.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
+        rows = 0
+        try:
+            with self.fs.open_input_file(self.path) as stream:
+                parquet = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES)
+                for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=list(columns)):
+                    yield batch
+                    rows += batch.num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ConfigError(
+                f"{self.uri} cannot be read beyond row {rows:,} ({str(error).splitlines()[0]}); get it again"
+            ) from None
+
+
+def find(name: str) -> list[Source]:
+    """The file of that name, or the Parquet files in the directory of that name, sorted.
+
+    Raises:
+        ConfigError: there is nothing there.
+    """
+    try:
+        fs, path = store.filesystem(name)
+        found = [fs.get_file_info(path)]
+        if found[0].type == pafs.FileType.Directory:
+            inside = fs.get_file_info(pafs.FileSelector(path, recursive=True))
+            found = sorted((i for i in inside if i.path.endswith(".parquet")), key=lambda info: info.path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"input '{name}' cannot be opened: {str(error).splitlines()[0]}") from None
+    if not found or found[0].type != pafs.FileType.File:
+        raise ConfigError(f"input '{name}': no Parquet file is there; give files, or a directory of them")
+    root = store.absolute(name)
+    return [Source(root + info.path[len(path) :], info.path, info.size, fs) for info in found]
+
+
+def models_of(sources: Sequence[Source]) -> list[str]:
+    """The models of all files, sorted; looks at every file's columns before anything is written.
+
+    Raises:
+        ConfigError: a file is no Parquet file, or lacks a column, or holds something else in it.
+    """
+    models: set[str] = set()
+    for source in sources:
+        try:
+            found = pq.read_schema(source.path, filesystem=source.fs)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ConfigError(
+                f"{source.uri} is no Parquet file ({str(error).splitlines()[0]}); get it again"
+            ) from None
+        missing = [name for name in COLUMNS if name not in found.names]
+        if missing:
+            raise ConfigError(
+                f"{source.uri} lacks {', '.join(missing)}; Pick-a-Pic v2's columns are due: {', '.join(COLUMNS)}"
+            )
+        for name, kind in COLUMNS.items():
+            words, fits = _KINDS[kind]
+            if not fits(found.field(name).type):
+                raise ConfigError(f"{source.uri}: {name} is {found.field(name).type}; {words} is due")
+        for batch in source.batches(("model_0", "model_1")):
+            models.update(name or UNNAMED for column in batch.columns for name in column.to_pylist())
+    return sorted(models)
+
+
+def reason_against(item: Mapping[str, Any]) -> str:
+    """Why a row is left out, as far as its pictures need not be decoded to know; "" where it is not."""
+    labels = (item["label_0"], item["label_1"])
+    if not (item["caption"] or "").strip():
+        return "empty"
+    if not item["has_label"]:
+        return "unlabelled"
+    if labels not in ((1, 0), (0, 1), (0.5, 0.5)):
+        return "bad_labels"
+    if not item["jpg_0"] or not item["jpg_1"]:
+        return "undecodable"
+    if item["jpg_0"] == item["jpg_1"]:
+        return "same_picture"
+    return "ties" if labels[0] == labels[1] else ""

@@ -1,0 +1,65 @@
+"""The shapes world as a benchmark: does a picture show its prompt, exactly? The checker knows; no reward has seen it.
+
+Prompts are a split's (`shapes:heldout`), a column is a category of the world's grammar, and the headline figure is the
+mean of categories. The same rules serve as those of real benchmarks; a verdict takes 0.7 ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rankray import shapes
+from rankray.evals import Column, EvalSpec, Item, Judgement
+from rankray.targets import SHAPES
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def read_items(path: str) -> list[Item]:
+    """Prompts of `shapes:SPLIT` with their categories.
+
+    Raises:
+        ValueError: it names no split of the shapes world.
+    """
+    split = path.removeprefix(SHAPES)
+    if not path.startswith(SHAPES) or split not in shapes.SPLITS:
+        raise ValueError(
+            f"'{path}' is no split of the shapes world: {', '.join(SHAPES + name for name in shapes.SPLITS)}"
+        )
+    return [Item(prompt, {"category": shapes.category(prompt)}) for prompt in shapes.prompts(split)]
+
+
+def columns(items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement | None]]) -> dict[str, Column]:
+    """A column for each category that occurs: 1 for a right picture, 0 for a wrong one, none for one that failed."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for item in items:
+        verdicts = [judgement.score for judgement in judgements.get(item.prompt, ()) if judgement is not None]
+        found.setdefault(item.data["category"], {})[item.prompt] = verdicts
+    return {name: Column(found[name]) for name in shapes.CATEGORIES if name in found}
+
+
+class ShapesJudge:
+    """The exact checker."""
+
+    def __init__(self, spec: EvalSpec, items: Mapping[str, Any], device: str) -> None:
+        pass
+
+    def judge(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:
+        """1 where the picture shows its prompt, else 0, with the objects that were found.
+
+        Raises:
+            ValueError: a prompt is none of the shapes world.
+        """
+        import numpy as np
+
+        from rankray.shapes.checker import objects, shows
+        from rankray.shapes.prompts import parse
+
+        found = []
+        for image, text in zip(images, prompts, strict=True):
+            seen = objects(np.asarray(image.convert("RGB")))
+            names = None if seen is None else [f"{one.colour} {one.shape}" for one in seen]
+            found.append(Judgement(float(shows(seen, parse(text))), {"objects": names}))
+        return found

@@ -1,0 +1,111 @@
+"""Evaluation as users start it: tables of two models, found finished, extended by a third; killed and continued."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import JOB_TIMEOUT_S, REPOSITORY, Ended, environment
+
+from rankray import store
+
+pytestmark = pytest.mark.ray
+
+NOISE = '{model="toy_models:Noise", name="%s", options={size=64, log="%s"}, pool={num_cpus=0.1}}'
+
+
+def command(output: Path, log: Path, names: tuple[str, ...]) -> list[str]:
+    models = ", ".join(NOISE % (name, log) for name in names)
+    red = '{model="toy_models:Brightness", name="red", pool={num_cpus=0.1}}'
+    return [
+        *(sys.executable, str(REPOSITORY / "jobs" / "evaluate.py"), "--output", str(output)),
+        *("--models", f"[{models}]", "--baseline", names[0]),
+        *("--evals", "shapes", "--metrics", f"[{red}]"),
+        *("--prompts.shapes", "shapes:heldout", "--prompts.shapes.limit", "12"),
+        *("--prompts.shapes.samples", "1", "--execution.rows_per_block", "3"),
+    ]
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path) -> Callable[..., Ended]:
+    """`evaluate(output, log, *names)` measures toy models of those names."""
+
+    def run(output: Path, log: Path, *names: str) -> Ended:
+        ended = subprocess.run(
+            command(output, log, names),
+            env=environment(),
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=JOB_TIMEOUT_S,
+            check=False,
+        )
+        return Ended(ended.returncode, ended.stdout)
+
+    return run
+
+
+def results(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "results.json").read_text())
+    return found
+
+
+def test_two_models_are_one_table_and_are_not_drawn_again(
+    evaluate: Callable[..., Ended], tmp_path: Path
+) -> None:
+    output, log = tmp_path / "o", tmp_path / "log"
+    ended = evaluate(output, log, "one", "two")
+    assert ended.code == 0, ended.text
+    found = results(output)
+    # Equal models draw equal pictures, as they have equal seeds.
+    overall = found["evals"][0]["columns"][-1]
+    assert (overall["name"], overall["prompts"], overall["difference"]["two"]["gain"]) == ("overall", 12, 0.0)
+    assert found["metrics"][0]["wins"][0]["ties"] == 12
+    assert found["changed"] == []
+    assert "| one (baseline) |" in (output / "results.md").read_text()
+    assert (output / "report.html").exists()
+    place = output / "sets" / "one" / "shapes"
+    assert store.validate(str(place)).rows == 12
+    table = store.read_table(store.read(str(place)).files[0], store.filesystem(str(place))[0], images=True)
+    assert all("shapes" in json.loads(text) for row in table["details"].to_pylist() for text in row)
+    seeds = log.read_text().split()
+    assert len(seeds) == 24
+    assert len(set(seeds)) == 12
+    again = evaluate(output, log, "one", "two")
+    assert (again.code, len(log.read_text().split())) == (0, 24), again.text
+    assert "is complete already; nothing to do" in again.text
+
+
+@pytest.mark.slow
+def test_a_kill_repeats_no_finished_row_and_a_third_model_is_measured_alone(
+    evaluate: Callable[..., Ended], tmp_path: Path
+) -> None:
+    output, log = tmp_path / "o", tmp_path / "log"
+    process = subprocess.Popen(
+        command(output, log, ("one", "two")), env=environment(), cwd=tmp_path, start_new_session=True
+    )
+    deadline = time.monotonic() + JOB_TIMEOUT_S
+    while not (output / "sets" / "one" / "shapes" / "dataset.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    ended = evaluate(output, log, "one", "two")
+    assert ended.code == 0, ended.text
+    made = {found["model"]: found["images_made"] for found in results(output)["sets"]}
+    assert made["one"] == 12
+    drawn = len(log.read_text().split())
+    ended = evaluate(output, log, "one", "two", "three")
+    assert ended.code == 0, ended.text
+    assert len(log.read_text().split()) == drawn + 12
+    assert [model["name"] for model in results(output)["models"]] == ["one", "two", "three"]

@@ -1,0 +1,108 @@
+"""What a word names: rows, pipelines, runs, checkpoints; and what is none of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from rankray import evaluated_models, output
+from rankray.config import ConfigError, GeneratorChoice
+from rankray.evaluated_models import Model, parse, resolve
+from rankray.training_config import RankDPOConfig
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run's directory, with one checkpoint; its pipeline's weights are left out."""
+    place = tmp_path / "my run"
+    checkpoint = place / "checkpoints" / "checkpoint_1"
+    checkpoint.mkdir(parents=True)
+    (place / "pipeline").mkdir()
+    settings = RankDPOConfig(dataset="/d", output="/o", model=GeneratorChoice(model="shapes-sdxl", steps=7))
+    (place / "config.toml").write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
+    (place / "run.json").write_text(json.dumps({"steps": 60}))
+    (place / "pipeline" / "model_index.json").write_text("{}")
+    (checkpoint / "state.json").write_text(json.dumps({"run": {"step": 50}}))
+    snapshot: dict[str, Any] = {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}]}
+    (place / "checkpoints" / evaluated_models.SNAPSHOT).write_text(json.dumps(snapshot))
+    return place
+
+
+def found(text: str) -> Model:
+    return resolve(parse(text), {})
+
+
+def test_a_row_and_a_row_on_weights_of_its_own(run: Path) -> None:
+    assert (found("shapes-sd3").name, found("shapes-sd3").choice.source) == ("shapes-sd3", None)
+    tuned = found(f"shapes-sdxl@{run}/pipeline")
+    assert (tuned.name, tuned.choice.model, tuned.choice.source) == (
+        "my-run",
+        "shapes-sdxl",
+        f"{run}/pipeline",
+    )
+    assert found(f"tuned=shapes-sdxl@{run}/pipeline").name == "tuned"
+    assert found("toy_models:Noise").choice.model == "toy_models:Noise"
+
+
+def test_a_run_says_its_row_and_settings_by_itself(run: Path) -> None:
+    for text in (str(run), f"{run}/", f"{run}/pipeline"):
+        model = found(text)
+        assert (model.name, model.step, model.checkpoint) == ("my-run", 60, None)
+        assert (model.choice.model, model.choice.steps) == ("shapes-sdxl", 7)
+        assert model.choice.source == f"{run}/pipeline"
+
+
+def test_a_checkpoint_is_to_be_written_out(run: Path) -> None:
+    place = f"{run}/checkpoints/checkpoint_1"
+    model = found(place)
+    assert (model.name, model.step, model.checkpoint) == ("my-run-step-000050", 50, place)
+    assert model.choice.source is None
+    assert [asked.model for asked in evaluated_models.checkpoints(str(run))] == [place]
+
+
+def test_what_was_written_out_outlives_its_checkpoint(run: Path, tmp_path: Path) -> None:
+    place = output.open_output(str(tmp_path / "o"), in_job=False)
+    place.make("pipelines")
+    kept = {"name": "step-50", "asked": f"{run}/checkpoints/gone", "step": 50}
+    kept["choice"] = {"model": "shapes-sdxl", "source": str(run / "pipeline")}
+    (tmp_path / "o" / "pipelines" / "step-50.json").write_text(json.dumps(kept))
+    written = evaluated_models.written(place)
+    model = resolve(parse(f"{run}/checkpoints/gone"), written)
+    assert (model.name, model.step, model.checkpoint) == ("step-50", 50, None)
+    assert model.choice.source == str(run / "pipeline")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("shapes-sdlx", "unknown model 'shapes-sdlx' (did you mean 'shapes-sdxl'?)"),
+        ("/nowhere/at/all", "no model at /nowhere/at/all"),
+        ("{run}/checkpoints", "holds no pipeline"),
+        ("shapes-sdxl@{run}/checkpoints", "holds no pipeline: it has no model_index.json"),
+        ("shapes-sdxl@s3://bucket/p", "pipelines load from directories"),
+    ],
+)
+def test_what_is_no_model_is_named(run: Path, text: str, told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        found(text.format(run=run))
+    assert told in str(error.value)
+
+
+def test_an_unfinished_run_a_bare_pipeline_and_a_run_without_one_are_refused(run: Path) -> None:
+    (run / "pipeline" / "model_index.json").rename(run / "model_index.json")
+    with pytest.raises(ConfigError, match="has no pipeline; put its directory"):
+        found(str(run))
+    (run / "run.json").unlink()
+    with pytest.raises(ConfigError, match=r"does not say which row .* write ROW@"):
+        found(str(run))
+    (run / "model_index.json").unlink()
+    with pytest.raises(
+        ConfigError, match="is not finished: name one of its checkpoints, or take it by --follow"
+    ):
+        found(str(run))
+    with pytest.raises(ConfigError, match="is no run of jobs"):
+        evaluated_models.check_run(str(run / "checkpoints"))
