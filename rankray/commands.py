@@ -6,6 +6,7 @@
     rankray report PATH [--open]
     rankray envs build [NAME...]
     rankray envs check
+    rankray convert-mps FILE --output DIR
 
 Exit codes are the jobs': 0 done, 2 something the user wrote, or named, cannot be used (one line). Ray is not started,
 so an answer comes in a second or two.
@@ -96,6 +97,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--open", action="store_true", help="show it in this machine's browser")
     found.set_defaults(run=_report)
+
+    found = commands.add_parser(
+        "convert-mps", help="the published MPS checkpoint, a pickle, as safetensors; none of its code runs"
+    )
+    found.add_argument("file", help="MPS_overall_checkpoint.pth, as its authors publish it")
+    found.add_argument(
+        "--output", default="~/.cache/rankray/mps", help="a new directory; where the reward looks by default"
+    )
+    found.set_defaults(run=_convert_mps)
 
     found = commands.add_parser(
         "envs", help="environments of rewards whose packages cannot live with the others"
@@ -201,6 +211,14 @@ def _weights(text: str) -> dict[str, float]:
 def _convert(options: argparse.Namespace) -> int:
     info = convert.run(options.dataset, options.output, options.to, _say)
     _say(f"{info['pairs']:,} pairs of {info['prompts']:,} prompts: {store.absolute(options.output)}")
+    return 0
+
+
+def _convert_mps(options: argparse.Namespace) -> int:
+    from rankray.rewards import mps_convert
+
+    digest = mps_convert.convert(options.file, options.output)
+    _say(f"{options.output}: converted from {options.file}, sha256 {digest}")
     return 0
 
 

@@ -206,7 +206,7 @@ def load_mps(directory: str | Path) -> MpsModel:
     if missing:
         raise ConfigError(
             f"{place} has no {' and no '.join(missing)}; the published MPS checkpoint is a pickled module, which "
-            "is never loaded: convert it to safetensors once, in a place you can throw away"
+            f"is never loaded; convert it once: rankray convert-mps FILE --output {place}"
         )
     content = json.loads((place / "config.json").read_text())
     known = {key.name for key in fields(MpsConfig)}
