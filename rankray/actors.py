@@ -22,7 +22,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,7 +32,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from rankray import schema
+from rankray import environments, schema
 from rankray.config import ImagesConfig
 from rankray.cost import ActorUsage
 from rankray.store import filesystem, image_bytes
@@ -49,6 +49,9 @@ HEARTBEAT_S = 2.0
 
 FEWEST_TO_ABORT = 8
 """A first block in which everything fails stops the job before it is kept, if it holds at least so many items."""
+
+PICTURE_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
+"""What a generator may return; kept as RGB. Pillow clips modes of more bits (I;16, I, F) to white, without a word."""
 
 GENERATED_TYPE = pa.list_(
     pa.struct(
@@ -137,6 +140,15 @@ def each_alone(
     return each_alone(call, items[:middle]) + each_alone(call, items[middle:])
 
 
+def count_truncated(model: Any, prompts: Sequence[str]) -> int:
+    """How many prompts are longer than the model reads, by its own `truncated(prompts) -> bool for each`.
+
+    A model without that method says nothing; a prompt for which it raises is not counted, and fails where it is used.
+    """
+    ask = getattr(model, "truncated", None)
+    return 0 if ask is None else sum(answer is True for answer in each_alone(ask, prompts))
+
+
 def describe(error: Exception) -> str:
     """`"ValueError: first line"`, at most 300 characters: it stands in every failed row."""
     lines = str(error).strip().splitlines()
@@ -155,21 +167,30 @@ class _Metered:
         os.environ.setdefault("TQDM_DISABLE", "1")  # loading bars of eight models in one log
         _limit_threads(stage.actors.num_cpus)
         self.stage, self.context = stage, context
+        environments.require_pins()
         self.model = load(stage.target, stage.actors.device)
         self._started_s, self._load_s = started_s, time.perf_counter() - started_s
-        self._busy_s, self._items, self._failures, self._skipped = 0.0, 0, 0, 0
+        self._busy_s, self._items, self._failures, self._skipped, self._truncated = 0.0, 0, 0, 0, 0
         self._lock = threading.Lock()
         self._actor_id = f"{stage.target.name}-{uuid.uuid4().hex[:12]}"
         threading.Thread(target=self._beat, name="rankray-heartbeat", daemon=True).start()
 
     def run(
-        self, call: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], skipped: int = 0
+        self,
+        call: Callable[[Sequence[Item]], Sequence[Result]],
+        items: Sequence[Item],
+        texts: Iterable[str],
+        skipped: int = 0,
     ) -> list[Result | Exception]:
-        """The results of `items`; `skipped` counts those that this model never sees, as they failed before."""
+        """The results of `items`; `skipped` counts those that this model never sees, as they failed before.
+
+        `texts` are their prompts, each once: those that are longer than the model reads are counted.
+        """
         with self._lock:
             _limit_threads(self.stage.actors.num_cpus)
             begin_s = time.perf_counter()
             results = each_alone(call, items)
+            self._truncated += count_truncated(self.model, list(dict.fromkeys(texts)))
             self._busy_s += time.perf_counter() - begin_s
             failed = [result for result in results if isinstance(result, Exception)]
             self._items += len(items)
@@ -207,6 +228,7 @@ class _Metered:
             skipped=self._skipped,
             num_gpus=self.stage.actors.num_gpus,
             num_cpus=self.stage.actors.num_cpus,
+            truncated=self._truncated,
         )
         self.context.meter.report.remote(asdict(usage))
 
@@ -233,7 +255,9 @@ class GenerateActor:
             return [_picture(image) for image in images]
 
         results = self._metered.run(
-            generate, [(texts[b], seed) for (b, _), seed in zip(due, seeds, strict=True)]
+            generate,
+            [(texts[b], seed) for (b, _), seed in zip(due, seeds, strict=True)],
+            [texts[b] for b, _ in due],
         )
         keys = [image_key(row_ids[b], name, sample) for b, sample in due]
         for (b, _), entry in zip(due, self._encoders.map(self._entry, results, seeds, keys), strict=True):
@@ -267,7 +291,8 @@ class ScoreActor:
         details: list[list[str | None]] = [[None] * len(row) for row in candidates]
         for b, k in due:
             rows[b][k] = {"score": float("nan")}
-        results = self._metered.run(self._score, shown, len(due) - len(shown))
+        prompts_shown = [prompt for _, prompt in shown]
+        results = self._metered.run(self._score, shown, prompts_shown, len(due) - len(shown))
         for (b, k), result in zip(there, results, strict=True):
             rows[b][k] = _scored(result)
             details[b][k] = None if isinstance(result, Exception) else result[1]
@@ -330,6 +355,11 @@ def _picture(image: Any) -> Image.Image:
 
     if not isinstance(image, Image.Image):
         raise TypeError(f"a generator returned {type(image).__name__}; a PIL picture is due")
+    if image.mode not in PICTURE_MODES or not all(image.size):
+        raise ValueError(
+            f"a generator returned a picture of mode {image.mode}, {image.width}x{image.height}; due are 8-bit modes "
+            f"({', '.join(PICTURE_MODES)}) of at least 1x1: convert it to RGB"
+        )
     return image
 
 

@@ -7,6 +7,7 @@
     rankray import FILE... --output O [--ties half] [--pairs one]     Pick-a-Pic v2's human choices
     rankray envs build [NAME...]
     rankray envs check
+    rankray convert-mps FILE --output DIR
 
 Exit codes are the jobs': 0 done, 2 something the user wrote, or named, cannot be used (one line). Ray is not started,
 so an answer comes in a second or two.
@@ -109,6 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--pairs", default="all", help="all, a row each; or one a caption, the first")
     found.set_defaults(run=_import)
+
+    found = commands.add_parser(
+        "convert-mps", help="the published MPS checkpoint, a pickle, as safetensors; none of its code runs"
+    )
+    found.add_argument("file", help="MPS_overall_checkpoint.pth, as its authors publish it")
+    found.add_argument(
+        "--output", default="~/.cache/rankray/mps", help="a new directory; where the reward looks by default"
+    )
+    found.set_defaults(run=_convert_mps)
 
     found = commands.add_parser(
         "envs", help="environments of rewards whose packages cannot live with the others"
@@ -223,6 +233,14 @@ def _import(options: argparse.Namespace) -> int:
     counts, place = info["imported"]["counts"], store.absolute(options.output)
     _say(f"{info['rows']:,} of {counts['read']:,} pairs; left out: {pickapic.left_out(counts, how.ties)}")
     _say(f"dataset: {place}\nreport:  {place}/report.html")
+    return 0
+
+
+def _convert_mps(options: argparse.Namespace) -> int:
+    from rankray.rewards import mps_convert
+
+    digest = mps_convert.convert(options.file, options.output)
+    _say(f"{options.output}: converted from {options.file}, sha256 {digest}")
     return 0
 
 

@@ -19,7 +19,8 @@ PAPER_PROMPTS = 58_000
 @dataclass(frozen=True)
 class ActorUsage:
     """Totals of one actor's life so far. `items` are images of a generator, scores of a reward, failed ones too;
-    `skipped` are candidates that a reward never saw because they have no image.
+    `skipped` are candidates that a reward never saw because they have no image; `truncated` are prompts of which it
+    read the beginning alone.
 
     `busy_s` is inside the model's calls, `load_s` from the actor's start until its model was there, `alive_s`
     from its start to its last report; what is neither busy nor loading is idle.
@@ -36,6 +37,7 @@ class ActorUsage:
     skipped: int
     num_gpus: float
     num_cpus: float
+    truncated: int = 0
 
 
 def ledger(usages: Iterable[ActorUsage], prices: PricesConfig) -> dict[str, Any]:
@@ -88,6 +90,18 @@ def _bill(models: list[dict[str, Any]], prices: PricesConfig) -> dict[str, Any]:
         },
         "prices": prices.model_dump(mode="json"),
     }
+
+
+def truncated_prompts(usages: Iterable[ActorUsage], prompts: int) -> dict[str, int]:
+    """Model -> prompts that are longer than it reads; models that read all of them are left out.
+
+    Counted as they are drawn or scored, so a block that a kill repeated counts again: never above all `prompts`.
+    """
+    found: dict[str, int] = {}
+    for usage in usages:
+        if usage.truncated:
+            found[usage.model] = min(found.get(usage.model, 0) + usage.truncated, prompts)
+    return found
 
 
 def usd_for_prompts(

@@ -29,13 +29,16 @@ class ModelProgress:
     failures: int
     total: int
     rate_per_s: float
+    truncated: int = 0
 
     def line(self) -> str:
         unit = "images" if self.kind == "generator" else "scores"
         share = f"{self.done:>{len(f'{self.total:,}')},}/{self.total:,} {unit}"
         left_s = (self.total - self.done) / self.rate_per_s if self.rate_per_s > 0 else None
         left = "done" if self.done >= self.total else "left ?" if left_s is None else f"left {clock(left_s)}"
-        return f"  {self.model:<18} {share}  {self.rate_per_s:7.1f} {unit}/s  {self.failures} failed  {left}"
+        cut = f"  {self.truncated:,} prompts cut" if self.truncated else ""
+        rate = f"{self.rate_per_s:7.1f} {unit}/s"
+        return f"  {self.model:<18} {share}  {rate}  {self.failures} failed{cut}  {left}"
 
 
 def clock(seconds: float) -> str:
@@ -93,7 +96,7 @@ class Reporter:
         self._meter, self._totals, self._interval_s, self._keep = meter, totals, interval_s, keep
         self._usage: dict[str, ActorUsage] = {}
         self._previous: dict[tuple[str, str], int] = {}
-        self._before: dict[tuple[str, str], tuple[int, int]] = {}
+        self._before: dict[tuple[str, str], tuple[int, int, int]] = {}
         self._printed_at = self._started_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rankray-progress", daemon=True)
@@ -101,7 +104,7 @@ class Reporter:
     def __enter__(self) -> Reporter:
         self._poll()
         self._before = self._counts()
-        self._previous = {key: done for key, (done, _) in self._before.items()}
+        self._previous = {key: done for key, (done, _, _) in self._before.items()}
         self._thread.start()
         return self
 
@@ -126,11 +129,16 @@ class Reporter:
         self._usage.update({item["actor_id"]: ActorUsage(**item) for item in snapshot})
         self._keep(list(self._usage.values()))
 
-    def _counts(self) -> dict[tuple[str, str], tuple[int, int]]:
-        counts: dict[tuple[str, str], tuple[int, int]] = {}
+    def _counts(self) -> dict[tuple[str, str], tuple[int, int, int]]:
+        """(done, failures, truncated) by kind and model."""
+        counts: dict[tuple[str, str], tuple[int, int, int]] = {}
         for usage in self._usage.values():
-            done, failures = counts.get((usage.kind, usage.model), (0, 0))
-            counts[usage.kind, usage.model] = (done + usage.items + usage.skipped, failures + usage.failures)
+            done, failures, truncated = counts.get((usage.kind, usage.model), (0, 0, 0))
+            counts[usage.kind, usage.model] = (
+                done + usage.items + usage.skipped,
+                failures + usage.failures,
+                truncated + usage.truncated,
+            )
         return counts
 
     def _print(self) -> None:
@@ -138,12 +146,14 @@ class Reporter:
         interval_s = max(now - self._printed_at, 1e-6)
         lines = []
         for (kind, model), total in self._totals.items():
-            done, failures = counts.get((kind, model), (0, 0))
-            before, failed_before = self._before.get((kind, model), (0, 0))
+            done, failures, cut = counts.get((kind, model), (0, 0, 0))
+            before, failed_before, cut_before = self._before.get((kind, model), (0, 0, 0))
             rate = (done - self._previous.get((kind, model), before)) / interval_s
             self._previous[kind, model] = done
             lines.append(
-                ModelProgress(kind, model, done - before, failures - failed_before, total, rate).line()
+                ModelProgress(
+                    kind, model, done - before, failures - failed_before, total, rate, cut - cut_before
+                ).line()
             )
         self._printed_at = now
         print(f"[rankray {clock(now - self._started_at)}]", *lines, sep="\n", flush=True)

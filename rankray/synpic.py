@@ -33,7 +33,7 @@ from rankray.prompts import Given, PromptsRead, read_prompts
 from rankray.ray_session import connect, exclusive, in_submitted_job
 from rankray.reuse import Reuse
 from rankray.streaming import stream
-from rankray.targets import Target
+from rankray.targets import Target, require_resolved
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def run(
         say(f"{output.uri} is complete already; nothing to do")
         return Result(output.uri, info)
 
+    require_resolved(stage.target for stage in plan)
     held = None
     if config.reuse is not None:
         held = reused.find(config, revisions, prompts.rows, config.reuse)
@@ -131,6 +132,8 @@ def _make(
     }
     _check(output, prompts, say)
     info = _summary(config, models, output, prompts, chosen.name) | {"throughput": throughput}
+    if info["truncated_prompts"]:
+        say(_truncated_line(info["truncated_prompts"], info["rows"]))
     if held is not None:
         info["reused"] = held.described()
     if publish is not None:
@@ -364,6 +367,7 @@ def _summary(
             "tolerance": config.execution.tolerance,
             "examples": examples,
         },
+        "truncated_prompts": cost.truncated_prompts(usage, rows),
         "layout": layout_name,
         "runs": runs,
         "cost": cost.ledger(usage, config.prices),
@@ -381,6 +385,11 @@ def _drawn(choice: GeneratorChoice) -> dict[str, Any]:
     """How many samples, and from whose seeds where these are not its own."""
     own = {} if choice.seed_name is None else {"seed_name": choice.seed_name}
     return {"samples": choice.samples, **own}
+
+
+def _truncated_line(truncated: dict[str, int], rows: int) -> str:
+    counts = ", ".join(f"{name} {count:,}" for name, count in sorted(truncated.items()))
+    return f"prompts longer than a model reads, of {rows:,}, of which it saw the beginning alone: {counts}"
 
 
 def _prompts_line(prompts: PromptsRead) -> str:

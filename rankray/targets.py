@@ -8,26 +8,17 @@ Hashing a directory of weights reads it once on the driver: 1.2 s a GB on one co
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
-import json
 import pkgutil
 import re
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rankray import hub, weight_files
 from rankray.config import ConfigError, ModelChoice, nearest
-
-WEIGHT_SUFFIXES = frozenset(
-    {".safetensors", ".json", ".txt", ".model", ".pt", ".pth", ".bin", ".ckpt", ".yaml", ".yml", ".jinja"}
-)
-"""Files of a checkpoint that can change what a model computes: weights, configurations, vocabularies."""
 
 UNRECORDED = "unrecorded"
 """Revision of a user's own class that was given none."""
@@ -35,11 +26,13 @@ UNRECORDED = "unrecorded"
 METHODS = ("generate", "score", "judge")
 """What a model does: a generator, a reward, a benchmark's judge."""
 
+UNRESOLVED = "unresolved:"
+"""Before the revision of a hub repository that could not be asked for its commit."""
+
 SHAPES = "shapes:"
 URLS = ("http://", "https://")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_HUB_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +49,7 @@ class Target:
         environment: overlay environment of the actors, None for the job's own.
         samples: candidates it draws for each prompt (generators).
         seed_name: label whose seeds it draws from (generators), None for its own.
+        unresolved: hub repositories among its weights of which neither the hub nor the local cache has a commit.
     """
 
     name: str
@@ -67,6 +61,7 @@ class Target:
     environment: str | None = None
     samples: int = 1
     seed_name: str | None = None
+    unresolved: tuple[str, ...] = ()
 
 
 def load(target: Target, device: str) -> Any:
@@ -207,77 +202,40 @@ def weights_revision(source: str, revision: str) -> str:
 
     Raises:
         ConfigError: the directory is missing or holds no weights, or the hub says that there is no such
-            repository or revision.
+            repository or revision, or that this user may not read it.
     """
     if source.startswith(URLS):
         return UNRECORDED if revision == "main" else revision
     place = locate(source)
     path = Path(place)
     if path.exists():
-        return f"sha256:{_sha256(path)}"
+        return f"sha256:{weight_files.sha256(path)}"
     if _COMMIT.fullmatch(revision):
-        return revision
-    return _hub_commit(place, revision) or _cached_commit(place, revision) or f"unresolved:{revision}"
+        # Asked all the same, as a wrong one would show only where the model is loaded.
+        return revision if hub.snapshot(place, revision).is_dir() else hub.commit(place, revision) or revision
+    return hub.commit(place, revision) or hub.cached_commit(place, revision) or f"{UNRESOLVED}{revision}"
 
 
-def _weight_files(path: Path) -> Iterator[tuple[str, Path]]:
-    if path.is_file():
-        yield path.name, path
-        return
-    for file in path.rglob("*"):
-        name = file.relative_to(path)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if file.is_file() and file.suffix in WEIGHT_SUFFIXES and not hidden:
-            yield name.as_posix(), file
+def check_files(source: str, pickles: bool) -> None:
+    """Refuses weights on this machine that are cut short, incomplete, or pickles where safetensors are due.
 
+    Args:
+        source: as in `weights_revision`; what is not on this machine is not looked at.
+        pickles: pickles of plain tensors will do.
 
-def _sha256(path: Path) -> str:
-    files = sorted(_weight_files(path))
-    if not files:
-        raise ConfigError(f"{path} holds no weights; it must hold what `save_pretrained` writes")
-    digest = hashlib.sha256()
-    for name, file in files:
-        digest.update(f"{name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _hub_commit(repository: str, revision: str) -> str | None:
-    """The commit that the hub names; None where the hub cannot be reached or does not answer.
-
-    Asked with the standard library: the hub client's own calls raise another HTTP library's errors in each of
-    its major versions, so "offline" could not be told from a fault.
+    Raises:
+        ConfigError: which file, and what is wrong with it.
     """
-    from huggingface_hub import constants, get_token
-
-    if constants.HF_HUB_OFFLINE:
-        return None
-    url = f"{constants.ENDPOINT}/api/models/{repository}/revision/{urllib.parse.quote(revision, safe='')}"
-    token = get_token()
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
-    try:
-        with urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S) as reply:
-            return str(json.load(reply)["sha"])
-    except urllib.error.HTTPError as error:
-        code = error.headers.get("X-Error-Code", "")
-        if code == "RevisionNotFound":
-            raise ConfigError(f"hub repository '{repository}' has no revision '{revision}'") from None
-        if code == "RepoNotFound" or error.code in (401, 404):
-            raise ConfigError(
-                f"no hub repository '{repository}', or it needs a token: check the name, or run `hf auth login`"
-            ) from None
-        return None
-    except OSError:
-        return None
+    if not source.startswith(URLS) and Path(locate(source)).exists():
+        weight_files.check(Path(locate(source)), pickles)
 
 
-def _cached_commit(repository: str, revision: str) -> str | None:
-    """The commit that the local cache holds for the revision, or None."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
+def require_resolved(targets: Iterable[Target]) -> None:
+    """Refuses models of which neither the hub nor the local cache knows anything: no actor could load them.
 
-    folder = repo_folder_name(repo_id=repository, repo_type="model")
-    ref = Path(constants.HF_HUB_CACHE) / folder / "refs" / revision
-    return ref.read_text().strip() if ref.is_file() else None
+    Raises:
+        ConfigError: a line a repository.
+    """
+    lines = {hub.unreachable(name) for target in targets for name in target.unresolved}
+    if lines:
+        raise ConfigError("\n".join(sorted(lines)))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rankray import diffusion
 from rankray.denoisers import DENOISERS, DenoiserSpec, family
 from rankray.generators import GeneratorSpec
+from rankray.loading import strictly
 from rankray.targets import locate
 
 
@@ -44,9 +45,15 @@ def load_denoiser(spec: GeneratorSpec, device: str, dtype: torch.dtype) -> nn.Mo
     """The part that is trained, with the weights of `spec`."""
     place, where = _hub(spec)
     row = row_of(spec)
-    found: nn.Module = _denoiser_class(spec).from_pretrained(
-        place, subfolder=row.denoiser, torch_dtype=dtype, use_safetensors=True, variant=spec.variant, **where
-    )
+    with strictly(spec.source, spec.revision):
+        found: nn.Module = _denoiser_class(spec).from_pretrained(
+            place,
+            subfolder=row.denoiser,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            variant=spec.variant,
+            **where,
+        )
     return found.to(device)
 
 
@@ -73,9 +80,10 @@ def load_encoders(spec: GeneratorSpec, device: str, dtype: torch.dtype) -> Any:
     """
     place, where = _hub(spec)
     parts = {row_of(spec).denoiser: denoiser_skeleton(spec)}
-    pipe = getattr(diffusers, spec.pipeline).from_pretrained(
-        place, dtype=dtype, use_safetensors=True, variant=spec.variant, **where, **spec.load, **parts
-    )
+    with strictly(spec.source, spec.revision):
+        pipe = getattr(diffusers, spec.pipeline).from_pretrained(
+            place, dtype=dtype, use_safetensors=True, variant=spec.variant, **where, **spec.load, **parts
+        )
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and name != row_of(spec).denoiser:
             part.requires_grad_(False).eval().to(device)
@@ -163,7 +171,8 @@ def export(spec: GeneratorSpec, denoiser: nn.Module, directory: Path) -> None:
     place, where = _hub(spec)
     dtype = getattr(torch, spec.dtype)
     parts: Mapping[str, Any] = {row_of(spec).denoiser: denoiser.to(dtype)}
-    pipe = getattr(diffusers, spec.pipeline).from_pretrained(
-        place, dtype=dtype, use_safetensors=True, variant=spec.variant, **where, **spec.load, **parts
-    )
+    with strictly(spec.source, spec.revision):
+        pipe = getattr(diffusers, spec.pipeline).from_pretrained(
+            place, dtype=dtype, use_safetensors=True, variant=spec.variant, **where, **spec.load, **parts
+        )
     pipe.save_pretrained(directory, safe_serialization=True)

@@ -14,13 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 
 from filelock import FileLock
@@ -29,6 +30,9 @@ from rankray.config import ConfigError, nearest
 
 HOME = "RANKRAY_ENVS"
 """Environment variable: where overlays are kept; `~/.cache/rankray/envs` unless it is set."""
+
+_REQUIREMENTS = "requirements.txt"
+_PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s\\;]+)", re.MULTILINE)
 
 MARKER = "rankray-environment.json"
 """Written last: an overlay with it is whole."""
@@ -102,7 +106,42 @@ def check(name: str, spec: EnvironmentSpec) -> Status:
     base = json.loads(marker.read_text("utf-8"))["base"]
     if base != sys.prefix:
         return Status(name, place, f"built over {base}, this is {sys.prefix}")
-    return Status(name, place, None)
+    wrong = _wrong_versions(place, spec.requirements)
+    return Status(name, place, f"changed since it was built: {wrong}" if wrong else None)
+
+
+def require_pins() -> None:
+    """For a process that runs in an overlay: its packages are those that were pinned. Elsewhere it asks nothing.
+
+    Raises:
+        ConfigError: another version is there, or none.
+    """
+    place = Path(sys.prefix)
+    if not (place / MARKER).exists():
+        return
+    wrong = _wrong_versions(place, (place / _REQUIREMENTS).read_text("utf-8"))
+    if wrong:
+        name = json.loads((place / MARKER).read_text("utf-8"))["name"]
+        raise ConfigError(
+            f"environment '{name}' at {place} was changed since it was built: {wrong}; `rankray envs build {name}` "
+            "makes it anew"
+        )
+
+
+def _wrong_versions(place: Path, requirements: str) -> str:
+    """`"transformers 5.1.0, pinned is 4.57.6"`, the first of an overlay's packages that is not as pinned, or `""`."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    here = metadata.distributions(path=[str(place / "lib" / version / "site-packages")])
+    found = {_canonical(one.metadata["Name"]): one.version for one in here}
+    for name, pinned in _PIN.findall(requirements):
+        there = found.get(_canonical(name), "missing")
+        if there != pinned:
+            return f"{name} {there}, pinned is {pinned}"
+    return ""
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def build(name: str, spec: EnvironmentSpec, say: Callable[[str], None] = print) -> Status:
@@ -136,7 +175,7 @@ def _install(name: str, spec: EnvironmentSpec, place: Path) -> None:
     bases = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     text = "".join(f"import site; site.addsitedir({base!r})\n" for base in bases)
     (place / "lib" / version / "site-packages" / "base.pth").write_text(text, "utf-8")
-    requirements = place / "requirements.txt"
+    requirements = place / _REQUIREMENTS
     requirements.write_text(spec.requirements, "utf-8")
     options = (
         "--quiet",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rankray.config import ConfigError, EvalChoice, nearest
-from rankray.targets import Target, split_name, unknown_model, weights_revision
+from rankray.targets import UNRESOLVED, Target, split_name, unknown_model, weights_revision
 
 _LOG = logging.getLogger(__name__)
 
@@ -289,4 +289,5 @@ def resolve(choice: EvalChoice, items: Sequence[Item]) -> Target:
         num_gpus=spec.num_gpus,
         num_cpus=spec.num_cpus,
         environment=spec.environment,
+        unresolved=tuple(spec.models[part] for part in found if found[part].startswith(UNRESOLVED)),
     )

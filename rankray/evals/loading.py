@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from rankray.config import ConfigError
-from rankray.rewards.clip import check_strict
+from rankray.loading import check_strict
 from rankray.targets import locate
 
 Thing = TypeVar("Thing")

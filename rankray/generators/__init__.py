@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from rankray.config import ConfigError, GeneratorChoice, nearest
-from rankray.targets import Target, unknown_model, user_target, weights_revision
+from rankray.targets import UNRESOLVED, Target, check_files, unknown_model, user_target, weights_revision
 
 ADAPTER = "rankray.generators.diffusers_pipeline:DiffusersGenerator"
 
@@ -267,6 +267,7 @@ def resolve(choice: GeneratorChoice) -> Target:
     given = {key: getattr(choice, key) for key in _SETTINGS}
     spec = replace(spec, **{key: value for key, value in given.items() if value is not None})
     spec = _with_options(spec, choice)
+    check_files(spec.source, pickles=False)
     revision = weights_revision(spec.source, spec.revision)
     if ":" not in revision:
         spec = replace(spec, revision=revision)
@@ -279,6 +280,7 @@ def resolve(choice: GeneratorChoice) -> Target:
         num_cpus=spec.num_cpus,
         samples=choice.samples,
         seed_name=choice.seed_name,
+        unresolved=(spec.source,) if revision.startswith(UNRESOLVED) else (),
     )
 
 

@@ -10,6 +10,7 @@ changes single pixels by one grey level of 255, in 2 to 7 of 16 images at 64 x 6
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,10 +19,15 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from rankray.config import ConfigError, nearest
 from rankray.generators import GeneratorSpec
+from rankray.loading import longer, strictly
 from rankray.targets import locate, split_name
+
+LEAST_VOCABULARY = 0.9
+"""A tokenizer's part of its encoder's embeddings: encoders are rounded up to 128 rows, T5's by 28 of 32,128."""
 
 
 class DiffusersGenerator:
@@ -32,8 +38,8 @@ class DiffusersGenerator:
         device: "cpu", "cuda", "cuda:1".
 
     Raises:
-        ConfigError: no such pipeline, scheduler or component.
-        OSError: weights that are missing, or that are no safetensors.
+        ConfigError: no such pipeline, scheduler or component, or weights that are missing, damaged, no safetensors, or
+            that do not fit key by key.
     """
 
     def __init__(self, spec: GeneratorSpec, device: str) -> None:
@@ -55,6 +61,24 @@ class DiffusersGenerator:
             batch = list(prompts[start : start + size])
             images += self._draw(batch, list(seeds[start : start + size]))
         return images
+
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts are longer than one of the pipeline's text encoders reads.
+
+        CLIP reads what its tokenizer says, any other encoder the pipeline's `max_sequence_length`. SD3 and FLUX have
+        both: the long one reads on where CLIP ends, and the prompt counts all the same.
+        """
+        default = inspect.signature(type(self.pipe).__call__).parameters.get("max_sequence_length")
+        longest = self.spec.call.get("max_sequence_length", default.default if default else None)
+        texts = list(prompts)
+        if hasattr(self.pipe, "_text_preprocessing"):  # PixArt's and Sana's, as they call it themselves
+            texts = self.pipe._text_preprocessing(texts, clean_caption=False)
+        found = [False] * len(texts)
+        for _, tokenizer in _tokenizers(self.pipe):
+            is_clip = isinstance(tokenizer, CLIPTokenizer) or longest is None
+            length = tokenizer.model_max_length if is_clip else longest
+            found = [any(pair) for pair in zip(found, longer(tokenizer, texts, length), strict=True)]
+        return found
 
     def _draw(self, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
         """A compute batch: always `batch_size` wide, so that kernels see one shape; padding is thrown away."""
@@ -98,7 +122,7 @@ def _load(spec: GeneratorSpec, device: str) -> Any:
         if place == spec.source
         else {"variant": spec.variant}
     )
-    with _quiet():
+    with _quiet(), strictly(spec.source, spec.revision):
         pipe = _named(spec.pipeline, "pipeline").from_pretrained(
             place,
             dtype=getattr(torch, spec.dtype),
@@ -107,6 +131,7 @@ def _load(spec: GeneratorSpec, device: str) -> Any:
             **hub,
             **spec.load,
         )
+    _check_tokenizers(pipe, spec.source)
     for path, settings in spec.after_load.items():
         _component(pipe, path).register_to_config(**settings)
     if spec.scheduler is not None:
@@ -121,6 +146,26 @@ def _load(spec: GeneratorSpec, device: str) -> Any:
         for path in spec.denoisers:
             _component(pipe, path).compile()
     return pipe
+
+
+def _check_tokenizers(pipe: Any, source: str) -> None:
+    """A tokenizer without its vocabulary loads empty, without an error, and would read every prompt as nothing."""
+    for name, tokenizer in _tokenizers(pipe):
+        encoder = pipe.components.get(name.replace("tokenizer", "text_encoder"))
+        if encoder is None:
+            continue
+        due = encoder.config.get_text_config().vocab_size
+        if not LEAST_VOCABULARY * due <= len(tokenizer) <= due:
+            raise ConfigError(
+                f"the tokenizer '{name}' of '{source}' has {len(tokenizer)} tokens, and its text encoder embeds {due}; "
+                "its vocabulary files are missing or another model's: get them again"
+            )
+
+
+def _tokenizers(pipe: Any) -> list[tuple[str, Any]]:
+    return [
+        (name, part) for name, part in pipe.components.items() if isinstance(part, PreTrainedTokenizerBase)
+    ]
 
 
 def _named(name: str, kind: str) -> Any:

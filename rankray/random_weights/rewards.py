@@ -188,4 +188,4 @@ def sizes(name: str, place: Path) -> dict[str, Any]:
         return {"tokenizer": str(place / "bert"), "vit": VIT}
     if name == "qalign-quality":
         return {"vocabulary": 0}
-    return {"tokenizer": str(place / "tokenizer"), "vocabulary": 0}
+    return {"tokenizer": str(place / "tokenizer"), "tower": str(place / "tower"), "vocabulary": 0}

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rankray.config import ConfigError, RewardChoice, nearest
-from rankray.targets import Target, unknown_model, user_target, weights_revision
+from rankray.targets import (
+    UNRECORDED,
+    UNRESOLVED,
+    Target,
+    check_files,
+    locate,
+    unknown_model,
+    user_target,
+    weights_revision,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,9 @@ class RewardSpec:
         gpu_memory_gb: what one actor needs with its weights and one batch; an estimate from parameter counts.
         options: further settings of the class with their defaults; a configuration may change these and no others.
         environment: overlay environment of its actors (`rankray.environments`), None for the job's own.
+        parts: what it loads beside its weights: the option that names a repository or directory (None: the weights'
+            own) -> the option that holds its revision. Each is resolved and recorded as the weights are.
+        pickled: its weights are published as a pickle of plain tensors, which is read with `weights_only=True`.
     """
 
     target: str
@@ -41,6 +53,8 @@ class RewardSpec:
     gpu_memory_gb: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: str | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    pickled: bool = False
 
 
 def _shapes(spec: RewardSpec, name: str, **options: Any) -> RewardSpec:
@@ -59,6 +73,7 @@ def _shapes(spec: RewardSpec, name: str, **options: Any) -> RewardSpec:
 
 _CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _CLIP_VOCABULARY = 49408
+_PROCESSOR = {"processor": "processor_revision"}
 
 # The class takes its processor from the weights' own directory where it is given none.
 _PICKSCORE = RewardSpec(
@@ -66,6 +81,7 @@ _PICKSCORE = RewardSpec(
     source="yuvalkirstain/PickScore_v1",
     gpu_memory_gb=8.0,
     options={"processor": _CLIP_H, "processor_revision": "main", "vocabulary": _CLIP_VOCABULARY},
+    parts=_PROCESSOR,
 )
 
 _CLIPSCORE = RewardSpec(
@@ -73,6 +89,7 @@ _CLIPSCORE = RewardSpec(
     source="openai/clip-vit-base-patch32",
     gpu_memory_gb=2.0,
     options={"processor": None, "processor_revision": "main", "vocabulary": _CLIP_VOCABULARY},
+    parts=_PROCESSOR,
 )
 # Half precision and batch are the authors'; 8,197,859,328 parameters, and tables of positions.
 _QALIGN = RewardSpec(
@@ -82,6 +99,7 @@ _QALIGN = RewardSpec(
     batch_size=8,
     gpu_memory_gb=19.0,
     options={"aspect": "quality", "vocabulary": 32000},
+    pickled=True,
 )
 
 _MPS = RewardSpec(
@@ -95,6 +113,7 @@ _MPS = RewardSpec(
         "condition": None,
         "threshold": None,
     },
+    parts=_PROCESSOR,
 )
 
 REWARDS: dict[str, RewardSpec] = {
@@ -107,6 +126,7 @@ REWARDS: dict[str, RewardSpec] = {
         gpu_memory_gb=8.0,
         options={"file": "HPS_v2.1_compressed.pt", "architecture": "ViT-H-14"},
         environment="hpsv2",
+        pickled=True,
     ),
     "hps-v2.0": RewardSpec(
         target="rankray.rewards.hpsv2:Hpsv2",
@@ -114,6 +134,7 @@ REWARDS: dict[str, RewardSpec] = {
         gpu_memory_gb=8.0,
         options={"file": "HPS_v2_compressed.pt", "architecture": "ViT-H-14"},
         environment="hpsv2",
+        pickled=True,
     ),
     "imagereward": RewardSpec(
         target="rankray.rewards.imagereward:ImageReward",
@@ -123,9 +144,12 @@ REWARDS: dict[str, RewardSpec] = {
             "file": "ImageReward.pt",
             "med_config": "med_config.json",
             "tokenizer": "google-bert/bert-base-uncased",
+            "tokenizer_revision": "main",
             "vit": {},
         },
         environment="imagereward",
+        parts={"tokenizer": "tokenizer_revision"},
+        pickled=True,
     ),
     "vqascore": RewardSpec(
         target="rankray.rewards.vqascore:VqaScore",
@@ -133,8 +157,17 @@ REWARDS: dict[str, RewardSpec] = {
         dtype="bfloat16",
         batch_size=8,
         gpu_memory_gb=26.0,
-        options={"model": "clip-flant5-xxl", "tokenizer": "google/flan-t5-xxl", "vocabulary": 32100},
+        options={
+            "model": "clip-flant5-xxl",
+            "tokenizer": "google/flan-t5-xxl",
+            "tokenizer_revision": "main",
+            "tower": "openai/clip-vit-large-patch14-336",
+            "tower_revision": "main",
+            "vocabulary": 32100,
+        },
         environment="vqascore",
+        parts={"tokenizer": "tokenizer_revision", "tower": "tower_revision"},
+        pickled=True,
     ),
     "aesthetic": RewardSpec(
         target="rankray.rewards.aesthetic:Aesthetic",
@@ -146,6 +179,8 @@ REWARDS: dict[str, RewardSpec] = {
             "clip_revision": "main",
             "vocabulary": _CLIP_VOCABULARY,
         },
+        parts={"clip": "clip_revision"},
+        pickled=True,
     ),
     "qalign-quality": _QALIGN,
     "qalign-aesthetic": replace(_QALIGN, options={**_QALIGN.options, "aspect": "aesthetics"}),
@@ -191,15 +226,35 @@ def resolve(choice: RewardChoice) -> Target:
         raise ConfigError(
             f"reward '{choice.label}' has no weights of its own; give it a `source`: docs/rewards.md"
         )
-    revision = weights_revision(spec.source, spec.revision)
-    if ":" not in revision:
-        spec = replace(spec, revision=revision)
+    check_files(spec.source, spec.pickled)
+    spec, revisions = _resolved(spec)
     return Target(
         name=choice.label,
         target=spec.target,
         kwargs={"spec": spec},
-        revision=revision,
+        revision="; ".join(f"{part}={found}" if part else found for part, (_, found) in revisions.items()),
         num_gpus=spec.num_gpus,
         num_cpus=spec.num_cpus,
         environment=spec.environment,
+        unresolved=tuple(place for place, found in revisions.values() if found.startswith(UNRESOLVED)),
     )
+
+
+def _resolved(spec: RewardSpec) -> tuple[RewardSpec, dict[str, tuple[str, str]]]:
+    """The row with its commits in it, and (place, revision) of its weights, under "", and of its parts by name.
+
+    A part that lies in the weights' own directory or repository has no revision of its own.
+    """
+    found = {"": (spec.source, weights_revision(spec.source, spec.revision))}
+    options = dict(spec.options)
+    for part, pin in spec.parts.items():
+        place = spec.options[part]
+        if place is not None and locate(place) != locate(spec.source):
+            found[part] = (place, weights_revision(place, spec.options[pin]))
+            options[pin] = _pin(found[part][1], spec.options[pin])
+    return replace(spec, revision=_pin(found[""][1], spec.revision), options=options), found
+
+
+def _pin(found: str, asked: str) -> str:
+    """The commit to load, or what was asked for where there is none."""
+    return asked if ":" in found or found == UNRECORDED else found

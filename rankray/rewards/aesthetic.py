@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rankray.config import ConfigError
+from rankray.loading import check_strict, fetched, read_plain
 from rankray.rewards import RewardSpec
-from rankray.rewards.clip import ClipModel, check_strict, in_batches
+from rankray.rewards.clip import ClipModel, in_batches
 from rankray.targets import locate
 
 WIDTHS = (1024, 128, 64, 16, 1)
@@ -82,21 +79,6 @@ def layers(width: int) -> nn.Module:
 
 def _weights(spec: RewardSpec) -> dict[str, Tensor]:
     place, name = Path(locate(spec.source)), spec.options["file"]
-    if place.exists():
-        path = place / name if place.is_dir() else place
-    else:
-        from huggingface_hub import hf_hub_download
-
-        path = Path(hf_hub_download(spec.source, name, revision=spec.revision))
-    if not path.is_file():
-        raise ConfigError(
-            f"there is no {path}; put the predictor's layers there, or name another `options.file`"
-        )
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except UnpicklingError:
-        raise ConfigError(
-            f"{path} holds more than plain tensors, and nothing else is unpickled; get the file again"
-        ) from None
+    if not place.exists():
+        return read_plain(fetched(spec.source, name, spec.revision))
+    return read_plain(place / name if place.is_dir() else place)

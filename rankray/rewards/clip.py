@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from rankray.config import ConfigError
+from rankray.loading import fetched, longer, one_line, strictly
 from rankray.targets import locate
 
 
@@ -167,6 +168,10 @@ class TextTokens:
         )
         return tokens.input_ids, tokens.attention_mask
 
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts are cut."""
+        return longer(self.tokenizer, prompts, self.length)
+
 
 class ClipModel:
     """CLIP's two towers on one device, from image and text to normalised features.
@@ -181,8 +186,7 @@ class ClipModel:
         device: "cpu", "cuda", "cuda:1".
 
     Raises:
-        ConfigError: weights, tokenizer or preprocessing are not what the model needs.
-        OSError: there are no weights there, or none in safetensors.
+        ConfigError: weights, tokenizer or preprocessing cannot be had, or are not what the model needs.
     """
 
     def __init__(
@@ -200,15 +204,10 @@ class ClipModel:
         place = locate(source)
         is_local = Path(place).exists()
         hub = {} if is_local else {"revision": revision}
-        model, found = CLIPModel.from_pretrained(
-            place,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=is_local,
-            output_loading_info=True,
-            **hub,
-        )
-        check_strict(source, found)
+        with strictly(source, revision):
+            model = CLIPModel.from_pretrained(
+                place, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=is_local, **hub
+            )
         self.model: Any = model.to(device).eval().requires_grad_(False)
         self.device, self.dtype = device, getattr(torch, dtype)
         self.tokens, self.preprocess = load_processor(
@@ -252,25 +251,6 @@ def _pooled(features: Any) -> Tensor:
     return tensor
 
 
-def check_strict(source: str, found: dict[str, Any]) -> None:
-    """Refuses weights that do not fit a model key by key.
-
-    Args:
-        source: for the message.
-        found: the loading info that `from_pretrained` returns.
-
-    Raises:
-        ConfigError: any key is missing, unexpected or of another shape.
-    """
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in found.get(kind) or ())
-        if keys:
-            raise ConfigError(
-                f"the weights in '{source}' do not fit the model: {len(keys)} {kind.replace('_', ' ')}, "
-                f"such as {keys[0]}; get the checkpoint again, or name the model it belongs to"
-            )
-
-
 def load_processor(
     source: str, revision: str, text_config: Any, image_size: int, vocabulary: int | None
 ) -> tuple[TextTokens, Preprocessing]:
@@ -283,9 +263,10 @@ def load_processor(
 
     place = locate(source)
     is_local = Path(place).exists()
-    tokenizer = CLIPTokenizer.from_pretrained(
-        place, local_files_only=is_local, **({} if is_local else {"revision": revision})
-    )
+    with one_line(source, revision):
+        tokenizer = CLIPTokenizer.from_pretrained(
+            place, local_files_only=is_local, **({} if is_local else {"revision": revision})
+        )
     expected = vocabulary or text_config.vocab_size
     if len(tokenizer) != expected or text_config.vocab_size != expected:
         raise ConfigError(
@@ -309,9 +290,7 @@ def load_processor(
 def _processor_file(place: str, is_local: bool, revision: str) -> Path:
     name = "preprocessor_config.json"
     if not is_local:
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(place, name, revision=revision))
+        return fetched(place, name, revision)
     path = Path(place) / name
     if not path.is_file():
         raise ConfigError(f"{place} has no {name}; save the model's CLIPImageProcessor there")

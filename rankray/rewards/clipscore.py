@@ -38,6 +38,10 @@ class ClipScore:
         """float32[len(images)] in 0 .. 2.5, higher is better."""
         return in_batches(self._score_batch, images, prompts, self.batch_size)
 
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts are longer than the text encoder reads."""
+        return self.clip.tokens.truncated(prompts)
+
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         cosine = (self.clip.text_features(prompts) * self.clip.image_features(images)).sum(-1)
         return WEIGHT * cosine.clamp(min=0.0)

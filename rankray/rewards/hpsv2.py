@@ -17,11 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from rankray.config import ConfigError
+from rankray.loading import check_strict, fetched, one_line, read_plain
 from rankray.rewards import RewardSpec
-from rankray.rewards.clip import check_strict, in_batches, normalised, of_distinct
+from rankray.rewards.clip import in_batches, normalised, of_distinct
 from rankray.targets import locate
 
 VOCABULARY = 49408
+TEXT_TOKENS = 77
 
 
 class Hpsv2:
@@ -55,9 +57,10 @@ class Hpsv2:
             aug_cfg={},
             output_dict=True,
         )
-        found = torch.load(_checkpoint(spec), map_location="cpu", weights_only=True)
+        found = read_plain(_checkpoint(spec))
         weights = found.get("state_dict", found)
-        missing, unexpected = model.load_state_dict(weights, strict=False)
+        with one_line(spec.source):  # tensors of another shape
+            missing, unexpected = model.load_state_dict(weights, strict=False)
         check_strict(spec.source, {"missing_keys": missing, "unexpected_keys": unexpected})
         self.model: Any = model.to(device, self.dtype).eval().requires_grad_(False)
         self.tokenize = factory.get_tokenizer(architecture)
@@ -68,6 +71,11 @@ class Hpsv2:
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """float32[len(images)]: about 0.2 to 0.35, higher is better."""
         return in_batches(self._score_batch, images, prompts, self.batch_size)
+
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts are longer than the text encoder reads: they fill one place more, where others are padded."""
+        found = self.tokenize(list(prompts), context_length=TEXT_TOKENS + 1)
+        return [bool(ids[TEXT_TOKENS] != 0) for ids in found]
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         pixels = torch.stack([self.preprocess(image.convert("RGB")) for image in images])
@@ -95,6 +103,4 @@ def _checkpoint(spec: RewardSpec) -> Path:
     place = Path(locate(spec.source))
     if place.exists():
         return place / spec.options["file"] if place.is_dir() else place
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(spec.source, spec.options["file"], revision=spec.revision))
+    return fetched(spec.source, spec.options["file"], spec.revision)

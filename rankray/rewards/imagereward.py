@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from rankray.config import ConfigError
+from rankray.loading import check_strict, fetched, longer, one_line, read_plain
 from rankray.rewards import RewardSpec
-from rankray.rewards.clip import check_strict, in_batches, to_pixels
+from rankray.rewards.clip import in_batches, to_pixels
 from rankray.rewards.submodule import import_alone
 from rankray.targets import locate
 
@@ -42,8 +43,9 @@ class ImageReward:
     def __init__(self, spec: RewardSpec, device: str) -> None:
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
         model = bare_model(spec)
-        weights = torch.load(_file(spec, "file"), map_location="cpu", weights_only=True)
-        missing, unexpected = model.load_state_dict(weights, strict=False)
+        weights = read_plain(_file(spec, "file"))
+        with one_line(spec.source):  # tensors of another shape
+            missing, unexpected = model.load_state_dict(weights, strict=False)
         check_strict(spec.source, {"missing_keys": missing, "unexpected_keys": unexpected})
         model.device = device
         self.model: Any = model.to(device, self.dtype).eval().requires_grad_(False)
@@ -51,6 +53,10 @@ class ImageReward:
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """float32[len(images)]: about -2.3 to 2, of mean 0 and deviation 1 on its training data."""
         return in_batches(self._score_batch, images, prompts, self.batch_size)
+
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts are longer than the text encoder reads."""
+        return longer(self.model.blip.tokenizer, prompts, TEXT_TOKENS)
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         model = self.model
@@ -99,7 +105,11 @@ def _tokenizer(spec: RewardSpec) -> Any:
     from transformers import BertTokenizer
 
     place = locate(spec.options["tokenizer"])
-    tokenizer = BertTokenizer.from_pretrained(place, local_files_only=Path(place).exists())
+    local, revision = Path(place).exists(), spec.options["tokenizer_revision"]
+    with one_line(spec.options["tokenizer"], revision):
+        tokenizer = BertTokenizer.from_pretrained(
+            place, local_files_only=local, **({} if local else {"revision": revision})
+        )
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     if len(tokenizer) != VOCABULARY:
@@ -124,6 +134,4 @@ def _file(spec: RewardSpec, option: str) -> Path:
     place = Path(locate(spec.source))
     if place.is_dir():
         return Path(place, name)
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(spec.source, name, revision=spec.revision))
+    return fetched(spec.source, name, spec.revision)

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rankray.config import ConfigError
+from rankray.loading import one_line
 from rankray.rewards import RewardSpec
 from rankray.rewards.clip import in_batches, load_processor, normalised
 from rankray.targets import locate
@@ -206,7 +207,7 @@ def load_mps(directory: str | Path) -> MpsModel:
     if missing:
         raise ConfigError(
             f"{place} has no {' and no '.join(missing)}; the published MPS checkpoint is a pickled module, which "
-            "is never loaded: convert it to safetensors once, in a place you can throw away"
+            f"is never loaded; convert it once: rankray convert-mps FILE --output {place}"
         )
     content = json.loads((place / "config.json").read_text())
     known = {key.name for key in fields(MpsConfig)}
@@ -215,7 +216,8 @@ def load_mps(directory: str | Path) -> MpsModel:
             f"{place}/config.json is not of an MPS model: `mps` may hold {', '.join(sorted(known))}"
         )
     model = MpsModel(CLIPConfig.from_dict(content["clip"]), MpsConfig(**content["mps"]))
-    weights = load_file(place / "model.safetensors")
+    with one_line(str(place / "model.safetensors")):
+        weights = load_file(place / "model.safetensors")
     due = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     got = {key: tuple(value.shape) for key, value in weights.items()}
     wrong = sorted(key for key in {*due, *got} if due.get(key) != got.get(key))
@@ -263,6 +265,10 @@ class Mps:
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """float32[len(images)], higher is better."""
         return in_batches(self._score_batch, images, prompts, self.batch_size)
+
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts are longer than the text encoder reads."""
+        return self.tokens.truncated(prompts)
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         ids, _ = self.tokens(prompts)

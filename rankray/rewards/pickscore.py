@@ -35,6 +35,10 @@ class PickScore:
         """float32[len(images)]: about 15 to 25 for the published weights, higher is better."""
         return in_batches(self._score_batch, images, prompts, self.batch_size)
 
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts are longer than the text encoder reads."""
+        return self.clip.tokens.truncated(prompts)
+
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         cosine = (self.clip.text_features(prompts) * self.clip.image_features(images)).sum(-1)
         return self.clip.scale * cosine

@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rankray.config import ConfigError, nearest
+from rankray.loading import check_strict
 from rankray.rewards import RewardSpec
-from rankray.rewards.clip import Preprocessing, check_strict, in_batches
+from rankray.rewards.clip import Preprocessing, in_batches
 from rankray.rewards.pieces import Pieces
 from rankray.targets import locate
 

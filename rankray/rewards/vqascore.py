@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from rankray.config import ConfigError
+from rankray.loading import check_strict, fetched_files, one_line
 from rankray.rewards import RewardSpec
-from rankray.rewards.clip import Preprocessing, check_strict, in_batches
+from rankray.rewards.clip import Preprocessing, in_batches
 from rankray.rewards.submodule import import_alone
 from rankray.targets import locate
 
@@ -34,7 +35,8 @@ class VqaScore:
 
     Args:
         spec: its row; options `model`, the package's name of the model, `tokenizer`, FLAN-T5's repository or directory,
-            and `vocabulary`, the size that it must have (0 takes what it has).
+            `tower`, CLIP's repository or directory, which gives the image processor, and the weights of the tower
+            where the checkpoint has none, and `vocabulary`, the size that it must have (0 takes what it has).
         device: "cpu", "cuda", "cuda:1".
 
     Raises:
@@ -56,7 +58,7 @@ class VqaScore:
             raise ConfigError(
                 f"reward 'vqascore' cannot import its package ({error}); rankray envs build vqascore"
             ) from None
-        self.batch_size = spec.batch_size
+        self.batch_size, self._module = spec.batch_size, module
         name = _point(module, spec)
         with tempfile.TemporaryDirectory() as nothing:  # the package makes the directory that it is told
             self.model: Any = module.CLIPT5Model(model_name=name, device=device, cache_dir=nothing)
@@ -73,6 +75,18 @@ class VqaScore:
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """float32[len(images)] in 0 .. 1, higher is better."""
         return in_batches(self._score_batch, images, prompts, self.batch_size)
+
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts, within the package's question, are longer than the 2,048 tokens that it keeps."""
+        module, model = self._module, self.model
+        questions = [
+            module.format_question(
+                module.default_question_template.format(prompt), model.conversational_style
+            )
+            for prompt in prompts
+        ]
+        most = model.tokenizer.model_max_length
+        return [len(module.t5_tokenizer_image_token(text, model.tokenizer)) > most for text in questions]
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         return torch.as_tensor(self.model.forward(images, prompts)).flatten()
@@ -91,17 +105,25 @@ def _point(module: ModuleType, spec: RewardSpec) -> str:
     rows, name = module.CLIP_T5_MODELS, spec.options["model"]
     if name not in rows:
         raise ConfigError(f"t2v-metrics has no CLIP-FlanT5 called '{name}'; it has {', '.join(rows)}")
-    paths = {"model": locate(spec.source), "tokenizer": locate(spec.options["tokenizer"])}
+    options = spec.options
+    tokenizer = fetched_files(
+        options["tokenizer"], options["tokenizer_revision"], ("*.json", "*.txt", "*.model")
+    )
+    tower = fetched_files(options["tower"], options["tower_revision"], ("*.json", "*.bin", "*.safetensors"))
+    paths = {"model": locate(spec.source), "tokenizer": tokenizer}
     rows[name] = {part: {**rows[name][part], "path": path} for part, path in paths.items()}
     original = module.CLIPT5ForConditionalGeneration
 
     class Strict:
-        """Loads what the original does, and refuses weights that do not fit."""
+        """Loads what the original does, with this row's tower, and refuses weights that do not fit."""
 
         @staticmethod
         def from_pretrained(place: str, cache_dir: str) -> Any:
             hub = {} if Path(place).exists() else {"revision": spec.revision}
-            model, found = original.from_pretrained(place, output_loading_info=True, **hub)
+            with one_line(spec.source, spec.revision):
+                config = original.config_class.from_pretrained(place, **hub)
+                config.mm_vision_tower = tower
+                model, found = original.from_pretrained(place, config=config, output_loading_info=True, **hub)
             missing = [key for key in found["missing_keys"] if not key.startswith(_TOWER)]
             check_strict(spec.source, {**found, "missing_keys": missing})
             if len(missing) < len(found["missing_keys"]):

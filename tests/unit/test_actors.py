@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -90,6 +91,49 @@ def test_what_is_no_picture_is_that_items_fault() -> None:
     good, bad = actors.each_alone(lambda items: [actors._picture(drawn[item]) for item in items], ["a", "b"])
     assert good is picture
     assert str(bad) == "a generator returned NoneType; a PIL picture is due"
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "message"),
+    [
+        (
+            "I;16",
+            (4, 3),
+            "a generator returned a picture of mode I;16, 4x3; due are 8-bit modes (RGB, RGBA, L,",
+        ),
+        ("F", (4, 3), "of mode F, 4x3; due are 8-bit modes"),
+        (
+            "RGB",
+            (0, 3),
+            "of mode RGB, 0x3; due are 8-bit modes (RGB, RGBA, L, LA, P, 1, CMYK, YCbCr) of at least 1x1",
+        ),
+    ],
+)
+def test_a_picture_that_would_be_spoilt_is_refused(mode: str, size: tuple[int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        actors._picture(Image.new(mode, size))
+
+
+@pytest.mark.parametrize("mode", actors.PICTURE_MODES)
+@pytest.mark.parametrize("size", [(1, 1), (4096, 4096)])
+def test_other_modes_and_sizes_are_kept_as_rgb(mode: str, size: tuple[int, int]) -> None:
+    if size[0] > 1 and mode not in ("RGB", "L"):
+        return  # a second each, for nothing new
+    drawn = Image.new("RGB", size, (255, 255, 255)).convert(mode)
+    image = Image.open(io.BytesIO(actors.encode_image(actors._picture(drawn), ImagesConfig())))
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", size, (255, 255, 255))
+
+
+def test_prompts_that_a_model_cuts_are_counted() -> None:
+    class Short:
+        def truncated(self, prompts: Sequence[str]) -> list[bool]:
+            if "odd" in prompts:
+                raise ValueError("odd")
+            return [len(prompt) > 3 for prompt in prompts]
+
+    assert actors.count_truncated(Short(), ["a", "abcd", "odd", "efghi", ""]) == 2
+    assert actors.count_truncated(Short(), []) == 0
+    assert actors.count_truncated(object(), ["abcd"]) == 0
 
 
 @given(st.lists(st.text(alphabet="a_/=23DF", max_size=6), min_size=2, max_size=2, unique=True))

@@ -3,7 +3,7 @@
 import pytest
 
 from rankray.config import PricesConfig
-from rankray.cost import ActorUsage, ledger, usd_for_prompts
+from rankray.cost import ActorUsage, ledger, truncated_prompts, usd_for_prompts
 
 
 def usage(model: str, kind: str = "generator", **changes: float) -> ActorUsage:
@@ -67,3 +67,13 @@ def test_a_model_that_had_gpus_and_then_none_pays_for_both() -> None:
     on_cpu = usage("sdxl", alive_s=7200, items=1, num_cpus=4)
     bill = ledger([on_gpu, on_cpu], PricesConfig(gpu_usd_per_hour=3, cpu_usd_per_hour=0.5))
     assert bill["models"][0]["usd"] == 3 + 2 * 4 * 0.5
+
+
+def test_cut_prompts_are_summed_over_actors_and_runs() -> None:
+    seen = [
+        usage("sdxl", truncated=3),
+        usage("sdxl", truncated=4),
+        usage("mps", "reward"),
+        usage("sd3", truncated=99),
+    ]
+    assert truncated_prompts(seen, 50) == {"sdxl": 7, "sd3": 50}

@@ -18,3 +18,8 @@ def test_a_line_says_how_far_how_fast_how_long() -> None:
 def test_a_line_of_a_model_that_waits_and_of_one_that_is_done() -> None:
     assert ModelProgress("reward", "mps", 0, 0, 10, 0.0).line().endswith("0.0 scores/s  0 failed  left ?")
     assert ModelProgress("reward", "mps", 10, 0, 10, 0.0).line().endswith("done")
+
+
+def test_prompts_that_are_cut_are_said() -> None:
+    line = ModelProgress("reward", "mps", 10, 0, 20, 5.0, 1234).line()
+    assert line.endswith("5.0 scores/s  0 failed  1,234 prompts cut  left 0:02")

@@ -122,3 +122,25 @@ def test_rewards_name_environments_that_there_are() -> None:
     assert named == set(ENVIRONMENTS)
     with pytest.raises(ConfigError, match=r"unknown environment 'vqa' \(did you mean 'vqascore'\?\)"):
         environments.spec_of("vqa")
+
+
+def test_an_overlay_with_another_version_is_made_anew(tmp_path: Path) -> None:
+    digest = wheel(tmp_path / "w", "1.0").requirements.split("--hash=")[1]
+    lines = ["--no-index", f"--find-links {tmp_path / 'w'}", f"toy-package==1.0 --hash={digest}"]
+    spec = EnvironmentSpec("\n".join(lines), ("toy_package",))
+    found = environments.build("toy", spec, lambda line: None)
+    ask = "from rankray import environments; environments.require_pins(); print('as pinned')"
+    assert asked(found.python, ask) == "as pinned"
+    (information,) = found.place.glob("lib/*/site-packages/toy_package-1.0.dist-info/METADATA")
+    information.write_text(information.read_text().replace("Version: 1.0", "Version: 1.5"))
+    changed = "changed since it was built: toy-package 1.5, pinned is 1.0"
+    assert environments.check("toy", spec).fault == changed
+    ended = subprocess.run([found.python, "-c", ask], capture_output=True, text=True, check=False)
+    assert ended.stderr.splitlines()[-1] == (
+        f"rankray.config.ConfigError: environment 'toy' at {found.place} was {changed}; "
+        "`rankray envs build toy` makes it anew"
+    )
+    said: list[str] = []
+    assert environments.build("toy", spec, said.append).fault is None
+    assert said == [f"environment 'toy': {changed}; building {found.place}"]
+    assert environments.check("toy", spec).fault is None

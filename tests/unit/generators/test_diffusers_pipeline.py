@@ -12,7 +12,7 @@ import torch
 
 from rankray.config import ConfigError
 from rankray.generators import GENERATORS, GeneratorSpec
-from rankray.generators.diffusers_pipeline import DiffusersGenerator
+from rankray.generators.diffusers_pipeline import DiffusersGenerator, _tokenizers
 from rankray.random_weights.pipelines import PIPELINES, awaken, sdxl
 
 PROMPTS = [
@@ -114,6 +114,24 @@ def test_a_long_or_odd_prompt_is_drawn(build: Build) -> None:
         assert len(build(family).generate(odd, [1, 2, 3, 4])) == 4
 
 
+def test_prompts_that_are_cut_are_known(build: Build) -> None:
+    # CLIP's own length here is 16 and decides for SD3, whose T5 reads 256; PixArt's T5 reads 300, as published.
+    lengths = {"sdxl": 16, "sd3-medium": 16, "pixart-sigma": 300, "stable-cascade": 16}
+    for family, length in lengths.items():
+        generator = build(family)
+        _, tokenizer = _tokenizers(generator.pipe)[0]
+        own = len(tokenizer("").input_ids)  # start and end
+        words = [" ".join(["red"] * n) for n in (0, 1, length - own, length - own + 1, 10_000)]
+        assert [len(tokenizer(text).input_ids) > length for text in words] == [
+            False,
+            False,
+            False,
+            True,
+            True,
+        ]
+        assert generator.truncated(words) == [False, False, False, True, True], family
+
+
 def test_prompts_and_seeds_must_pair(build: Build) -> None:
     with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
         build("sdxl").generate(["a", "b"], [1])
@@ -160,5 +178,7 @@ def test_pickled_weights_are_refused(tiny_pipelines: dict[str, Path], tmp_path: 
     awaken(pipe)
     pipe.save_pretrained(tmp_path, safe_serialization=False)
     spec: GeneratorSpec = replace(GENERATORS["shapes-sdxl"], source=str(tmp_path))
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(
+        ConfigError, match=r"Error no file named .*\.safetensors found in directory .*; get them again"
+    ):
         DiffusersGenerator(spec, "cpu")

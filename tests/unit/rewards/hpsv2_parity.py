@@ -1,6 +1,6 @@
 """Run by the interpreter of the overlay: the package's own `score`, one picture at a time, against ours, batched.
 
-python hpsv2_parity.py DIRECTORY   -> {"difference": ..., "scores": [...]}
+python hpsv2_parity.py DIRECTORY   -> {"difference": ..., "half": ..., "truncated": [...], "scores": [...]}
 """
 
 from __future__ import annotations
@@ -36,14 +36,23 @@ def main(directory: Path) -> None:
         for i in range(6)
     ]
     pictures.append(pictures[0].convert("L"))
+    pictures[1], pictures[2] = Image.new("RGB", (1, 1), "red"), Image.new("RGB", (4096, 4096), "red")
     due = [
         float(package.score(picture, prompt, cp=file, hps_version="v2.1")[0])
         for picture, prompt in zip(pictures, PROMPTS, strict=True)
     ]
     options = {**REWARDS["hpsv2.1"].options, **sizes("hpsv2.1", directory)}
     spec = replace(REWARDS["hpsv2.1"], source=str(directory), batch_size=3, options=options)
-    got = Hpsv2(spec=spec, device="cpu").score(pictures, PROMPTS)
-    print(json.dumps({"difference": float(np.abs(got - due).max()), "scores": got.tolist()}))
+    ours = Hpsv2(spec=spec, device="cpu")
+    got = ours.score(pictures, PROMPTS)
+    half = Hpsv2(spec=replace(spec, dtype="bfloat16"), device="cpu").score(pictures, PROMPTS)
+    found = {
+        "difference": float(np.abs(got - due).max()),
+        "half": float(np.abs(half - got).max()),
+        "truncated": ours.truncated(PROMPTS),
+        "scores": got.tolist(),
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Run by the interpreter of the overlay: the package's own `score`, one picture at a time, against ours, batched.
 
-python imagereward_parity.py DIRECTORY   -> {"difference": ..., "scores": [...]}
+python imagereward_parity.py DIRECTORY   -> {"difference": ..., "half": ..., "truncated": [...], "scores": [...]}
 """
 
 from __future__ import annotations
@@ -32,10 +32,19 @@ def main(directory: Path) -> None:
         for i in range(6)
     ]
     pictures.append(pictures[0].convert("L"))
+    pictures[1], pictures[2] = Image.new("RGB", (1, 1), "red"), Image.new("RGB", (4096, 4096), "red")
     with torch.no_grad():
         due = [theirs.score(text, picture) for text, picture in zip(PROMPTS, pictures, strict=True)]
-    got = ImageReward(spec=spec, device="cpu").score(pictures, PROMPTS)
-    print(json.dumps({"difference": float(np.abs(got - due).max()), "scores": got.tolist()}))
+    ours = ImageReward(spec=spec, device="cpu")
+    got = ours.score(pictures, PROMPTS)
+    half = ImageReward(spec=replace(spec, dtype="bfloat16"), device="cpu").score(pictures, PROMPTS)
+    found = {
+        "difference": float(np.abs(got - due).max()),
+        "half": float(np.abs(half - got).max()),
+        "truncated": ours.truncated(PROMPTS),
+        "scores": got.tolist(),
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -90,5 +90,5 @@ def test_code_in_the_file_does_not_run(clip_dir: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(clip_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no .*/aesthetic-model\.pth; put the predictor's layers"):
+    with pytest.raises(ConfigError, match=r"there is no .*/aesthetic-model\.pth; put the weights there"):
         Aesthetic(spec=spec(tmp_path, clip_dir), device="cpu")

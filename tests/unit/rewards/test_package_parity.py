@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from odd_prompts import PROMPTS
 
 from rankray import environments
 from rankray.config import ConfigError
@@ -55,6 +56,8 @@ def test_equals_the_package_one_picture_at_a_time(
         print(f"\n{' '.join([name, *arguments])}: ours - the package's, max abs {found['difference']:.2g}")
     assert found["difference"] < 1e-5
     assert np.ptp(found["scores"]) > 1e-4
+    assert found["half"] < 0.1
+    assert found["truncated"] == [len(prompt) > 1000 for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize(

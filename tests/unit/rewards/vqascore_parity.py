@@ -1,6 +1,7 @@
 """Run by the interpreter of the overlay: the package's own model, one picture at a time, against ours, batched.
 
-python vqascore_parity.py DIRECTORY with-tower|without-tower   -> {"difference": ..., "scores": [...]}
+python vqascore_parity.py DIRECTORY with-tower|without-tower
+-> {"difference": ..., "half": ..., "truncated": [...], "scores": [...]}
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def main(directory: Path, with_tower: bool) -> None:
         for i in range(6)
     ]
     pictures.append(pictures[0].convert("L"))
+    pictures[1], pictures[2] = Image.new("RGB", (1, 1), "red"), Image.new("RGB", (4096, 4096), "red")
     due = []
     for n, (picture, prompt) in enumerate(zip(pictures, PROMPTS, strict=True)):
         path = directory / f"{n}.png"
@@ -53,8 +55,16 @@ def main(directory: Path, with_tower: bool) -> None:
     spec = replace(
         REWARDS["vqascore"], source=str(directory / "model"), batch_size=3, options=options, dtype="float32"
     )
-    got = VqaScore(spec=spec, device="cpu").score(pictures, PROMPTS)
-    print(json.dumps({"difference": float(np.abs(got - due).max()), "scores": got.tolist()}))
+    ours = VqaScore(spec=spec, device="cpu")
+    got = ours.score(pictures, PROMPTS)
+    half = VqaScore(spec=replace(spec, dtype="bfloat16"), device="cpu").score(pictures, PROMPTS)
+    found = {
+        "difference": float(np.abs(got - due).max()),
+        "half": float(np.abs(half - got).max()),
+        "truncated": ours.truncated(PROMPTS),
+        "scores": got.tolist(),
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""The model hub, asked by the driver: which commit a name is, and whether this user may have its files.
+
+With the standard library: the hub client's own calls raise another HTTP library's errors in each of its major versions,
+so "offline" could not be told from a fault. A model costs one request, a gated one two, 0.2 s each; `HF_ENDPOINT`,
+`HF_HUB_OFFLINE`, `HF_TOKEN` and the client's cache are honoured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from rankray.config import ConfigError
+
+TIMEOUT_S = 10.0
+_MISSING = "check its name, and run `hf auth login` if it is private"
+
+
+def endpoint() -> str:
+    """Address of the hub."""
+    from huggingface_hub import constants
+
+    return str(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def offline() -> bool:
+    """Whether the user forbids asking it."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def commit(repository: str, revision: str) -> str | None:
+    """The commit that the hub has for a branch, tag or commit; None where it cannot be reached or does not answer.
+
+    Raises:
+        ConfigError: the hub says that there is no such repository or revision, or that this user may not read it.
+    """
+    if offline():
+        return None
+    place = urllib.parse.quote(revision, safe="")
+    found = _asked(f"/api/models/{repository}/revision/{place}", repository, revision)
+    if found is None:
+        return None
+    sha = str(found["sha"])
+    # A gated repository tells everyone about itself; its files it keeps for those who accepted its terms.
+    if found.get("gated") and not snapshot(repository, sha).is_dir():
+        _asked(f"/api/models/{repository}/auth-check", repository, revision)
+    return sha
+
+
+def cached_commit(repository: str, revision: str) -> str | None:
+    """The commit that the local cache holds for the revision, or None."""
+    ref = snapshot(repository, "").parent / "refs" / revision
+    return ref.read_text().strip() if ref.is_file() else None
+
+
+def snapshot(repository: str, sha: str) -> Path:
+    """Where the local cache has, or would have, the files of a commit."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=repository, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / folder / "snapshots" / sha
+
+
+def unreachable(repository: str) -> str:
+    """One line for a repository of which neither the hub nor the cache has a word."""
+    why = "HF_HUB_OFFLINE is set" if offline() else f"{endpoint()} does not answer"
+    return (
+        f"hub repository '{repository}' is not in the local cache, and {why}; connect this machine, or download it "
+        f"elsewhere (`hf download {repository}`) and name the directory as `source`"
+    )
+
+
+def refusal(code: str, status: int, repository: str, revision: str) -> str | None:
+    """One line for what the hub answered: its X-Error-Code and HTTP status. None where it says nothing about us."""
+    if code == "RevisionNotFound":
+        return (
+            f"hub repository '{repository}' has no revision '{revision}'; name a branch, tag or commit of it"
+        )
+    if code == "GatedRepo":
+        return (
+            f"hub repository '{repository}' is gated, and "
+            f"{'no token is given here' if status == 401 else 'your token may not read it'}; accept its terms at "
+            f"{endpoint()}/{repository} and run `hf auth login` on every node, or set HF_TOKEN for the job"
+        )
+    if code == "RepoNotFound" or status == 404:
+        return f"there is no hub repository '{repository}', or it is private; {_MISSING}"
+    if status in (401, 403):
+        return f"the hub does not let you read '{repository}' (HTTP {status}); {_MISSING}"
+    return None
+
+
+def _asked(path: str, repository: str, revision: str) -> dict[str, Any] | None:
+    """The JSON object that the hub answers; empty where it says nothing, None where it does not answer."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(f"{endpoint()}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+            content = reply.read()
+            found: dict[str, Any] = json.loads(content) if content.lstrip()[:1] == b"{" else {}
+            return found
+    except urllib.error.HTTPError as error:
+        told = refusal(error.headers.get("X-Error-Code", ""), error.code, repository, revision)
+        if told is not None:
+            raise ConfigError(told) from None
+        return None
+    except (OSError, ValueError):  # no connection, or something else than the hub answers
+        return None

@@ -1,0 +1,105 @@
+"""A reward and a pipeline from a hub, by the hub's own client: loaded at their commits, refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import TOKEN, Hub, serving
+from transformers import CLIPModel
+
+from rankray.random_weights.pipelines import awaken, sdxl
+from rankray.random_weights.rewards import clip_config, save_processor
+
+CODE = """
+import json, sys
+from dataclasses import replace
+from PIL import Image
+from rankray.config import ConfigError, GeneratorChoice, RewardChoice
+from rankray import generators, rewards
+from rankray.targets import load
+
+def attempt(target, revision=None, then=lambda model: None):
+    try:
+        if revision is not None:  # as an actor finds it where it was another when the job began
+            target = replace(target, kwargs={"spec": replace(target.kwargs["spec"], revision=revision)})
+        return then(load(target, "cpu"))
+    except ConfigError as error:
+        return str(error)
+
+reward = rewards.resolve(RewardChoice(model="clipscore", source="owner/clip", options={"vocabulary": 0}))
+small = {"height": 64, "width": 64, "steps": 1, "batch_size": 1, "dtype": "float32"}
+pipeline = generators.resolve(GeneratorChoice(model="sdxl", source="owner/sdxl", **small))
+score = lambda model: model.score([Image.new("RGB", (9, 9), "red")], ["a red circle"]).tolist()
+draw = lambda model: [image.size for image in model.generate(["a red circle"], [1])]
+found = {"revisions": [reward.revision, pipeline.revision], "score": attempt(reward, then=score),
+         "drawn": attempt(pipeline, then=draw), "reward, revision": attempt(reward, "0" * 40),
+         "pipeline, revision": attempt(pipeline, "0" * 40)}
+print("FOUND" + json.dumps(found))
+"""
+
+GATED = """
+from dataclasses import replace
+from rankray.config import ConfigError
+from rankray.generators import GENERATORS
+from rankray.rewards import REWARDS
+from rankray.targets import Target, load
+
+for name, row in (("owner/clip", REWARDS["clipscore"]), ("owner/sdxl", GENERATORS["shapes-sdxl"])):
+    try:
+        load(Target("x", row.target, {"spec": replace(row, source=name)}), "cpu")
+    except ConfigError as error:
+        print("FOUND", error)
+"""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    torch.manual_seed(0)
+    CLIPModel(clip_config()).save_pretrained(tmp_path / "clip")
+    save_processor(tmp_path / "clip")
+    pipe = sdxl()
+    awaken(pipe)
+    pipe.save_pretrained(tmp_path / "sdxl")
+    with serving() as found:
+        found.repositories |= {"owner/clip": tmp_path / "clip", "owner/sdxl": tmp_path / "sdxl"}
+        yield found
+
+
+def run(code: str, hub: Hub, home: Path, **more: str) -> list[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    env = {**kept, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **more}
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return [line.removeprefix("FOUND") for line in ended.stdout.splitlines() if line.startswith("FOUND")]
+
+
+@pytest.mark.slow
+def test_loaded_at_their_commits(hub: Hub, tmp_path: Path) -> None:
+    (line,) = run(CODE, hub, tmp_path / "home")
+    found = json.loads(line)
+    assert found["revisions"] == [hub.sha("owner/clip"), hub.sha("owner/sdxl")]
+    assert 0 <= found["score"][0] <= 2.5
+    assert found["drawn"] == [[64, 64]]
+    for name, key in (("owner/clip", "reward, revision"), ("owner/sdxl", "pipeline, revision")):
+        assert found[key] == (
+            f"hub repository '{name}' has no revision '{'0' * 40}'; name a branch, tag or commit of it"
+        )
+
+
+@pytest.mark.slow
+def test_gated_files_are_one_line_in_an_actor_too(hub: Hub, tmp_path: Path) -> None:
+    hub.gated |= {"owner/clip", "owner/sdxl"}
+    for token, why in ((None, "no token is given here"), ("hf_other", "your token may not read it")):
+        lines = run(GATED, hub, tmp_path / f"home-{token}", **({"HF_TOKEN": token} if token else {}))
+        assert [line.split(";")[0].strip() for line in lines] == [
+            f"hub repository '{name}' is gated, and {why}" for name in ("owner/clip", "owner/sdxl")
+        ]
+    lines = run(GATED, hub, tmp_path / "home-good", HF_TOKEN=TOKEN)
+    assert not any("gated" in line for line in lines)
