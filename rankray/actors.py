@@ -203,6 +203,7 @@ class _Metered:
             skipped=self._skipped,
             num_gpus=self.stage.actors.num_gpus,
             num_cpus=self.stage.actors.num_cpus,
+            **(_gpu() if self.stage.actors.device.startswith("cuda") else {}),
         )
         self.context.meter.report.remote(asdict(usage))
 
@@ -351,6 +352,17 @@ def _decode(entry: dict[str, Any]) -> Image.Image:
 
     data = image_bytes({"bytes": entry["image"], "path": entry["path"]})
     return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _gpu() -> dict[str, Any]:
+    """This process's GPU: its name, its memory, and the most of it that torch had reserved, in 1e9 bytes."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return {}
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    peak_gb = torch.cuda.max_memory_reserved() / 1e9
+    return {"gpu": properties.name, "gpu_gb": properties.total_memory / 1e9, "peak_gpu_gb": peak_gb}
 
 
 def _limit_threads(num_cpus: float) -> None:

@@ -21,7 +21,7 @@ import ray
 import ray.data
 
 import rankray
-from rankray import cost, environments, generators, layout, rewards, schema, stages, store
+from rankray import cost, environments, forecast, generators, layout, rewards, schema, stages, store
 from rankray import output as outputs
 from rankray import reuse as reused
 from rankray.actors import Actors, JobContext, Stage
@@ -65,7 +65,7 @@ def run(
         ConfigError: the configuration, the prompts, the output or the cluster do not fit; nothing was begun.
         BrokenModelError: (inside Ray's task error) a model failed for everything; finished rows are kept.
     """
-    plan = _stages(config)
+    plan = stages_of(config)
     revisions = _revisions(plan)
     output = outputs.open_output(config.output, in_job=in_submitted_job())
     prompts = read_prompts(config.prompts)
@@ -104,6 +104,8 @@ def _make(
     done = _stages_done(output, plan)
     cluster = layout.wait_for_nodes(plan[done:], config.execution.wait_for_nodes_s, say)
     chosen = layout.plan(plan[done:], cluster, config.execution.mode)
+    for warning in forecast.memory_warnings(forecast.models_of(config, models, {}), cluster):
+        say(f"warning: {warning}")
     prepare(_overlays(config, models, plan), config.execution.build_environments, say)
     outputs.claim(output, config, _revisions(models))
     block = config.execution.rows_per_block
@@ -183,14 +185,14 @@ def _stages_done(output: Output, plan: list[Stage]) -> int:
     return max((n for n in range(1, len(plan)) if output.exists("_work", f"done-upto-{n}")), default=0)
 
 
-def _stages(config: SynPicConfig) -> list[Stage]:
-    """Every model as a stage, generators first, in the configuration's order."""
+def stages_of(config: SynPicConfig, look_up: bool = True) -> list[Stage]:
+    """Every model as a stage, generators first, in the configuration's order; `look_up` as in `generators.resolve`."""
     stages_: list[Stage] = []
     for generator in config.generators:
-        target = generators.resolve(generator)
+        target = generators.resolve(generator, look_up)
         stages_.append(Stage("generator", target, _actors(generator, target, config), generator.samples))
     for reward in config.rewards:
-        target = rewards.resolve(reward)
+        target = rewards.resolve(reward, look_up)
         stages_.append(Stage("reward", target, _actors(reward, target, config)))
     return stages_
 

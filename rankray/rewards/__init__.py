@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rankray.config import ConfigError, RewardChoice, nearest
-from rankray.targets import Target, unknown_model, user_target, weights_revision
+from rankray.targets import UNRECORDED, Target, unknown_model, user_target, weights_revision
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class RewardSpec:
         dtype: "float32", "float16" or "bfloat16".
         batch_size: pairs computed at once; smaller remainders are padded to it.
         num_gpus, num_cpus: of one actor.
-        gpu_memory_gb: what one actor needs with its weights and one batch; an estimate from parameter counts.
+        full_size: file of `rewards/full_size` that says what it is made of, from which a plan gets memory and speed.
         options: further settings of the class with their defaults; a configuration may change these and no others.
         environment: overlay environment of its actors (`rankray.environments`), None for the job's own.
     """
@@ -38,7 +38,7 @@ class RewardSpec:
     batch_size: int = 32
     num_gpus: float = 1.0
     num_cpus: float = 1.0
-    gpu_memory_gb: float = 0.0
+    full_size: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: str | None = None
 
@@ -52,7 +52,7 @@ def _shapes(spec: RewardSpec, name: str, **options: Any) -> RewardSpec:
         batch_size=64,
         num_gpus=0.0,
         num_cpus=0.05,
-        gpu_memory_gb=1.0,
+        full_size=None,
         options={**spec.options, **options},
     )
 
@@ -64,14 +64,14 @@ _CLIP_VOCABULARY = 49408
 _PICKSCORE = RewardSpec(
     target="rankray.rewards.pickscore:PickScore",
     source="yuvalkirstain/PickScore_v1",
-    gpu_memory_gb=8.0,
+    full_size="clip-h",
     options={"processor": _CLIP_H, "processor_revision": "main", "vocabulary": _CLIP_VOCABULARY},
 )
 
 _CLIPSCORE = RewardSpec(
     target="rankray.rewards.clipscore:ClipScore",
     source="openai/clip-vit-base-patch32",
-    gpu_memory_gb=2.0,
+    full_size="clip-b",
     options={"processor": None, "processor_revision": "main", "vocabulary": _CLIP_VOCABULARY},
 )
 # Half precision and batch are the authors'; 8,197,859,328 parameters, and tables of positions.
@@ -80,14 +80,14 @@ _QALIGN = RewardSpec(
     source="q-future/one-align",
     dtype="float16",
     batch_size=8,
-    gpu_memory_gb=19.0,
+    full_size="qalign",
     options={"aspect": "quality", "vocabulary": 32000},
 )
 
 _MPS = RewardSpec(
     target="rankray.rewards.mps:Mps",
     source="~/.cache/rankray/mps",  # converted from the published pickle: docs/rewards.md
-    gpu_memory_gb=8.0,
+    full_size="mps",
     options={
         "processor": _CLIP_H,
         "processor_revision": "main",
@@ -104,21 +104,21 @@ REWARDS: dict[str, RewardSpec] = {
     "hpsv2.1": RewardSpec(
         target="rankray.rewards.hpsv2:Hpsv2",
         source="xswu/HPSv2",
-        gpu_memory_gb=8.0,
+        full_size="clip-h",
         options={"file": "HPS_v2.1_compressed.pt", "architecture": "ViT-H-14"},
         environment="hpsv2",
     ),
     "hps-v2.0": RewardSpec(
         target="rankray.rewards.hpsv2:Hpsv2",
         source="xswu/HPSv2",
-        gpu_memory_gb=8.0,
+        full_size="clip-h",
         options={"file": "HPS_v2_compressed.pt", "architecture": "ViT-H-14"},
         environment="hpsv2",
     ),
     "imagereward": RewardSpec(
         target="rankray.rewards.imagereward:ImageReward",
         source="THUDM/ImageReward",
-        gpu_memory_gb=4.0,
+        full_size="imagereward",
         options={
             "file": "ImageReward.pt",
             "med_config": "med_config.json",
@@ -132,14 +132,14 @@ REWARDS: dict[str, RewardSpec] = {
         source="zhiqiulin/clip-flant5-xxl",
         dtype="bfloat16",
         batch_size=8,
-        gpu_memory_gb=26.0,
+        full_size="clip-flant5-xxl",
         options={"model": "clip-flant5-xxl", "tokenizer": "google/flan-t5-xxl", "vocabulary": 32100},
         environment="vqascore",
     ),
     "aesthetic": RewardSpec(
         target="rankray.rewards.aesthetic:Aesthetic",
         source="trl-lib/ddpo-aesthetic-predictor",
-        gpu_memory_gb=3.0,
+        full_size="clip-l",
         options={
             "file": "aesthetic-model.pth",
             "clip": "openai/clip-vit-large-patch14",
@@ -162,8 +162,12 @@ REWARDS: dict[str, RewardSpec] = {
 }
 
 
-def resolve(choice: RewardChoice) -> Target:
+def resolve(choice: RewardChoice, look_up: bool = True) -> Target:
     """What a pool has to run for one reward of the configuration.
+
+    Args:
+        choice: its entry there.
+        look_up: find its weights and what identifies them; without, nothing is read and nobody asked.
 
     The choice's own settings replace the row's; `options` may hold the keys of the row's own `options`.
 
@@ -191,8 +195,8 @@ def resolve(choice: RewardChoice) -> Target:
         raise ConfigError(
             f"reward '{choice.label}' has no weights of its own; give it a `source`: docs/rewards.md"
         )
-    revision = weights_revision(spec.source, spec.revision)
-    if ":" not in revision:
+    revision = weights_revision(spec.source, spec.revision) if look_up else UNRECORDED
+    if look_up and ":" not in revision:
         spec = replace(spec, revision=revision)
     return Target(
         name=choice.label,
