@@ -84,8 +84,9 @@ def run(config: SynPicConfig, ask: DryRun, say: Callable[[str], None]) -> None:
     held = _held(config, prompts)
     models = forecast.models_of(config, stages, measured, held)
     say("dry run: nothing is started, loaded or written")
+    say(f"{prompts:,} prompts ({origin})")
     say(
-        f"{prompts:,} prompts ({origin}) x {config.k} candidates = {prompts * config.k:,} pictures, "
+        f"x {config.k} candidates = {prompts * config.k:,} pictures, "
         f"x {len(config.rewards)} rewards = {prompts * config.k * len(config.rewards):,} scores"
     )
     if config.reuse:

@@ -156,24 +156,32 @@ class Fit:
 
 
 def fit(model: Model, gpu: GpuType) -> Fit:
-    """How an actor of `model` sits on `gpu`: as configured, else with a smaller batch, else with a larger share too."""
+    """How an actor of `model` sits on `gpu`: as configured, else with a smaller batch, else with a larger share too.
+
+    A batch below a quarter of the configured one would leave the GPU idle: a larger share is taken first.
+    """
     share, needs = model.share, model.needs_gb(gpu=gpu)
     if share and model.footprint.bfloat16 and not gpu.bfloat16:
         return Fit(needs, model.batch, share, fault=f"computes in bfloat16, {gpu.name} does not")
     if not share or needs is None or needs <= share * gpu.memory_gb:
         return Fit(needs, model.batch, share)
-    adaptable = model.batch is not None and model.stated_gb is None
-    most = model.batch if adaptable and model.batch is not None else 1
-    for wider in sorted({share, *(size for size in (0.5, 1.0) if size > share)}):
-        room = wider * gpu.memory_gb
-        batch = model.footprint.largest_batch(room, most) if adaptable else int(needs <= room)
-        if batch:
-            changes = [f"batch {batch}"] if adaptable and batch != model.batch else []
-            changes += [f"share {wider:g}"] if wider != share else []
-            held = model.needs_gb(batch) if adaptable else needs
-            return Fit(held, batch if adaptable else model.batch, wider, " ".join(changes))
-    least = model.needs_gb(1) if adaptable else needs
-    return Fit(needs, model.batch, share, fault=f"needs {least:.1f} GB, {gpu.name} has {gpu.memory_gb:g}")
+    shares = sorted({share, *(size for size in (0.5, 1.0) if size > share)})
+    if model.batch is None or model.stated_gb is not None:
+        wide = next((size for size in shares if needs <= size * gpu.memory_gb), None)
+        if wide is None:
+            return Fit(
+                needs, model.batch, share, fault=f"needs {needs:.1f} GB, {gpu.name} has {gpu.memory_gb:g}"
+            )
+        return Fit(needs, model.batch, wide, f"share {wide:g}")
+    for least in (max(1, model.batch // 4), 1):
+        for size in shares:
+            batch = model.footprint.largest_batch(size * gpu.memory_gb, model.batch)
+            if batch >= least:
+                changes = [f"batch {batch}"] if batch != model.batch else []
+                changes += [f"share {size:g}"] if size != share else []
+                return Fit(model.footprint.memory_gb(batch), batch, size, " ".join(changes))
+    fault = f"needs {model.footprint.memory_gb(1):.1f} GB for one at a time, {gpu.name} has {gpu.memory_gb:g}"
+    return Fit(needs, model.batch, share, fault=fault)
 
 
 @dataclass(frozen=True)

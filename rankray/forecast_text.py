@@ -231,8 +231,8 @@ def _assumptions(models: Sequence[Model], types: Sequence[GpuType], own_price: b
     for reached_by, names in sources.items():
         lines.append(f"          {', '.join(names)} {GPU_TYPES[names[0]].reached:.0%}: {reached_by}")
     lines.append(
-        f"          an actor of a part of a GPU gets that part of its speed; PNG {hardware.ENCODE_S * 1000:.0f} ms to "
-        f"write, {hardware.DECODE_S * 1000:.0f} ms to read, on a core of the actor"
+        f"          part of a GPU has that part of its speed; a PNG takes a core {hardware.ENCODE_S * 1000:.0f} ms to "
+        f"write, {hardware.DECODE_S * 1000:.0f} ms to read"
     )
     if own_price:
         lines.append("  price:  prices.gpu_usd_per_hour of the configuration, for all GPUs, busy or not")

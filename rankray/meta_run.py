@@ -173,8 +173,12 @@ def _question(module: Any, part: Component, side: int) -> Any:
 
 
 def _rate(module: Any, part: Component, side: int) -> Any:
+    """Q-Align's sentence with a picture in it; with a mask given, as transformers would look into numbers for one."""
     size = part.config["visual_config"]["visual_model"]["image_size"]
-    return module(_empty(1, 3, size, size), _ids(part.tokens), _ids(5))
+    seen = module.model.visual_abstractor(module.model.vision_model(_empty(1, 3, size, size)))
+    tokens = part.tokens + seen.shape[1]
+    sentence, mask = _empty(1, tokens, part.config["hidden_size"]), _empty(1, 1, tokens, tokens)
+    return module.model(inputs_embeds=sentence, attention_mask=mask, use_cache=False)
 
 
 def _project(module: Any, part: Component, side: int) -> Any:

@@ -49,13 +49,16 @@ def test_a_smaller_batch_before_a_larger_share() -> None:
     heavy = model("m", gpus=0.25, footprint=weighing(7, 1.0))  # 17.7 GB at 8, 12.7 at 4, 10.2 at 2, 8.95 at 1
     assert forecast.fit(heavy, A100).change == ""
     assert forecast.fit(model("m", footprint=weighing(7, 1.0)), T4).change == "batch 4"
+    assert forecast.fit(model("m", gpus=0.5, footprint=weighing(10, 1.0)), L4).change == "share 1", (
+        "not batch 1"
+    )
     found = forecast.fit(heavy, L4)  # a quarter is 6 GB, half is 12
     assert (found.change, found.needs_gb, found.share) == ("batch 2 share 0.5", pytest.approx(10.2), 0.5)
 
 
 def test_what_fits_nowhere_says_how_much_is_missing() -> None:
     found = forecast.fit(model("m", footprint=weighing(24, 1.0)), T4)
-    assert found.fault == "needs 25.9 GB, T4 has 16"
+    assert found.fault == "needs 25.9 GB for one at a time, T4 has 16"
 
 
 def test_a_t4_has_no_bfloat16() -> None:
@@ -130,7 +133,7 @@ def test_an_unknown_speed_leaves_hours_open() -> None:
 
 def test_a_job_that_cannot_run_says_why() -> None:
     found = forecast.forecast([model("huge", footprint=weighing(100))], A100, 8, 100, "auto")
-    assert found.fault == "huge needs 100.7 GB, A100-80 has 80"
+    assert found.fault == "huge needs 100.7 GB for one at a time, A100-80 has 80"
     many = model("many", most=4)
     many = forecast.replace(
         many, stage=forecast.replace(many.stage, actors=Actors(4, 4, 1, 1, None, {}, {}, "cuda"))
