@@ -21,6 +21,7 @@ from rankray import (
     align,
     align_report,
     config,
+    dry_run,
     evaluate,
     evaluate_options,
     evaluation_report,
@@ -62,17 +63,29 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def parse(prog: str, model: type[Config], argv: Sequence[str]) -> Config:
+def parse(
+    prog: str, model: type[Config], argv: Sequence[str], beside: Sequence[argparse.ArgumentParser] = ()
+) -> Config:
     """The configuration that `--config FILE` and the dotted options make together; options win.
+
+    Options of the parsers `beside` are known, and read elsewhere.
 
     Raises:
         ConfigError: an unknown option (nearest named), or a configuration that does not validate.
     """
-    return config.build(model, _tables(prog, model, argv))
+    return config.build(model, _tables(prog, model, argv, beside=beside))
 
 
-def _tables(prog: str, model: type[Config], argv: Sequence[str], epilog: str = "") -> dict[str, Any]:
-    parser = _Parser(prog=prog, description=model.__doc__, allow_abbrev=False, epilog=epilog)
+def _tables(
+    prog: str,
+    model: type[Config],
+    argv: Sequence[str],
+    epilog: str = "",
+    beside: Sequence[argparse.ArgumentParser] = (),
+) -> dict[str, Any]:
+    parser = _Parser(
+        prog=prog, description=model.__doc__, allow_abbrev=False, epilog=epilog, parents=list(beside)
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config", metavar="FILE", help=f"a TOML file; see jobs/{prog}-shapes.toml")
     keys = dict(config.option_keys(model))
@@ -81,10 +94,10 @@ def _tables(prog: str, model: type[Config], argv: Sequence[str], epilog: str = "
     known, unknown = parser.parse_known_args(list(argv))
     if unknown:
         name = unknown[0].removeprefix("--").split("=")[0]
-        allowed = ["config", *keys]
+        allowed = ["config", *keys, *(key.replace("_", "-") for key in vars(known) if key not in keys)]
         raise ConfigError(f"unknown option '{unknown[0]}'{nearest(name, allowed)}; --help lists all")
-    options: dict[str, Any] = vars(known)
-    path = options.pop("config")
+    options: dict[str, Any] = {key: value for key, value in vars(known).items() if key in keys}
+    path = known.config
     values = {key: config.parse_value(text) for key, text in options.items() if text is not None}
     for key in PATHS:  # a path that looks like a number or a date is still a path
         if options.get(key) is not None:
@@ -102,7 +115,7 @@ def parse_evaluate(argv: Sequence[str]) -> EvaluateConfig:
 
 def parse_synpic(argv: Sequence[str]) -> SynPicConfig:
     """Syn-Pic's configuration."""
-    return parse("synpic", SynPicConfig, argv)
+    return parse("synpic", SynPicConfig, argv, [dry_run.options()])
 
 
 def _guarded(prog: str, work: Callable[[], int]) -> int:
@@ -171,17 +184,17 @@ def run_ablate(argv: Sequence[str]) -> int:
 
 def run_synpic(argv: Sequence[str]) -> int:
     """Runs Syn-Pic as `argv` says; returns the exit code."""
-    return _guarded("synpic", lambda: _synpic("synpic", parse_synpic(argv)))
+    return _guarded("synpic", lambda: _synpic("synpic", parse_synpic(argv), dry_run.asked(argv)))
 
 
 def run_extend(argv: Sequence[str]) -> int:
     """Runs Syn-Pic on what a finished dataset lacks of a larger job; returns the exit code."""
 
     def work() -> int:
-        settings = parse("extend", SynPicConfig, argv)
+        settings = parse("extend", SynPicConfig, argv, [dry_run.options()])
         if settings.reuse is None:
             raise ConfigError("name the finished dataset: --reuse DATASET")
-        return _synpic("extend", settings)
+        return _synpic("extend", settings, dry_run.asked(argv))
 
     return _guarded("extend", work)
 
@@ -209,7 +222,10 @@ def run_evaluate(argv: Sequence[str]) -> int:
     return _guarded("evaluate", work)
 
 
-def _synpic(prog: str, settings: SynPicConfig) -> int:
+def _synpic(prog: str, settings: SynPicConfig, ask: dry_run.DryRun | None) -> int:
+    if ask is not None:
+        dry_run.run(settings, ask, _say)
+        return 0
     result = synpic.run(settings, say=_say, publish=report.write_report)
     info = result.info
     _say(

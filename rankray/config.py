@@ -66,6 +66,9 @@ class Pool(Strict):
     num_cpus: float | None = Field(None, ge=0)
     num_gpus: float | None = Field(None, ge=0, description="a fraction packs several models on one GPU")
     memory_gb: float | None = Field(None, gt=0, description="host memory that Ray reserves for an actor")
+    gpu_memory_gb: float | None = Field(
+        None, gt=0, description="what an actor needs of a GPU; None is worked out from the model's parts"
+    )
     resources: dict[str, float] = Field({}, description="custom Ray resources, such as {a100 = 1}")
     environment: str | None = Field(
         None, description="overlay environment of its actors, or 'main' for the job's own"

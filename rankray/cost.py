@@ -23,7 +23,8 @@ class ActorUsage:
     read the beginning alone.
 
     `busy_s` is inside the model's calls, `load_s` from the actor's start until its model was there, `alive_s`
-    from its start to its last report; what is neither busy nor loading is idle.
+    from its start to its last report; what is neither busy nor loading is idle. `gpu` is the device's name and `gpu_gb`
+    its memory, `peak_gpu_gb` the most of it that the actor had reserved (1e9 bytes); none of a CPU.
     """
 
     model: str
@@ -38,6 +39,9 @@ class ActorUsage:
     num_gpus: float
     num_cpus: float
     truncated: int = 0
+    gpu: str = ""
+    gpu_gb: float = 0.0
+    peak_gpu_gb: float = 0.0
 
 
 def ledger(usages: Iterable[ActorUsage], prices: PricesConfig) -> dict[str, Any]:
@@ -45,9 +49,9 @@ def ledger(usages: Iterable[ActorUsage], prices: PricesConfig) -> dict[str, Any]
 
     Returns:
         `models`: a row a model with kind, actors, items, failures, busy_s, load_s, idle_s, alive_s, gpu_hours,
-        cpu_hours, usd, usd_per_1000 (items); `totals`: gpu_hours, cpu_hours, usd, images;
-        usd_per_1000_images, and usd_generation, usd_labels apart as Table 8 has them. All times in seconds
-        unless named hours. A ratio over nothing is None.
+        cpu_hours, usd, usd_per_1000 (items), and gpu, gpu_gb, peak_gpu_gb of the actor that reserved most;
+        `totals`: gpu_hours, cpu_hours, usd, images; usd_per_1000_images, and usd_generation, usd_labels apart as
+        Table 8 has them. All times in seconds unless named hours. A ratio over nothing is None.
     """
     by_model: dict[tuple[str, str], list[ActorUsage]] = {}
     for usage in usages:
@@ -124,6 +128,7 @@ def _row(kind: str, model: str, actors: Sequence[ActorUsage], prices: PricesConf
     busy_s, load_s = sum(actor.busy_s for actor in actors), sum(actor.load_s for actor in actors)
     alive_s = sum(actor.alive_s for actor in actors)
     # A GPU node's price includes its CPUs; an actor without a GPU pays for its CPUs. A model may have had both.
+    most = max(actors, key=lambda actor: actor.peak_gpu_gb)
     usd = gpu_hours * prices.gpu_usd_per_hour + prices.cpu_usd_per_hour * sum(
         _cpu_hours(actor) for actor in actors if not actor.num_gpus
     )
@@ -141,6 +146,9 @@ def _row(kind: str, model: str, actors: Sequence[ActorUsage], prices: PricesConf
         "cpu_hours": cpu_hours,
         "usd": usd,
         "usd_per_1000": _per(1000 * usd, items),
+        "gpu": most.gpu,
+        "gpu_gb": most.gpu_gb,
+        "peak_gpu_gb": most.peak_gpu_gb,
     }
 
 

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rankray import schema, store
-from rankray.actors import GENERATED_TYPE, SCORED_TYPE, JobContext, Stage, image_key, stored
+from rankray.actors import GENERATED_TYPE, SCORED_TYPE, JobContext, Stage
 from rankray.config import ConfigError, SynPicConfig, differing_keys
+from rankray.pictures import image_key, stored
 
 FILE, ROW = "reused_file", "reused_row"
 """Columns of staged prompts: where a prompt's finished row stands, null where it has none."""
@@ -216,7 +217,7 @@ def _entry(candidate: dict[str, Any], key: str, context: JobContext) -> dict[str
     image = candidate["image"]
     if image is None:
         return {**kept, "error": candidate["error"]}
-    return {**kept, **stored(store.image_bytes(image), key, context)}
+    return {**kept, **stored(store.image_bytes(image), key, context.images, context.image_dir)}
 
 
 def _scores(

@@ -12,7 +12,7 @@ import datetime
 import functools
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +21,20 @@ import ray
 import ray.data
 
 import rankray
-from rankray import cost, environments, generators, layout, rewards, schema, stages, store
+from rankray import cost, forecast, layout, schema, stages, store
 from rankray import output as outputs
 from rankray import reuse as reused
-from rankray.actors import Actors, JobContext, Stage
+from rankray.actors import JobContext, Stage
 from rankray.config import GeneratorChoice, ModelChoice, SynPicConfig
 from rankray.environments.cluster import prepare
 from rankray.output import Output
+from rankray.pools import overlays, stages_of
 from rankray.progress import Reporter
 from rankray.prompts import Given, PromptsRead, read_prompts
 from rankray.ray_session import connect, exclusive, in_submitted_job
 from rankray.reuse import Reuse
 from rankray.streaming import stream
-from rankray.targets import Target, require_resolved
+from rankray.targets import require_resolved
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def run(
         ConfigError: the configuration, the prompts, the output or the cluster do not fit; nothing was begun.
         BrokenModelError: (inside Ray's task error) a model failed for everything; finished rows are kept.
     """
-    plan = _stages(config, given.judges if given else {})
+    plan = stages_of(config, given.judges if given else {})
     revisions = _revisions(plan)
     output = outputs.open_output(config.output, in_job=in_submitted_job())
     given = given or Given(read_prompts(config.prompts), {})
@@ -108,7 +109,9 @@ def _make(
     done = _stages_done(output, plan)
     cluster = layout.wait_for_nodes(plan[done:], config.execution.wait_for_nodes_s, say)
     chosen = layout.plan(plan[done:], cluster, config.execution.mode)
-    prepare(_overlays(config, models, plan), config.execution.build_environments, say)
+    for warning in forecast.memory_warnings(forecast.models_of(config, models, {}), cluster):
+        say(f"warning: {warning}")
+    prepare(overlays(config, models, plan), config.execution.build_environments, say)
     outputs.claim(output, config, _revisions(models))
     block = config.execution.rows_per_block
     ids = outputs.stage_prompts(output, prompts, block, *(held.staged(prompts.rows) if held else ()))
@@ -189,61 +192,8 @@ def _stages_done(output: Output, plan: list[Stage]) -> int:
     return max((n for n in range(1, len(plan)) if output.exists("_work", f"done-upto-{n}")), default=0)
 
 
-def _stages(config: SynPicConfig, judges: Mapping[str, Target]) -> list[Stage]:
-    """Every model as a stage, generators first, in the configuration's order."""
-    stages_: list[Stage] = []
-    for generator in config.generators:
-        target = generators.resolve(generator)
-        stages_.append(Stage("generator", target, _actors(generator, target, config), generator.samples))
-    scorers = {**judges, **{reward.label: rewards.resolve(reward) for reward in config.rewards}}
-    for scorer in config.scorers:
-        target = scorers[scorer.label]
-        stages_.append(Stage("reward", target, _actors(scorer, target, config)))
-    return stages_
-
-
-def _overlays(config: SynPicConfig, models: Sequence[Stage], plan: Sequence[Stage]) -> list[str]:
-    """The overlay environments that the stages of `plan` need."""
-    needed = {stage.target.name for stage in plan}
-    choices = zip((*config.generators, *config.scorers), models, strict=True)
-    names = {_environment(choice, stage.target) for choice, stage in choices if choice.label in needed}
-    return sorted(name for name in names if name is not None)
-
-
 def _revisions(plan: Sequence[Stage]) -> dict[str, str]:
     return {stage.target.name: stage.target.revision for stage in plan}
-
-
-def _actors(choice: ModelChoice, target: Target, config: SynPicConfig) -> Actors:
-    """The pool: the configuration's numbers, or the table's where it is silent. CPU jobs ask for no GPU."""
-    pool, device = choice.pool, config.execution.device
-    num_gpus = target.num_gpus if pool.num_gpus is None else pool.num_gpus
-    if device == "cpu":
-        num_gpus = 0.0
-    return Actors(
-        min_size=pool.min_size,
-        max_size=pool.max_size or pool.min_size,
-        num_cpus=target.num_cpus if pool.num_cpus is None else pool.num_cpus,
-        num_gpus=num_gpus,
-        memory_bytes=None if pool.memory_gb is None else int(pool.memory_gb * 1024**3),
-        resources=pool.resources,
-        runtime_env={**_interpreter(choice, target), **pool.runtime_env},
-        device="cuda" if num_gpus or device == "cuda" else "cpu",
-    )
-
-
-def _environment(choice: ModelChoice, target: Target) -> str | None:
-    """The overlay that a model's actors run in, None for the job's own environment or one that the user names."""
-    name = choice.pool.environment or target.environment
-    return None if name in (None, "main") or "py_executable" in choice.pool.runtime_env else name
-
-
-def _interpreter(choice: ModelChoice, target: Target) -> dict[str, str]:
-    name = _environment(choice, target)
-    if name is None:
-        return {}
-    spec = environments.spec_of(name)
-    return {"py_executable": str(environments.place_of(name, spec) / "bin" / "python")}
 
 
 def _context(config: SynPicConfig, given: Given, output: Output, meter: Any) -> JobContext:

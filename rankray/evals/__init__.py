@@ -86,7 +86,8 @@ class EvalSpec:
         models: the judge's parts, each a hub repository or a directory.
         revisions: branch, tag or commit of each part; "main" where it names none.
         departures: in which way its figures are not the published ones', in a sentence.
-        dtype, batch_size, num_gpus, num_cpus, gpu_memory_gb, options, environment: as `RewardSpec` has them.
+        dtype, batch_size, num_gpus, num_cpus, options, environment: as `RewardSpec` has them.
+        gpu_memory_gb: what one actor needs with its weights and one batch; an estimate from parameter counts.
     """
 
     target: str

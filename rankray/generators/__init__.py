@@ -14,7 +14,15 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from rankray.config import ConfigError, GeneratorChoice, nearest
-from rankray.targets import UNRESOLVED, Target, check_files, unknown_model, user_target, weights_revision
+from rankray.targets import (
+    UNRECORDED,
+    UNRESOLVED,
+    Target,
+    check_files,
+    unknown_model,
+    user_target,
+    weights_revision,
+)
 
 ADAPTER = "rankray.generators.diffusers_pipeline:DiffusersGenerator"
 
@@ -31,7 +39,7 @@ class GeneratorSpec:
         dtype: "float32", "float16" or "bfloat16".
         batch_size: images computed at once; smaller remainders are padded to it.
         num_gpus, num_cpus: of one actor.
-        gpu_memory_gb: what one actor needs with its weights and one batch; an estimate from parameter counts.
+        full_size: file of `generators/full_size` that says what it is made of, from which a plan gets memory and speed.
         revision: branch, tag or commit; a hub branch is resolved to its commit before the job starts.
         variant: weight files' variant, such as "fp16".
         negative_prompt: None leaves the pipeline's own.
@@ -55,7 +63,7 @@ class GeneratorSpec:
     batch_size: int = 8
     num_gpus: float = 1.0
     num_cpus: float = 1.0
-    gpu_memory_gb: float = 0.0
+    full_size: str | None = None
     revision: str = "main"
     variant: str | None = None
     negative_prompt: str | None = None
@@ -85,7 +93,7 @@ _SDXL = GeneratorSpec(
     guidance=5.0,
     dtype="float16",
     variant="fp16",
-    gpu_memory_gb=16.0,
+    full_size="sdxl",
     load={"add_watermarker": False},
 )
 _SD3 = GeneratorSpec(
@@ -94,7 +102,7 @@ _SD3 = GeneratorSpec(
     steps=28,
     guidance=7.0,
     dtype="float16",
-    gpu_memory_gb=24.0,
+    full_size="sd3-medium",
     denoisers=("transformer",),
 )
 _PIXART = GeneratorSpec(
@@ -103,7 +111,7 @@ _PIXART = GeneratorSpec(
     steps=20,
     guidance=4.5,
     dtype="float16",
-    gpu_memory_gb=20.0,
+    full_size="pixart-sigma",
     call={"clean_caption": False},
     denoisers=("transformer",),
 )
@@ -114,7 +122,7 @@ _CASCADE = GeneratorSpec(
     guidance=4.0,
     dtype="bfloat16",
     variant="bf16",
-    gpu_memory_gb=24.0,
+    full_size="stable-cascade",
     call={"num_inference_steps": 10, "decoder_guidance_scale": 0.0},
     patch=_PAELLA,
     denoisers=("prior_prior", "decoder"),
@@ -122,7 +130,12 @@ _CASCADE = GeneratorSpec(
     guidance_argument="prior_guidance_scale",
 )
 _SD35 = replace(
-    _SD3, source="stabilityai/stable-diffusion-3.5-medium", steps=40, guidance=4.5, dtype="bfloat16"
+    _SD3,
+    source="stabilityai/stable-diffusion-3.5-medium",
+    steps=40,
+    guidance=4.5,
+    dtype="bfloat16",
+    full_size="sd3.5-medium",
 )
 _FLUX = GeneratorSpec(
     source="black-forest-labs/FLUX.1-dev",
@@ -131,7 +144,7 @@ _FLUX = GeneratorSpec(
     guidance=3.5,
     dtype="bfloat16",
     batch_size=4,
-    gpu_memory_gb=45.0,
+    full_size="flux-dev",
     call={"max_sequence_length": 512},
     denoisers=("transformer",),
 )
@@ -149,7 +162,7 @@ def _shapes(spec: GeneratorSpec, name: str, **changes: Any) -> GeneratorSpec:
         "batch_size": 16,
         "num_gpus": 0.0,
         "num_cpus": 0.05,
-        "gpu_memory_gb": 1.0,
+        "full_size": None,
     }
     return replace(spec, **{**small, **changes})
 
@@ -168,7 +181,7 @@ GENERATORS: dict[str, GeneratorSpec] = {
         width=512,
         dtype="float16",
         variant="fp16",
-        gpu_memory_gb=6.0,
+        full_size="sd15",
         # Its checker paints a picture black and says so to the log alone; a black candidate would be ranked.
         load={"safety_checker": None, "requires_safety_checker": False},
     ),
@@ -179,11 +192,14 @@ GENERATORS: dict[str, GeneratorSpec] = {
         guidance=0.0,
         height=512,
         width=512,
-        gpu_memory_gb=12.0,
     ),
     "sd3.5-medium": _SD35,
     "sd3.5-large": replace(
-        _SD35, source="stabilityai/stable-diffusion-3.5-large", steps=28, guidance=3.5, gpu_memory_gb=36.0
+        _SD35,
+        source="stabilityai/stable-diffusion-3.5-large",
+        steps=28,
+        guidance=3.5,
+        full_size="sd3.5-large",
     ),
     # Distilled without guidance; its transformer takes none.
     "flux-schnell": replace(
@@ -192,6 +208,7 @@ GENERATORS: dict[str, GeneratorSpec] = {
         steps=4,
         guidance=0.0,
         call={"max_sequence_length": 256},
+        full_size="flux-schnell",
     ),
     "flux-dev": _FLUX,
     "sana": GeneratorSpec(
@@ -201,7 +218,7 @@ GENERATORS: dict[str, GeneratorSpec] = {
         guidance=4.5,
         dtype="bfloat16",
         variant="bf16",
-        gpu_memory_gb=16.0,
+        full_size="sana",
         call={"clean_caption": False},
         denoisers=("transformer",),
     ),
@@ -244,12 +261,16 @@ _SETTINGS = (
 _OPTIONS = tuple(
     key.name
     for key in fields(GeneratorSpec)
-    if key.name not in (*_SETTINGS, "target", "num_gpus", "num_cpus", "gpu_memory_gb")
+    if key.name not in (*_SETTINGS, "target", "num_gpus", "num_cpus", "full_size")
 )
 
 
-def resolve(choice: GeneratorChoice) -> Target:
+def resolve(choice: GeneratorChoice, look_up: bool = True) -> Target:
     """What a pool has to run for one generator of the configuration.
+
+    Args:
+        choice: its entry there.
+        look_up: find its weights and what identifies them; without, nothing is read and nobody asked.
 
     The choice's own settings replace the row's; `options` may hold any further field of `GeneratorSpec`, and
     its tables (`load`, `call`, ...) are merged into the row's. Another `source` drops the row's variant.
@@ -267,9 +288,10 @@ def resolve(choice: GeneratorChoice) -> Target:
     given = {key: getattr(choice, key) for key in _SETTINGS}
     spec = replace(spec, **{key: value for key, value in given.items() if value is not None})
     spec = _with_options(spec, choice)
-    check_files(spec.source, pickles=False)
-    revision = weights_revision(spec.source, spec.revision)
-    if ":" not in revision:
+    if look_up:
+        check_files(spec.source, pickles=False)
+    revision = weights_revision(spec.source, spec.revision) if look_up else UNRECORDED
+    if look_up and ":" not in revision:
         spec = replace(spec, revision=revision)
     return Target(
         name=choice.label,

@@ -35,7 +35,7 @@ class RewardSpec:
         dtype: "float32", "float16" or "bfloat16".
         batch_size: pairs computed at once; smaller remainders are padded to it.
         num_gpus, num_cpus: of one actor.
-        gpu_memory_gb: what one actor needs with its weights and one batch; an estimate from parameter counts.
+        full_size: file of `rewards/full_size` that says what it is made of, from which a plan gets memory and speed.
         options: further settings of the class with their defaults; a configuration may change these and no others.
         environment: overlay environment of its actors (`rankray.environments`), None for the job's own.
         parts: what it loads beside its weights: the option that names a repository or directory (None: the weights'
@@ -50,7 +50,7 @@ class RewardSpec:
     batch_size: int = 32
     num_gpus: float = 1.0
     num_cpus: float = 1.0
-    gpu_memory_gb: float = 0.0
+    full_size: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: str | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ def _shapes(spec: RewardSpec, name: str, **options: Any) -> RewardSpec:
         batch_size=64,
         num_gpus=0.0,
         num_cpus=0.05,
-        gpu_memory_gb=1.0,
+        full_size=None,
         options={**spec.options, **options},
     )
 
@@ -79,7 +79,7 @@ _PROCESSOR = {"processor": "processor_revision"}
 _PICKSCORE = RewardSpec(
     target="rankray.rewards.pickscore:PickScore",
     source="yuvalkirstain/PickScore_v1",
-    gpu_memory_gb=8.0,
+    full_size="clip-h",
     options={"processor": _CLIP_H, "processor_revision": "main", "vocabulary": _CLIP_VOCABULARY},
     parts=_PROCESSOR,
 )
@@ -87,7 +87,7 @@ _PICKSCORE = RewardSpec(
 _CLIPSCORE = RewardSpec(
     target="rankray.rewards.clipscore:ClipScore",
     source="openai/clip-vit-base-patch32",
-    gpu_memory_gb=2.0,
+    full_size="clip-b",
     options={"processor": None, "processor_revision": "main", "vocabulary": _CLIP_VOCABULARY},
     parts=_PROCESSOR,
 )
@@ -97,7 +97,7 @@ _QALIGN = RewardSpec(
     source="q-future/one-align",
     dtype="float16",
     batch_size=8,
-    gpu_memory_gb=19.0,
+    full_size="qalign",
     options={"aspect": "quality", "vocabulary": 32000},
     pickled=True,
 )
@@ -105,7 +105,7 @@ _QALIGN = RewardSpec(
 _MPS = RewardSpec(
     target="rankray.rewards.mps:Mps",
     source="~/.cache/rankray/mps",  # converted from the published pickle: docs/rewards.md
-    gpu_memory_gb=8.0,
+    full_size="mps",
     options={
         "processor": _CLIP_H,
         "processor_revision": "main",
@@ -123,7 +123,7 @@ REWARDS: dict[str, RewardSpec] = {
     "hpsv2.1": RewardSpec(
         target="rankray.rewards.hpsv2:Hpsv2",
         source="xswu/HPSv2",
-        gpu_memory_gb=8.0,
+        full_size="clip-h",
         options={"file": "HPS_v2.1_compressed.pt", "architecture": "ViT-H-14"},
         environment="hpsv2",
         pickled=True,
@@ -131,7 +131,7 @@ REWARDS: dict[str, RewardSpec] = {
     "hps-v2.0": RewardSpec(
         target="rankray.rewards.hpsv2:Hpsv2",
         source="xswu/HPSv2",
-        gpu_memory_gb=8.0,
+        full_size="clip-h",
         options={"file": "HPS_v2_compressed.pt", "architecture": "ViT-H-14"},
         environment="hpsv2",
         pickled=True,
@@ -139,7 +139,7 @@ REWARDS: dict[str, RewardSpec] = {
     "imagereward": RewardSpec(
         target="rankray.rewards.imagereward:ImageReward",
         source="THUDM/ImageReward",
-        gpu_memory_gb=4.0,
+        full_size="imagereward",
         options={
             "file": "ImageReward.pt",
             "med_config": "med_config.json",
@@ -156,7 +156,7 @@ REWARDS: dict[str, RewardSpec] = {
         source="zhiqiulin/clip-flant5-xxl",
         dtype="bfloat16",
         batch_size=8,
-        gpu_memory_gb=26.0,
+        full_size="clip-flant5-xxl",
         options={
             "model": "clip-flant5-xxl",
             "tokenizer": "google/flan-t5-xxl",
@@ -172,7 +172,7 @@ REWARDS: dict[str, RewardSpec] = {
     "aesthetic": RewardSpec(
         target="rankray.rewards.aesthetic:Aesthetic",
         source="trl-lib/ddpo-aesthetic-predictor",
-        gpu_memory_gb=3.0,
+        full_size="clip-l",
         options={
             "file": "aesthetic-model.pth",
             "clip": "openai/clip-vit-large-patch14",
@@ -197,8 +197,12 @@ REWARDS: dict[str, RewardSpec] = {
 }
 
 
-def resolve(choice: RewardChoice) -> Target:
+def resolve(choice: RewardChoice, look_up: bool = True) -> Target:
     """What a pool has to run for one reward of the configuration.
+
+    Args:
+        choice: its entry there.
+        look_up: find its weights and what identifies them; without, nothing is read and nobody asked.
 
     The choice's own settings replace the row's; `options` may hold the keys of the row's own `options`.
 
@@ -226,8 +230,10 @@ def resolve(choice: RewardChoice) -> Target:
         raise ConfigError(
             f"reward '{choice.label}' has no weights of its own; give it a `source`: docs/rewards.md"
         )
-    check_files(spec.source, spec.pickled)
-    spec, revisions = _resolved(spec)
+    revisions = {"": (spec.source, UNRECORDED)}
+    if look_up:
+        check_files(spec.source, spec.pickled)
+        spec, revisions = _resolved(spec)
     return Target(
         name=choice.label,
         target=spec.target,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rankray import actors
+from rankray import actors, pictures
 from rankray.config import ImagesConfig
 
 
@@ -78,7 +78,7 @@ def test_an_error_is_described_in_one_short_line(error: Exception, text: str) ->
 @pytest.mark.parametrize(("name", "exact"), [("png", True), ("webp", True), ("jpeg", False)])
 def test_encoded_images_come_back(name: str, exact: bool) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
-    data = actors.encode_image(Image.fromarray(pixels), ImagesConfig(format=name))
+    data = pictures.encode_image(Image.fromarray(pixels), ImagesConfig(format=name))
     image = Image.open(io.BytesIO(data))
     assert (image.format or "").lower() == name
     assert image.size == (24, 16)
@@ -88,7 +88,9 @@ def test_encoded_images_come_back(name: str, exact: bool) -> None:
 def test_what_is_no_picture_is_that_items_fault() -> None:
     picture = Image.new("RGB", (2, 2))
     drawn = {"a": picture, "b": None}
-    good, bad = actors.each_alone(lambda items: [actors._picture(drawn[item]) for item in items], ["a", "b"])
+    good, bad = actors.each_alone(
+        lambda items: [pictures.picture_of(drawn[item]) for item in items], ["a", "b"]
+    )
     assert good is picture
     assert str(bad) == "a generator returned NoneType; a PIL picture is due"
 
@@ -111,16 +113,16 @@ def test_what_is_no_picture_is_that_items_fault() -> None:
 )
 def test_a_picture_that_would_be_spoilt_is_refused(mode: str, size: tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        actors._picture(Image.new(mode, size))
+        pictures.picture_of(Image.new(mode, size))
 
 
-@pytest.mark.parametrize("mode", actors.PICTURE_MODES)
+@pytest.mark.parametrize("mode", pictures.PICTURE_MODES)
 @pytest.mark.parametrize("size", [(1, 1), (4096, 4096)])
 def test_other_modes_and_sizes_are_kept_as_rgb(mode: str, size: tuple[int, int]) -> None:
     if size[0] > 1 and mode not in ("RGB", "L"):
         return  # a second each, for nothing new
     drawn = Image.new("RGB", size, (255, 255, 255)).convert(mode)
-    image = Image.open(io.BytesIO(actors.encode_image(actors._picture(drawn), ImagesConfig())))
+    image = Image.open(io.BytesIO(pictures.encode_image(pictures.picture_of(drawn), ImagesConfig())))
     assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", size, (255, 255, 255))
 
 
@@ -138,6 +140,6 @@ def test_prompts_that_a_model_cuts_are_counted() -> None:
 
 @given(st.lists(st.text(alphabet="a_/=23DF", max_size=6), min_size=2, max_size=2, unique=True))
 def test_no_two_labels_share_a_file_name(labels: list[str]) -> None:
-    first, second = map(actors._file_name, labels)
+    first, second = map(pictures.file_name, labels)
     assert first != second
     assert "/" not in first + second

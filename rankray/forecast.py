@@ -1,0 +1,349 @@
+"""How a job would run on a cluster that is not there: which pools fit which GPU, in what layout, for how long.
+
+The layout is the job's own planner's on hypothetical nodes. Seconds are worked out from a model's arithmetic or taken
+from a finished dataset; pools then grow from `min_size` towards `max_size` as Ray Data grows them, the slowest first.
+What is left out: starting up (minutes), pictures on their way between stages, and interference on a shared GPU, whose
+actors are assumed to get their share of its speed and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rankray import demand, hardware, layout
+from rankray.actors import Stage
+from rankray.config import ConfigError, SynPicConfig
+from rankray.footprint import Footprint
+from rankray.hardware import DECODE_S, ENCODE_S, GpuType
+from rankray.layout import Node
+from rankray.measured import Measured
+
+NODE_GPUS = 8
+NODE_CPUS_PER_GPU = 12.0
+"""Of a hypothetical node: what rented machines of eight GPUs have."""
+
+AMPLE = 1e18
+"""Host memory and custom resources of a hypothetical node: what a job asks of them is there."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of a planned job.
+
+    Attributes:
+        stage: its pool.
+        footprint: what it takes.
+        batch: items at once, None where the model decides by itself.
+        items: pictures or scores that are made a prompt, on average where an earlier dataset has some.
+        stated_gb: `pool.gpu_memory_gb`.
+        megapixels: of a picture that it draws or looks at.
+        measured: what a finished job says of it.
+    """
+
+    stage: Stage
+    footprint: Footprint
+    batch: int | None
+    items: float
+    stated_gb: float | None
+    megapixels: float
+    measured: Measured | None = None
+
+    @property
+    def name(self) -> str:
+        return self.stage.target.name
+
+    @property
+    def share(self) -> float:
+        """Of one GPU; an actor of several still computes on one of them."""
+        return min(1.0, self.stage.actors.num_gpus)
+
+    def needs_gb(self, batch: int | None = None, gpu: GpuType | None = None) -> float | None:
+        """GPU memory of an actor, None where nothing is known: stated, else measured on that GPU, else planned."""
+        if self.stated_gb is not None:
+            return self.stated_gb
+        if batch is None and self.measured and self.measured.memory_gb and self.measured.gpu == gpu:
+            return self.measured.memory_gb
+        return self.footprint.memory_gb(batch or self.batch or 1) if self.footprint.parts else None
+
+    def seconds(self, gpu: GpuType) -> float | None:
+        """Of a whole GPU of that type, for one item; None where nothing is known.
+
+        What was measured on another type is scaled by the ratio of the two that the assumptions give.
+        """
+        assumed = self.footprint.seconds(gpu) if self.footprint.complete else None
+        if self.measured is None or self.measured.gpu is None:
+            return assumed
+        if self.measured.gpu == gpu:
+            return self.measured.seconds
+        if assumed is None:
+            return None
+        return self.measured.seconds * assumed / self.footprint.seconds(self.measured.gpu)
+
+    def source(self, gpu: GpuType) -> str:
+        """Where `seconds` are from: "measured", "scaled", "assumed" or "unknown"."""
+        if self.seconds(gpu) is None:
+            return "unknown"
+        if self.measured is None or self.measured.gpu is None:
+            return "assumed"
+        return "measured" if self.measured.gpu == gpu else "scaled"
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a finished dataset has of a job: pictures a prompt by generator, rewards, and of which share of prompts."""
+
+    samples: Mapping[str, int]
+    rewards: frozenset[str]
+    share: float
+
+
+NOTHING_HELD = Held({}, frozenset(), 0.0)
+
+
+def models_of(
+    config: SynPicConfig,
+    stages: Sequence[Stage],
+    measured: Mapping[str, Measured],
+    held: Held = NOTHING_HELD,
+) -> list[Model]:
+    """The job's models in its order, without those for which nothing is left to make."""
+    drawn = [
+        (demand.megapixels(stage.target), stage.samples) for stage in stages if stage.kind == "generator"
+    ]
+    mean = sum(size * samples for size, samples in drawn) / config.k
+    choices = (*config.generators, *config.rewards)
+    models = [
+        Model(
+            stage=stage,
+            footprint=demand.footprint(stage.target),
+            batch=demand.batch_size(stage.target),
+            items=_missing(stage, config, held),
+            stated_gb=choice.pool.gpu_memory_gb,
+            megapixels=demand.megapixels(stage.target) if stage.kind == "generator" else mean,
+            measured=measured.get(stage.target.name),
+        )
+        for choice, stage in zip(choices, stages, strict=True)
+    ]
+    return [model for model in models if model.items > 0]
+
+
+def _missing(stage: Stage, config: SynPicConfig, held: Held) -> float:
+    """Items a prompt that a stage has to make, beyond what is held."""
+    if stage.kind == "generator":
+        return stage.samples - held.share * min(stage.samples, held.samples.get(stage.target.name, 0))
+    asked = {choice.label: choice.samples for choice in config.generators}
+    known = sum(min(asked[name], samples) for name, samples in held.samples.items() if name in asked)
+    return config.k - held.share * known * (stage.target.name in held.rewards)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How one actor sits on a GPU type: as configured where `change` is empty, not at all where `fault` is not.
+
+    Attributes:
+        needs_gb: its memory at `batch`, None where it is unknown.
+        batch, share: that fit, or those configured where nothing does.
+        change: what had to change for it, such as "batch 4" or "share 1".
+        fault: why nothing fits, in words.
+    """
+
+    needs_gb: float | None
+    batch: int | None
+    share: float
+    change: str = ""
+    fault: str = ""
+
+
+def fit(model: Model, gpu: GpuType) -> Fit:
+    """How an actor of `model` sits on `gpu`: as configured, else with a smaller batch, else with a larger share too.
+
+    A batch below a quarter of the configured one would leave the GPU idle: a larger share is taken first.
+    """
+    share, needs = model.share, model.needs_gb(gpu=gpu)
+    if share and model.footprint.bfloat16 and not gpu.bfloat16:
+        return Fit(needs, model.batch, share, fault=f"computes in bfloat16, {gpu.name} does not")
+    if not share or needs is None or needs <= share * gpu.memory_gb:
+        return Fit(needs, model.batch, share)
+    shares = sorted({share, *(size for size in (0.5, 1.0) if size > share)})
+    if model.batch is None or model.stated_gb is not None:
+        wide = next((size for size in shares if needs <= size * gpu.memory_gb), None)
+        if wide is None:
+            return Fit(
+                needs, model.batch, share, fault=f"needs {needs:.1f} GB, {gpu.name} has {gpu.memory_gb:g}"
+            )
+        return Fit(needs, model.batch, wide, f"share {wide:g}")
+    for least in (max(1, model.batch // 4), 1):
+        for size in shares:
+            batch = model.footprint.largest_batch(size * gpu.memory_gb, model.batch)
+            if batch >= least:
+                changes = [f"batch {batch}"] if batch != model.batch else []
+                changes += [f"share {size:g}"] if size != share else []
+                return Fit(model.footprint.memory_gb(batch), batch, size, " ".join(changes))
+    fault = f"needs {model.footprint.memory_gb(1):.1f} GB for one at a time, {gpu.name} has {gpu.memory_gb:g}"
+    return Fit(needs, model.batch, share, fault=fault)
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """One pool as it would run: `actors` of them, `seconds` of one actor for an item (None: unknown)."""
+
+    model: Model
+    fit: Fit
+    actors: int
+    seconds: float | None
+    gpu_seconds: float
+    phase: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A job on `count` GPUs of one type. `fault` says why it cannot run; times are None where a model is unknown."""
+
+    gpu: GpuType
+    count: int
+    explanation: str
+    phases: tuple[tuple[Allotment, ...], ...]
+    hours: float | None
+    fault: str = ""
+
+    @property
+    def allotments(self) -> list[Allotment]:
+        return [allotment for phase in self.phases for allotment in phase]
+
+    def busy_hours(self, kind: str, prompts: int) -> float:
+        """GPU-hours of work of all models of a kind, without what waits."""
+        return sum(a.gpu_seconds for a in self.allotments if a.model.stage.kind == kind) * prompts / 3600
+
+
+def forecast(models: Sequence[Model], gpu: GpuType, count: int, prompts: int, mode: str) -> Forecast:
+    """The job of `models` over `prompts` prompts on `count` GPUs of one type, changed where `fit` has to."""
+    fits = {model.name: fit(model, gpu) for model in models}
+    faults = [f"{name} {found.fault}" for name, found in fits.items() if found.fault]
+    if faults:
+        return Forecast(gpu, count, "", (), None, "; ".join(faults))
+    stages = [_adapted(model, fits[model.name]) for model in models]
+    nodes = hypothetical(count, stages)
+    try:
+        plan = layout.plan(stages, nodes, mode)
+    except ConfigError as error:
+        return Forecast(gpu, count, "", (), None, str(error))
+    by_name = {model.name: model for model in models}
+    phases = []
+    for number, members in enumerate(plan.phases):
+        found = [by_name[stage.target.name] for stage in members]
+        sizes = _grown(members, found, gpu, nodes)
+        phases.append(
+            tuple(
+                _allotted(model, fits[model.name], stage, size, gpu, number)
+                for model, stage, size in zip(found, members, sizes, strict=True)
+            )
+        )
+    known = all(a.seconds is not None for phase in phases for a in phase if a.model.share)
+    hours = sum(_slowest(phase) for phase in phases) * prompts / 3600 if known else None
+    return Forecast(gpu, count, plan.explanation, tuple(phases), hours)
+
+
+def hypothetical(count: int, stages: Sequence[Stage]) -> list[Node]:
+    """`count` GPUs on nodes of eight, with CPUs for them and whatever else the pools ask for."""
+    return [
+        ample_node(max(NODE_CPUS_PER_GPU * gpus, layout.RESERVED_CPUS + 1), gpus, stages)
+        for gpus in hardware.nodes_of(count, NODE_GPUS)
+    ]
+
+
+def ample_node(cpus: float, gpus: int, stages: Sequence[Stage]) -> Node:
+    """A node with enough of everything else that the pools ask for."""
+    return Node(cpus, AMPLE, gpus, {name: AMPLE for stage in stages for name in stage.actors.resources})
+
+
+def _adapted(model: Model, found: Fit) -> Stage:
+    actors = model.stage.actors
+    if found.share == model.share:
+        return model.stage
+    return replace(model.stage, actors=replace(actors, num_gpus=found.share))
+
+
+def _seconds(model: Model, stage: Stage, gpu: GpuType) -> float | None:
+    """Of one actor for one item: the slower of its share of a GPU, and of the cores that code pictures beside it."""
+    whole = model.seconds(gpu)
+    if whole is None or not stage.actors.num_gpus:
+        return None
+    coding = ENCODE_S if stage.kind == "generator" else DECODE_S
+    cores = max(1, int(stage.actors.num_cpus))
+    return max(whole / min(1.0, stage.actors.num_gpus), coding * model.megapixels / cores)
+
+
+def _grown(
+    stages: Sequence[Stage], models: Sequence[Model], gpu: GpuType, nodes: Sequence[Node]
+) -> list[int]:
+    """Actors of each pool, where the slowest grows until it cannot: any other growing would not help it."""
+    sizes = [stage.actors.min_size for stage in stages]
+    costs = [
+        (_seconds(model, stage, gpu) or 0.0) * model.items
+        for model, stage in zip(models, stages, strict=True)
+    ]
+    while True:
+        slowest = max(range(len(stages)), key=lambda n: costs[n] / sizes[n])
+        wider = [size + (n == slowest) for n, size in enumerate(sizes)]
+        if not costs[slowest] or wider[slowest] > stages[slowest].actors.max_size:
+            return sizes
+        resized = [
+            replace(stage, actors=replace(stage.actors, min_size=size))
+            for stage, size in zip(stages, wider, strict=True)
+        ]
+        if not layout.fits(layout.claims(resized), nodes):
+            return sizes
+        sizes = wider
+
+
+def _allotted(model: Model, found: Fit, stage: Stage, size: int, gpu: GpuType, phase: int) -> Allotment:
+    whole = model.seconds(gpu) if model.share else 0.0
+    return Allotment(model, found, size, _seconds(model, stage, gpu), (whole or 0.0) * model.items, phase)
+
+
+def _slowest(phase: Sequence[Allotment]) -> float:
+    """Seconds a prompt of a phase."""
+    return max(((a.seconds or 0.0) * a.model.items / a.actors for a in phase), default=0.0)
+
+
+def memory_warnings(models: Sequence[Model], nodes: Sequence[Node]) -> list[str]:
+    """A line for each pool whose share of the nodes' GPUs is less than its actors need, where both are known."""
+    types = {found for node in nodes if node.gpus for found in [_type_of(node)]}
+    known = [gpu for gpu in types if gpu is not None]
+    if not known or len(known) < len(types):
+        return []
+    largest = max(known, key=lambda gpu: gpu.memory_gb)
+    lines = []
+    for model in models:
+        needs = model.needs_gb()
+        if not model.share or needs is None or needs <= model.share * largest.memory_gb:
+            continue
+        lines.append(too_little(model, needs, largest))
+    return lines
+
+
+def too_little(model: Model, needs_gb: float, gpu: GpuType) -> str:
+    """One line: what a pool needs, what its share of a GPU holds, and what to change."""
+    batch = f" at batch_size {model.batch}" if model.batch and model.stated_gb is None else ""
+    found = fit(model, gpu)
+    advice = {"share": "pool.num_gpus", "batch": "batch_size"}
+    words = found.change.split()
+    change = " and ".join(
+        f"{advice[key]} = {value}" for key, value in zip(words[::2], words[1::2], strict=True)
+    )
+    mend = f"; {change} fits" if change else f"; no setting fits: {found.fault}" if found.fault else ""
+    return (
+        f"'{model.name}' needs about {needs_gb:.1f} GB{batch}, and {model.share:g} of {gpu.name} is "
+        f"{model.share * gpu.memory_gb:g} GB{mend}"
+    )
+
+
+def _type_of(node: Node) -> GpuType | None:
+    """By the resource with which Ray names a node's GPUs."""
+    names = [
+        name.removeprefix("accelerator_type:")
+        for name in node.resources
+        if name.startswith("accelerator_type:")
+    ]
+    return hardware.by_device(names[0]) if len(names) == 1 else None

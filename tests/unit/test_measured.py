@@ -1,0 +1,74 @@
+"""What a finished dataset says of its models, against what a plan would assume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import small_dataset
+
+from rankray.config import ConfigError, PricesConfig, SynPicConfig
+from rankray.cost import ActorUsage, ledger
+from rankray.hardware import GPU_TYPES
+from rankray.measured import Measured, read_measured
+
+A100 = "NVIDIA A100-SXM4-80GB"
+
+
+def settings(**sdxl: object) -> SynPicConfig:
+    return SynPicConfig.model_validate(
+        {
+            "prompts": {"path": "p.txt"},
+            "generators": [{"model": "sdxl", **sdxl}, {"model": "sd15"}],
+            "rewards": [{"model": "pickscore"}, {"model": "mps"}],
+            "output": "/o",
+        }
+    )
+
+
+def used(
+    name: str, kind: str, gpus: float, gpu: str = A100, busy_s: float = 300.0, peak_gb: float = 30.0
+) -> ActorUsage:
+    return ActorUsage(name, kind, f"{name}-1", busy_s, 5.0, 600.0, 100, 0, 0, gpus, 1.0, gpu, 85.0, peak_gb)
+
+
+def dataset(place: Path, usage: list[ActorUsage], config: SynPicConfig) -> str:
+    path = small_dataset.write(place)
+    info = json.loads((place / "dataset.json").read_text())
+    info["identity"] = config.identity()
+    info["cost"] = ledger(usage, PricesConfig())
+    (place / "dataset.json").write_text(json.dumps(info))
+    return path
+
+
+def test_seconds_are_of_a_whole_gpu_and_memory_is_the_peak(tmp_path: Path) -> None:
+    usage = [used("sdxl", "generator", 1.0), used("pickscore", "reward", 0.25, busy_s=8.0, peak_gb=5.0)]
+    found, lines = read_measured(dataset(tmp_path, usage, settings()), settings())
+    gpu = GPU_TYPES["A100-80"]
+    assert found == {"sdxl": Measured(3.0, gpu, 30.7), "pickscore": Measured(0.02, gpu, 5.7)}
+    assert lines == []
+
+
+def test_seconds_of_a_cpu_job(tmp_path: Path) -> None:
+    usage = [used("sdxl", "generator", 0.0, gpu="", busy_s=30.0, peak_gb=0.0)]
+    found, _ = read_measured(dataset(tmp_path, usage, settings()), settings())
+    assert found == {"sdxl": Measured(0.3)}
+
+
+def test_other_settings_are_another_speed(tmp_path: Path) -> None:
+    usage = [used("sdxl", "generator", 1.0), used("mps", "reward", 0.5)]
+    found, (line,) = read_measured(dataset(tmp_path, usage, settings(steps=20)), settings(source="x/y"))
+    assert set(found) == {"mps"}
+    assert line == "'sdxl' was measured with other settings: steps: 20 there, None here"
+
+
+def test_a_gpu_that_nobody_knows_is_said(tmp_path: Path) -> None:
+    path = dataset(tmp_path, [used("sdxl", "generator", 1.0, gpu="Voodoo 2")], settings())
+    with pytest.raises(ConfigError, match=r"measured none of these models; 'sdxl' was measured on Voodoo 2"):
+        read_measured(path, settings())
+
+
+def test_no_dataset_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing measured: "):
+        read_measured(str(tmp_path), settings())
