@@ -263,13 +263,23 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not UTF-8, or is not TOML.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_toml(Path(path).read_bytes(), str(path))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {Path(path).absolute()}") from None
     except IsADirectoryError:
         raise ConfigError(f"{Path(path).absolute()} is a directory; name a TOML file in it") from None
+
+
+def parse_toml(data: bytes, name: str) -> dict[str, Any]:
+    """The tables of a TOML file that was read from `name`.
+
+    Raises:
+        ConfigError: it is not UTF-8, or is not TOML.
+    """
+    try:
+        return tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+        raise ConfigError(f"{name} is not TOML: {error}") from None
 
 
 def parse_value(text: str) -> Any:

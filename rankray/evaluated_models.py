@@ -143,10 +143,10 @@ def _config_of(run: str) -> RankDPOConfig:
         raise ConfigError(f"{run} is no run of jobs/rankdpo.py: it has no config.toml")
     fs, path = store.filesystem(place)
     with fs.open_input_stream(path) as stream:
-        text = stream.read().decode("utf-8")
+        data = stream.read()
     try:
-        return configs.build(RankDPOConfig, configs.tomllib.loads(text))
-    except (ConfigError, configs.tomllib.TOMLDecodeError) as error:
+        return configs.build(RankDPOConfig, configs.parse_toml(data, place))
+    except ConfigError as error:
         first = str(error).splitlines()[0]
         raise ConfigError(f"{place} is no configuration of jobs/rankdpo.py: {first}") from None
 
@@ -209,7 +209,7 @@ def as_pipeline(model: Model, output: Output, say: Callable[[str], None]) -> Mod
         ray.remote(num_cpus=0.5)(samples.export_pipeline).remote(spec, model.run, model.checkpoint, place)
     )
     choice = model.choice.model_copy(update={"source": place})
-    kept = {"name": model.name, "asked": model.asked, "step": model.step}
+    kept: dict[str, Any] = {"name": model.name, "asked": model.asked, "step": model.step}
     kept["choice"] = choice.model_dump(mode="json", exclude_none=True)
     store.write_json(output.at("pipelines", f"{model.name}.json"), kept, output.fs)
     return replace(model, choice=choice, checkpoint=None)

@@ -115,8 +115,11 @@ class _Sums:
         vary = [(largest[row] > 1).any() and row.sum() > 1 for row in self.inside]
         found: list[tuple[float | None, float | None]] = []
         for n, varies in enumerate(vary):
-            low, high = np.nanquantile(drawn[:, n], [0.025, 0.975]) if varies else (None, None)
-            found.append((None, None) if low is None else (float(low), float(high)))
+            if not varies:
+                found.append((None, None))
+                continue
+            low, high = np.nanquantile(drawn[:, n], [0.025, 0.975])
+            found.append((float(low), float(high)))
         return found
 
 

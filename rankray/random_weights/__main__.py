@@ -23,7 +23,7 @@ USAGE_EXIT = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes what is missing; the exit code."""
-    names = (*GENERATORS, *REWARDS, *JUDGES)
+    names: tuple[str, ...] = (*GENERATORS, *REWARDS, *JUDGES)
     parser = argparse.ArgumentParser(prog="python -m rankray.random_weights", description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(names)}; all by default")

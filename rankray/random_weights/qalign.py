@@ -83,7 +83,8 @@ def _drawn(key: str, tensor: Tensor) -> Tensor:
     noise = torch.randn_like(tensor)
     if tensor.ndim < 2:
         return tensor + 0.1 * noise
-    return (8.0 if "v_proj.multiway.1" in key else 1.5) * noise / tensor[0].numel() ** 0.5
+    scale = (8.0 if "v_proj.multiway.1" in key else 1.5) / tensor[0].numel() ** 0.5
+    return scale * noise
 
 
 def _save(model: Owl2, place: Path) -> None:
