@@ -84,7 +84,8 @@ def _drawn(key: str, tensor: Tensor) -> Tensor:
     if tensor.ndim < 2:
         return tensor + 0.1 * noise
     scale = (8.0 if "v_proj.multiway.1" in key else 1.5) / tensor[0].numel() ** 0.5
-    return scale * noise
+    found: Tensor = scale * noise
+    return found
 
 
 def _save(model: Owl2, place: Path) -> None:
