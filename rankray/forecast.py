@@ -112,7 +112,7 @@ def models_of(
         (demand.megapixels(stage.target), stage.samples) for stage in stages if stage.kind == "generator"
     ]
     mean = sum(size * samples for size, samples in drawn) / config.k
-    choices = (*config.generators, *config.rewards)
+    choices = (*config.generators, *config.scorers)
     models = [
         Model(
             stage=stage,

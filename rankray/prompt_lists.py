@@ -17,7 +17,7 @@ from rankray.config import ConfigError, EvalChoice, ModelChoice, PromptsConfig
 from rankray.evals import EvalSpec, Item
 from rankray.evaluation_config import PLAIN_SAMPLES, EvaluateConfig, MetricChoice
 from rankray.prompts import PromptsRead, read_prompts
-from rankray.targets import SHAPES, Target
+from rankray.targets import SHAPES, Target, require_resolved
 
 Entry = TypeVar("Entry")
 
@@ -104,16 +104,17 @@ def scorer_revisions(lists: Sequence[PromptList]) -> dict[str, str]:
     """The revision of every judge and metric.
 
     Raises:
-        ConfigError: a reward is unknown, or its weights cannot be found.
+        ConfigError: a reward is unknown, or weights of one of them cannot be found anywhere.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Target] = {}
     for prompts in lists:
         for choice in prompts.scorers:
-            if isinstance(choice, MetricChoice):
-                found[choice.label] = found.get(choice.label) or rewards.resolve(choice).revision
-            else:
-                found[choice.label] = prompts.benchmarks[choice.label].target.revision
-    return found
+            if not isinstance(choice, MetricChoice):
+                found[choice.label] = prompts.benchmarks[choice.label].target
+            elif choice.label not in found:
+                found[choice.label] = rewards.resolve(choice)
+    require_resolved(found.values())
+    return {label: target.revision for label, target in found.items()}
 
 
 def _read(config: EvaluateConfig, name: str) -> PromptList:
