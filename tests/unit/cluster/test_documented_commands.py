@@ -26,7 +26,7 @@ def test_options_parse(document: str, options: str, monkeypatch: pytest.MonkeyPa
     from rankray.cli import parse_synpic
 
     monkeypatch.chdir(ROOT)
-    settings = parse_synpic(shlex.split(options.replace("$BUCKET", "bucket")))
+    settings = parse_synpic(shlex.split(options.replace("$BUCKET", "bucket"), comments=True))
     assert settings.output.startswith(("/", "s3://")), (
         f"{document}: a relative output is refused in a submitted job"
     )
