@@ -73,7 +73,14 @@ def _parser() -> argparse.ArgumentParser:
         description="a finished ranked dataset: check it, rank it anew, convert it; environments of rewards",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _of_datasets(commands)
+    _of_others_files(commands)
+    _of_environments(commands)
+    return parser
 
+
+def _of_datasets(commands: Any) -> None:
+    """What is done to what a job left."""
     found = commands.add_parser("validate", help="check everything that a dataset claims of itself")
     found.add_argument("dataset", help="what jobs/synpic.py wrote")
     found.set_defaults(run=_validate)
@@ -100,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--open", action="store_true", help="show it in this machine's browser")
     found.set_defaults(run=_report)
 
+
+def _of_others_files(commands: Any) -> None:
+    """What makes files of others into ours."""
     found = commands.add_parser(
         "import", help="human choices under Pick-a-Pic v2's columns, as a ranked dataset"
     )
@@ -120,6 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     found.set_defaults(run=_convert_mps)
 
+
+def _of_environments(commands: Any) -> None:
     found = commands.add_parser(
         "envs", help="environments of rewards whose packages cannot live with the others"
     )
@@ -131,7 +143,6 @@ def _parser() -> argparse.ArgumentParser:
     action.set_defaults(run=_build)
     action = actions.add_parser("check", help="say what is there; exit code 1 where something is missing")
     action.set_defaults(run=_check)
-    return parser
 
 
 def _build(options: argparse.Namespace) -> int:

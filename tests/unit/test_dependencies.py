@@ -7,7 +7,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 IMPORT_NAMES = {"pillow": "PIL"}
-NOT_IMPORTED = {"accelerate"}  # diffusers and transformers look for it when they load weights
 OPTIONAL = {
     "bitsandbytes",
     "datasets",
@@ -39,7 +38,7 @@ def imported() -> set[str]:
 def test_declared_is_imported_and_imported_is_declared() -> None:
     runtime = {IMPORT_NAMES.get(name, name) for name in declared("dependencies")}
     assert imported() - OPTIONAL - runtime == set()
-    assert runtime - imported() == NOT_IMPORTED
+    assert runtime - imported() == set()
 
 
 def test_each_dependency_is_explained() -> None:

@@ -30,7 +30,8 @@ def settings(**sdxl: object) -> SynPicConfig:
 def used(
     name: str, kind: str, gpus: float, gpu: str = A100, busy_s: float = 300.0, peak_gb: float = 30.0
 ) -> ActorUsage:
-    return ActorUsage(name, kind, f"{name}-1", busy_s, 5.0, 600.0, 100, 0, 0, gpus, 1.0, gpu, 85.0, peak_gb)
+    held = {"gpu": gpu, "gpu_gb": 85.0, "peak_gpu_gb": peak_gb}
+    return ActorUsage(name, kind, f"{name}-1", busy_s, 5.0, 600.0, 100, 0, 0, gpus, 1.0, **held)
 
 
 def dataset(place: Path, usage: list[ActorUsage], config: SynPicConfig) -> str:

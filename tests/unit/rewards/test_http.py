@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
+from safetensors.numpy import save_file
 
 from rankray.config import ConfigError, RewardChoice
 from rankray.rewards import resolve
@@ -163,7 +164,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
         resolve(RewardChoice(model="http"))
     with pytest.raises(ConfigError, match="format 'gif'; allowed: png, jpeg, webp"):
         reward("http://127.0.0.1:1", format="gif")
-    (tmp_path / "model.safetensors").write_bytes(b"x")
+    save_file({"w": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match="reward 'http' needs a server: give source = 'https://HOST/PATH'"):
         reward(str(tmp_path))
 
