@@ -8,6 +8,7 @@ weights to bfloat16 on loading, whatever dtype computes with them.
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,11 +59,11 @@ class VqaScore:
             raise ConfigError(
                 f"reward 'vqascore' cannot import its package ({error}); rankray envs build vqascore"
             ) from None
-        self.batch_size, self._module = spec.batch_size, module
+        self.batch_size, self._module, self._dtype = spec.batch_size, module, getattr(torch, spec.dtype)
         name = _point(module, spec)
         with tempfile.TemporaryDirectory() as nothing:  # the package makes the directory that it is told
             self.model: Any = module.CLIPT5Model(model_name=name, device=device, cache_dir=nothing)
-        self.model.model.to(getattr(torch, spec.dtype))
+        self.model.model.to(self._dtype)
         self.preprocess = Preprocessing.from_config(self.model.image_processor.to_dict())
         self._squared = module.expand2square
         self.model.load_images = self._pixels  # of paths, one by one, which these are not
@@ -89,7 +90,10 @@ class VqaScore:
         return [len(module.t5_tokenizer_image_token(text, model.tokenizer)) > most for text in questions]
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
-        return torch.as_tensor(self.model.forward(images, prompts)).flatten()
+        # The package computes in half precision under CUDA's autocast alone, and mixes precisions without one.
+        mixes = self._dtype != torch.float32 and torch.device(self.model.device).type == "cpu"
+        with torch.autocast("cpu", dtype=self._dtype if mixes else torch.bfloat16, enabled=mixes):
+            return torch.as_tensor(self.model.forward(images, prompts)).flatten()
 
     def _pixels(self, images: list[Image.Image]) -> Tensor:
         """As the package's `load_images` makes them, squared by a border of the mean colour if so asked."""
@@ -112,7 +116,8 @@ def _point(module: ModuleType, spec: RewardSpec) -> str:
     tower = fetched_files(options["tower"], options["tower_revision"], ("*.json", "*.bin", "*.safetensors"))
     paths = {"model": locate(spec.source), "tokenizer": tokenizer}
     rows[name] = {part: {**rows[name][part], "path": path} for part, path in paths.items()}
-    original = module.CLIPT5ForConditionalGeneration
+    # From where it is defined: in `module` it may be an earlier reward's of this process.
+    original = importlib.import_module(f"{module.__package__}.clip_t5.model").CLIPT5ForConditionalGeneration
 
     class Strict:
         """Loads what the original does, with this row's tower, and refuses weights that do not fit."""
