@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 from rankray.config import ConfigError, nearest
 
+USABLE = 0.95
+"""Of a GPU's memory as it is sold: CUDA gives from 98 % of it (an L4, a T4) to 106 % (an A100), and plans err."""
+
 
 @dataclass(frozen=True)
 class GpuType:
@@ -40,6 +43,11 @@ class GpuType:
     reached: float
     reached_by: str
     usd_per_hour: float
+
+    @property
+    def usable_gb(self) -> float:
+        """What a plan may fill."""
+        return USABLE * self.memory_gb
 
     def flops_per_s(self, rate: str) -> float:
         """What is reached of the peak at "half", "tf32" or "float32"."""
