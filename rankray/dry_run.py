@@ -47,7 +47,7 @@ def options() -> argparse.ArgumentParser:
     group.add_argument(
         "--measured",
         metavar="DATASET",
-        help="of a dry run: a finished dataset, whose figures replace assumed ones",
+        help="of a dry run: a finished dataset, or what benchmarks/full_size.py wrote, to replace assumed figures",
     )
     return parser
 

@@ -163,11 +163,11 @@ def fit(model: Model, gpu: GpuType) -> Fit:
     share, needs = model.share, model.needs_gb(gpu=gpu)
     if share and model.footprint.bfloat16 and not gpu.bfloat16:
         return Fit(needs, model.batch, share, fault=f"computes in bfloat16, {gpu.name} does not")
-    if not share or needs is None or needs <= share * gpu.memory_gb:
+    if not share or needs is None or needs <= share * gpu.usable_gb:
         return Fit(needs, model.batch, share)
     shares = sorted({share, *(size for size in (0.5, 1.0) if size > share)})
     if model.batch is None or model.stated_gb is not None:
-        wide = next((size for size in shares if needs <= size * gpu.memory_gb), None)
+        wide = next((size for size in shares if needs <= size * gpu.usable_gb), None)
         if wide is None:
             return Fit(
                 needs, model.batch, share, fault=f"needs {needs:.1f} GB, {gpu.name} has {gpu.memory_gb:g}"
@@ -175,13 +175,17 @@ def fit(model: Model, gpu: GpuType) -> Fit:
         return Fit(needs, model.batch, wide, f"share {wide:g}")
     for least in (max(1, model.batch // 4), 1):
         for size in shares:
-            batch = model.footprint.largest_batch(size * gpu.memory_gb, model.batch)
+            batch = model.footprint.largest_batch(size * gpu.usable_gb, model.batch)
             if batch >= least:
                 changes = [f"batch {batch}"] if batch != model.batch else []
                 changes += [f"share {size:g}"] if size != share else []
                 return Fit(model.footprint.memory_gb(batch), batch, size, " ".join(changes))
-    fault = f"needs {model.footprint.memory_gb(1):.1f} GB for one at a time, {gpu.name} has {gpu.memory_gb:g}"
+    fault = f"needs {model.footprint.memory_gb(1):.1f} GB for one at a time, {_room(gpu)}"
     return Fit(needs, model.batch, share, fault=fault)
+
+
+def _room(gpu: GpuType) -> str:
+    return f"{gpu.name} has {gpu.memory_gb:g} ({gpu.usable_gb:.1f} usable)"
 
 
 @dataclass(frozen=True)
@@ -317,7 +321,7 @@ def memory_warnings(models: Sequence[Model], nodes: Sequence[Node]) -> list[str]
     lines = []
     for model in models:
         needs = model.needs_gb()
-        if not model.share or needs is None or needs <= model.share * largest.memory_gb:
+        if not model.share or needs is None or needs <= model.share * largest.usable_gb:
             continue
         lines.append(too_little(model, needs, largest))
     return lines
@@ -335,7 +339,7 @@ def too_little(model: Model, needs_gb: float, gpu: GpuType) -> str:
     mend = f"; {change} fits" if change else f"; no setting fits: {found.fault}" if found.fault else ""
     return (
         f"'{model.name}' needs about {needs_gb:.1f} GB{batch}, and {model.share:g} of {gpu.name} is "
-        f"{model.share * gpu.memory_gb:g} GB{mend}"
+        f"{model.share * gpu.usable_gb:.3g} GB{mend}"
     )
 
 

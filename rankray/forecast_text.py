@@ -41,10 +41,11 @@ def on_gpus(
     prices = {kind: config.prices.gpu_usd_per_hour if own_price else kind.usd_per_hour for kind in types}
     lines = ["", "GPU memory of one actor in GB, and which GPU holds it", *_memory(models, types)]
     lines += _warnings(models, gpu)
-    lines += ["", f"On {count} GPUs, with pools changed as above where they have to be"]
-    lines += _clusters(list(found.values()), config, prompts, prices)
+    if not (chosen and found[gpu].fault):
+        lines += ["", f"On {_gpus(count)}, with pools changed as above where they have to be"]
+        lines += _clusters(list(found.values()), config, prompts, prices)
     lines += ["", *_detail(found[gpu], prompts)]
-    if _is_papers(config):
+    if _is_papers(config) and found[gpu].hours is not None:
         lines += ["", *_beside_the_paper(found[gpu], prices[gpu])]
     return [*lines, "", *_assumptions(models, types, own_price)]
 
@@ -79,6 +80,10 @@ def _memory(models: Sequence[Model], types: Sequence[GpuType]) -> list[str]:
             ]
         )
     return table(header, rows)
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU" if count == 1 else f"{count} GPUs"
 
 
 def _size(model: Model) -> str:
@@ -171,7 +176,7 @@ def _row(found: Allotment, gpu: GpuType, prompts: int) -> list[str]:
         f"{fit.share:g}" if found.model.share < 1 else f"{found.model.stage.actors.num_gpus:g}",
         str(fit.batch or "?"),
         "-" if not found.model.share else "?" if fit.needs_gb is None else f"{fit.needs_gb:.1f}",
-        f"{fit.share * gpu.memory_gb:g}" if found.model.share else "-",
+        f"{fit.share * gpu.usable_gb:.3g}" if found.model.share else "-",
         "?" if seconds is None else f"{seconds:.3f}",
         rate,
         f"{found.gpu_seconds * prompts / 3600:,.1f}" if seconds is not None else "?",
@@ -187,8 +192,6 @@ def _is_papers(config: SynPicConfig) -> bool:
 
 def _beside_the_paper(found: Forecast, price: float) -> list[str]:
     """Both for the paper's 58,000 prompts; dollars of work alone, as its Table 8 counts."""
-    if found.fault or found.hours is None:
-        return []
     scale = cost.PAPER_PROMPTS
     drawing, labels = (found.busy_hours(kind, scale) for kind in ("generator", "reward"))
     days = (drawing + labels) / HOURS_A_DAY
@@ -226,6 +229,7 @@ def _assumptions(models: Sequence[Model], types: Sequence[GpuType], own_price: b
         + (f", but for what was measured of {', '.join(measured)}" if measured else ", nothing measured"),
         f"  memory: weights, + {hardware.WORKSPACE:g} x the largest activations of one part at that batch (counted on "
         f"the meta device), + {hardware.CONTEXT_GB:g} GB",
+        f"          {hardware.USABLE:.0%} of what a GPU is sold with is usable",
         "  speed:  FLOPs (counted on the meta device) over this share of the GPU's dense peak:",
     ]
     for reached_by, names in sources.items():

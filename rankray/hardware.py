@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 from rankray.config import ConfigError, nearest
 
+USABLE = 0.95
+"""Of a GPU's memory as it is sold: CUDA gives from 98 % of it (an L4, a T4) to 106 % (an A100), and plans err."""
+
 
 @dataclass(frozen=True)
 class GpuType:
@@ -40,6 +43,11 @@ class GpuType:
     reached: float
     reached_by: str
     usd_per_hour: float
+
+    @property
+    def usable_gb(self) -> float:
+        """What a plan may fill."""
+        return USABLE * self.memory_gb
 
     def flops_per_s(self, rate: str) -> float:
         """What is reached of the peak at "half", "tf32" or "float32"."""
@@ -98,10 +106,13 @@ def by_device(name: str, memory_gb: float | None = None) -> GpuType | None:
 
     Args:
         name: as CUDA ("NVIDIA A100-SXM4-80GB") or Ray ("A100") has it.
-        memory_gb: of the device. Where a name fits two types and this is not given, the larger is taken, so that what
-            is refused for want of memory truly has none.
+        memory_gb: of the device. Where a name fits two types and neither it nor this says which, the larger is taken,
+            so that what is refused for want of memory truly has none.
     """
     words = set(re.split(r"[\s\-_]+", name.upper()))
+    said = re.search(r"(\d+)\s?GB", name, re.IGNORECASE)
+    if memory_gb is None and said:
+        memory_gb = float(said[1])
     same = [gpu for gpu in GPU_TYPES.values() if gpu.name.split("-")[0] in words]
     if memory_gb is None:
         return max(same, key=lambda gpu: gpu.memory_gb, default=None)

@@ -1,4 +1,4 @@
-"""What a finished dataset says of its models' speed and memory, to stand where a plan would assume.
+"""What a finished dataset, or a benchmark, says of models' speed and memory, to stand where a plan would assume.
 
 An actor's busy seconds are those inside its model's calls. On a shared GPU they are taken for its share of the GPU, as
 the plan takes them: what two models on one GPU cost each other is in them.
@@ -6,12 +6,14 @@ the plan takes them: what two models on one GPU cost each other is in them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rankray import store
-from rankray.config import ConfigError, SynPicConfig, differing_keys
+from rankray.config import ConfigError, ModelChoice, SynPicConfig, differing_keys
 from rankray.hardware import CONTEXT_GB, GpuType, by_device
 
 ASIDE = frozenset({"model", "name", "samples", "source", "revision"})
@@ -28,11 +30,64 @@ class Measured:
 
 
 def read_measured(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:
-    """(by label what the dataset at `path` measured of the models of `config`, a line for each that is of no use).
+    """(by label what was measured of the models of `config`, a line for each measurement that is of no use).
+
+    Args:
+        path: a finished dataset, or the JSON file that `benchmarks/full_size.py` writes.
+        config: the job's.
 
     Raises:
-        ConfigError: there is no finished dataset, or it holds nothing of any of the models.
+        ConfigError: there is neither, or it holds nothing of any of the models.
     """
+    found, lines = _benchmark(path, config) if path.endswith(".json") else _dataset(path, config)
+    if not found:
+        raise ConfigError("; ".join([f"{path} measured none of these models", *lines]))
+    return found, lines
+
+
+def _benchmark(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:
+    try:
+        rows = json.loads(Path(path).expanduser().read_text("utf-8"))["models"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is no result of benchmarks/full_size.py ({type(error).__name__}); name a dataset, or such a file"
+        ) from None
+    found, lines = {}, []
+    for choice in (*config.generators, *config.rewards):
+        row = rows.get(choice.model)
+        if row is None:
+            continue
+        differing = _other_settings(choice, row)
+        gpu = by_device(row["gpu"]) if row["gpu"] else None
+        if differing:
+            lines.append(f"'{choice.label}' was measured with other settings: {', '.join(differing)}")
+        elif gpu is None:
+            lines.append(
+                f"'{choice.label}' was measured on {row['gpu'] or 'a CPU'}, which is no GPU type known here"
+            )
+        else:
+            alike = choice.batch_size in (None, row["batch_size"]) and row["peak_memory_gb"]
+            memory_gb = row["peak_memory_gb"] + CONTEXT_GB if alike else None
+            found[choice.label] = Measured(1 / row["images_per_s"], gpu, memory_gb)
+    return found, lines
+
+
+def _other_settings(choice: ModelChoice, row: Mapping[str, Any]) -> list[str]:
+    """What the choice sets otherwise than it was measured; the benchmark takes the row's settings, at full size."""
+    pixels = row["pixels"] if row["kind"] == "generator" else None
+    theirs = {
+        "size": row["size"],
+        "steps": row["steps"],
+        "dtype": row["dtype"],
+        "height": pixels,
+        "width": pixels,
+    }
+    ours = {key: getattr(choice, key, None) for key in theirs} | {"size": "full"}
+    set_ = {key: value for key, value in ours.items() if value is not None}
+    return differing_keys({key: theirs[key] for key in set_}, set_)
+
+
+def _dataset(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:
     try:
         info = store.read(path).info
     except store.DatasetError as error:
@@ -57,8 +112,6 @@ def read_measured(path: str, config: SynPicConfig) -> tuple[dict[str, Measured],
                 lines.append(f"'{choice.label}' was measured on {gpu}, which is no GPU type known here")
             else:
                 found[choice.label] = measured
-    if not found:
-        raise ConfigError("; ".join([f"{path} measured none of these models", *lines]))
     return found, lines
 
 

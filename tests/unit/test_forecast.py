@@ -52,13 +52,13 @@ def test_a_smaller_batch_before_a_larger_share() -> None:
     assert forecast.fit(model("m", gpus=0.5, footprint=weighing(10, 1.0)), L4).change == "share 1", (
         "not batch 1"
     )
-    found = forecast.fit(heavy, L4)  # a quarter is 6 GB, half is 12
+    found = forecast.fit(heavy, L4)  # a quarter is 5.7 GB, half is 11.4
     assert (found.change, found.needs_gb, found.share) == ("batch 2 share 0.5", pytest.approx(10.2), 0.5)
 
 
 def test_what_fits_nowhere_says_how_much_is_missing() -> None:
     found = forecast.fit(model("m", footprint=weighing(24, 1.0)), T4)
-    assert found.fault == "needs 25.9 GB for one at a time, T4 has 16"
+    assert found.fault == "needs 25.9 GB for one at a time, T4 has 16 (15.2 usable)"
 
 
 def test_a_t4_has_no_bfloat16() -> None:
@@ -133,7 +133,7 @@ def test_an_unknown_speed_leaves_hours_open() -> None:
 
 def test_a_job_that_cannot_run_says_why() -> None:
     found = forecast.forecast([model("huge", footprint=weighing(100))], A100, 8, 100, "auto")
-    assert found.fault == "huge needs 100.7 GB for one at a time, A100-80 has 80"
+    assert found.fault == "huge needs 100.7 GB for one at a time, A100-80 has 80 (76.0 usable)"
     many = model("many", most=4)
     many = forecast.replace(
         many, stage=forecast.replace(many.stage, actors=Actors(4, 4, 1, 1, None, {}, {}, "cuda"))
@@ -146,7 +146,7 @@ def test_a_real_job_is_warned_where_the_nodes_memory_is_known() -> None:
     named = Node(16.0, 1e12, 8, {"accelerator_type:A100": 1.0})
     (line,) = forecast.memory_warnings([crowded], [named])
     assert line == (
-        "'m' needs about 30.7 GB at batch_size 8, and 0.25 of A100-80 is 20 GB; pool.num_gpus = 0.5 fits"
+        "'m' needs about 30.7 GB at batch_size 8, and 0.25 of A100-80 is 19 GB; pool.num_gpus = 0.5 fits"
     )
     assert forecast.memory_warnings([crowded], [Node(16.0, 1e12, 8, {})]) == []
     assert forecast.memory_warnings([model("m", footprint=weighing(20))], [named]) == []

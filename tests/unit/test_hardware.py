@@ -30,6 +30,7 @@ def test_an_unknown_type_names_the_nearest(name: str, near: str) -> None:
         ("NVIDIA L4", 23.6, "L4"),
         ("Tesla T4", 15.8, "T4"),
         ("A100", None, "A100-80"),
+        ("NVIDIA A100-PCIE-40GB", None, "A100-40"),
         ("NVIDIA GeForce RTX 4090", 25.0, None),
     ],
 )

@@ -73,3 +73,48 @@ def test_a_gpu_that_nobody_knows_is_said(tmp_path: Path) -> None:
 def test_no_dataset_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing measured: "):
         read_measured(str(tmp_path), settings())
+
+
+def benchmark(place: Path, **changes: object) -> str:
+    row = {
+        "kind": "generator",
+        "images_per_s": 0.25,
+        "batch_size": 8,
+        "dtype": "float16",
+        "size": "full",
+        "steps": 50,
+        "pixels": 1024,
+        "peak_memory_gb": 33.0,
+        "gpu": "NVIDIA H100 80GB HBM3",
+    }
+    (place / "full-size.json").write_text(json.dumps({"models": {"sdxl": {**row, **changes}}}))
+    return str(place / "full-size.json")
+
+
+def test_a_benchmark_measures_too(tmp_path: Path) -> None:
+    path, h100 = benchmark(tmp_path), GPU_TYPES["H100"]
+    assert read_measured(path, settings()) == ({"sdxl": Measured(4.0, h100, 33.7)}, [])
+    assert read_measured(path, settings(batch_size=4))[0] == {"sdxl": Measured(4.0, h100, None)}
+    assert read_measured(path, settings(steps=50, height=1024))[0] == {"sdxl": Measured(4.0, h100, 33.7)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": "tiny"}, "measured with other settings: size: 'tiny' there, 'full' here"),
+        ({"steps": 20, "gpu": None}, "measured on a CPU, which is no GPU type known here"),
+    ],
+)
+def test_what_a_benchmark_measured_otherwise_is_left_out(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_measured(benchmark(tmp_path, **changes), settings())
+
+
+def test_another_json_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("[1]")
+    with pytest.raises(
+        ConfigError, match=r"other\.json is no result of benchmarks/full_size\.py \(TypeError\)"
+    ):
+        read_measured(str(tmp_path / "other.json"), settings())
