@@ -45,7 +45,7 @@ def main(directory: Path, with_tower: bool) -> None:
         for i in range(6)
     ]
     pictures.append(pictures[0].convert("L"))
-    pictures[1], pictures[2] = Image.new("RGB", (1, 1), "red"), Image.new("RGB", (4096, 4096), "red")
+    pictures[1], pictures[2] = Image.new("RGB", (2, 1), "red"), Image.new("RGB", (4096, 4096), "red")
     due = []
     for n, (picture, prompt) in enumerate(zip(pictures, PROMPTS, strict=True)):
         path = directory / f"{n}.png"
@@ -57,6 +57,8 @@ def main(directory: Path, with_tower: bool) -> None:
     )
     ours = VqaScore(spec=spec, device="cpu")
     got = ours.score(pictures, PROMPTS)
+    # The package's own image processor cannot tell the channels of 1x1 pixels; ours takes them.
+    assert np.isfinite(ours.score([Image.new("RGB", (1, 1), "red")], ["a red circle"])).all()
     half = VqaScore(spec=replace(spec, dtype="bfloat16"), device="cpu").score(pictures, PROMPTS)
     found = {
         "difference": float(np.abs(got - due).max()),
