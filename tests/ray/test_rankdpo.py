@@ -126,7 +126,8 @@ def test_three_sources_of_reference_errors_agree(train: Run) -> None:
     }
     for run in runs.values():
         for ours, theirs in zip(lines(runs["copy"]), lines(run), strict=True):
-            assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+            # beta times differences of float32 errors about 1, whose last bit is 1e-7; kernels differ by batch size
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
             assert ours["ref_error"] == pytest.approx(theirs["ref_error"], abs=1e-5)
     info = {mode: json.loads((run / "run.json").read_text()) for mode, run in runs.items()}
     # the second model is the UNet without adapters
