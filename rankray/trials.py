@@ -1,6 +1,6 @@
 """Many trainings side by side, and what their models draw measured: what an ablation does most of the time.
 
-Two ways lead to the same figures. As "jobs" each trial is a RankDPO job in a Ray task, any number of workers large,
+There are two ways. As "jobs" each trial is a RankDPO job in a Ray task, any number of workers large,
 that resumes by itself, and models are measured through Syn-Pic, several in one job. In "actors" (`rankray.trial_actor`)
 small trials run one after another in processes that keep what they imported. Either way as many go on at once as the
 cluster has room for, and all draw from the same seeds, so that differences are paired.
