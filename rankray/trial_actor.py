@@ -1,7 +1,7 @@
 """Trainings of a minute or two, one after another in one process: train, draw, score, and keep the figures.
 
-As jobs of their own such trials would spend most of their time importing; here four steps and ten pictures of the shapes
-world took 0.0 to 0.2 CPU minutes. The price: a killed
+As jobs of their own such trials would spend most of their time importing; here four steps and ten pictures of the
+shapes world took 0.0 to 0.2 CPU minutes. The price: a killed
 trial starts over, it has one worker, and rewards that need an environment of their own cannot be asked.
 
     P prompts, S pictures a prompt
