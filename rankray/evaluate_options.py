@@ -54,6 +54,9 @@ def applied(
     Args:
         metrics_given: the tables' metrics are an option's, and stay beside those that `--evals` names.
 
+    Returns:
+        The tables; lists of the file that nothing asks for after `--evals` are gone from them.
+
     Raises:
         ConfigError: an unknown benchmark, metric or key of a list (nearest named).
     """
@@ -68,12 +71,24 @@ def applied(
             given = list(tables["metrics"])
             chosen["metrics"] = given + [one for one in chosen["metrics"] if one not in given]
         merged |= chosen
+    lists, given = dict(tables.get("prompts", {})), []
     for option, values in own.items():
         if (found := _LIST.fullmatch(option)) is not None:
-            lists = dict(merged.get("prompts", {}))
             lists[found[1]] = {**lists.get(found[1], {}), **_key(option, found[2], values[-1])}
-            merged["prompts"] = lists
-    return merged
+            given.append(found[1])
+    return merged | _judged(merged, lists, given) if lists else merged
+
+
+def _judged(tables: Mapping[str, Any], lists: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """`metrics` and `prompts`: a list that nothing asks for is every metric's if an option gave it, and goes if not."""
+    metrics = list(tables.get("metrics", ()))
+    asked = {entry.get("name") or entry.get("model") for entry in tables.get("evals", ())}
+    asked.update(name for entry in metrics for name in entry.get("on") or lists)
+    more = [name for name in dict.fromkeys(given) if name not in asked]
+    if more:
+        metrics = [{**entry, "on": [*entry["on"], *more]} for entry in metrics]
+    prompts = {name: entry for name, entry in lists.items() if name in asked or name in more}
+    return {"prompts": prompts, **({"metrics": metrics} if metrics else {})}
 
 
 def _key(option: str, key: str | None, value: str) -> dict[str, Any]:

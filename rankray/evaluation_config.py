@@ -157,6 +157,14 @@ class EvaluateConfig(Strict):
                         f"metric '{metric.label}' is on '{name}'{nearest(name, self.prompts)}, which is no prompt "
                         f"list; there are: {', '.join(self.prompts)}"
                     )
+        benchmarks = [choice.label for choice in self.evals]
+        asked = {*benchmarks, *(name for metric in self.metrics for name in metric.on or self.prompts)}
+        for name in self.prompts:
+            if name not in asked:
+                raise ValueError(
+                    f"prompts.{name}: nothing judges this list{nearest(name, benchmarks)}; benchmarks: "
+                    f"{', '.join(benchmarks) or 'none'}; let a metric score it: metrics.on = ['{name}']"
+                )
 
     def identity(self) -> dict[str, Any]:
         """The fields that make models comparable, flat, by dotted name."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from rankray.config import ConfigError
-from rankray.evals.loading import batches, load_image_processor, load_model, place_of
+from rankray.evals.loading import batches, load_image_processor, load_model, load_part
 
 SEGMENTERS = ("mask2former", "maskformer")
 MASKS_AT_ONCE = 8
@@ -71,8 +71,7 @@ class Detector:
         classes: names that it has to know, by GenEval's words.
 
     Raises:
-        ConfigError: it is no detector, its weights do not fit, or it lacks a class.
-        OSError: there are no weights there, or none in safetensors.
+        ConfigError: it is no detector, its weights are missing, no safetensors or do not fit, or it lacks a class.
     """
 
     def __init__(
@@ -87,8 +86,7 @@ class Detector:
     ) -> None:
         from transformers import AutoConfig
 
-        place, settings = place_of(source, revision)
-        self.config = AutoConfig.from_pretrained(place, **settings)
+        self.config = load_part(AutoConfig, source, revision)
         kind = _class_of(self.config, source)
         self.has_masks = self.config.model_type in SEGMENTERS
         self.names = class_names(self.config.id2label)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from rankray.config import ConfigError
-from rankray.loading import check_strict
+from rankray.loading import one_line, strictly
 from rankray.targets import locate
 
 Thing = TypeVar("Thing")
@@ -22,28 +22,42 @@ def place_of(source: str, revision: str) -> tuple[str, dict[str, Any]]:
     return place, {"local_files_only": True} if is_local else {"revision": revision}
 
 
+def load_part(kind: Any, source: str, revision: str, **changes: Any) -> Any:
+    """A configuration, tokenizer or processor of class `kind` (or of an Auto class), of the part at `source`.
+
+    Args:
+        changes: settings in place of the stored ones.
+
+    Raises:
+        ConfigError: it is not there, or its files cannot be read.
+    """
+    place, settings = place_of(source, revision)
+    with one_line(source, revision):
+        return kind.from_pretrained(place, **settings, **changes)
+
+
 def load_model(kind: Any, source: str, revision: str, dtype: str, device: str) -> Any:
     """A model of class `kind` (or of an Auto class) on `device`, in evaluation mode.
 
     Raises:
-        ConfigError: the weights do not fit the model key by key.
-        OSError: there are no weights there, or none in safetensors.
+        ConfigError: there are no weights there, none in safetensors, or they do not fit the model key by key.
     """
     place, settings = place_of(source, revision)
-    model, found = kind.from_pretrained(
-        place, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **settings
-    )
-    check_strict(source, found)
+    with strictly(source, revision):
+        model = kind.from_pretrained(place, dtype=getattr(torch, dtype), use_safetensors=True, **settings)
     return model.to(device).eval().requires_grad_(False)
 
 
 def load_image_processor(source: str, revision: str, **changes: Any) -> Any:
-    """The image processor of a part, by Pillow, so that a picture's pixels do not depend on torchvision's version."""
+    """The image processor of a part, by Pillow, so that a picture's pixels do not depend on torchvision's version.
+
+    Raises:
+        ConfigError: as `load_part`.
+    """
     import transformers
 
-    place, settings = place_of(source, revision)
     by_pillow = {"use_fast": False} if transformers.__version__.startswith("4.") else {"backend": "pil"}
-    return transformers.AutoImageProcessor.from_pretrained(place, **settings, **by_pillow, **changes)
+    return load_part(transformers.AutoImageProcessor, source, revision, **by_pillow, **changes)
 
 
 def batches(things: Sequence[Thing], size: int) -> Iterator[tuple[list[Thing], int]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from rankray.config import ConfigError
-from rankray.evals.loading import batches, load_model, place_of
+from rankray.evals.loading import batches, load_model, load_part
 
 Box = tuple[float, float, float, float, float]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -37,8 +37,7 @@ class OpenDetector:
         vocabulary: size that its CLIP tokenizer must have; None takes the model's.
 
     Raises:
-        ConfigError: weights or tokenizer are not what the model needs.
-        OSError: there are no weights there, or none in safetensors.
+        ConfigError: weights (safetensors alone) or tokenizer are missing, or not what the model needs.
     """
 
     def __init__(
@@ -46,8 +45,7 @@ class OpenDetector:
     ) -> None:
         from transformers import CLIPTokenizer, Owlv2ForObjectDetection
 
-        place, settings = place_of(source, revision)
-        self.tokenizer = CLIPTokenizer.from_pretrained(place, **settings)
+        self.tokenizer = load_part(CLIPTokenizer, source, revision)
         self.model = load_model(Owlv2ForObjectDetection, source, revision, dtype, device)
         text, vision = self.model.config.text_config, self.model.config.vision_config
         expected = vocabulary or text.vocab_size

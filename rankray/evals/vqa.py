@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rankray.config import ConfigError
 from rankray.evals.compbench import yes_probability
-from rankray.evals.loading import batches, load_model, place_of
+from rankray.evals.loading import batches, load_model, load_part
 from rankray.rewards.clip import Preprocessing
 
 BLIP_SPECIAL = 2
@@ -48,8 +48,7 @@ class BlipVqa:
         tokens: longest question; longer ones are cut.
 
     Raises:
-        ConfigError: weights or tokenizer are not what the model needs.
-        OSError: there are no weights there, or none in safetensors.
+        ConfigError: weights (safetensors alone) or tokenizer are missing, or not what the model needs.
     """
 
     def __init__(
@@ -64,8 +63,7 @@ class BlipVqa:
     ) -> None:
         from transformers import BertTokenizer, BlipForQuestionAnswering
 
-        place, settings = place_of(source, revision)
-        self.tokenizer = BertTokenizer.from_pretrained(place, **settings)
+        self.tokenizer = load_part(BertTokenizer, source, revision)
         self.model = load_model(BlipForQuestionAnswering, source, revision, dtype, device)
         text = self.model.config.text_config
         expected = vocabulary or text.vocab_size - BLIP_SPECIAL
@@ -153,15 +151,13 @@ class ChatVqa:
         ask: what is said of each question; `{}` stands for it.
 
     Raises:
-        ConfigError: weights are not what the model needs, or its processor has no chat template.
-        OSError: there are no weights there, or none in safetensors.
+        ConfigError: weights (safetensors alone) are missing or do not fit, or its processor has no chat template.
     """
 
     def __init__(self, source: str, revision: str, dtype: str, device: str, ask: str) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        place, settings = place_of(source, revision)
-        self.processor = AutoProcessor.from_pretrained(place, **settings)
+        self.processor = load_part(AutoProcessor, source, revision)
         tokenizer = self.processor.tokenizer
         if not (getattr(self.processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
             raise ConfigError(f"'{source}' has no chat template; give a model that was trained to chat")

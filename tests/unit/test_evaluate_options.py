@@ -64,6 +64,26 @@ def test_evals_choose_among_those_of_the_file_and_keep_their_settings() -> None:
     assert found.prompts["shapes"].samples == 2
 
 
+def test_a_list_that_an_option_adds_is_every_metrics_and_one_that_is_left_over_goes() -> None:
+    tiny = ("--config", str(JOBS / "evaluate-tiny.toml"))
+    found = parse_evaluate([*tiny, "--prompts.mine", "/data/mine.txt"])
+    assert {metric.on for metric in found.metrics} == {("dpg", "mine")}
+    found = parse_evaluate([*tiny, "--evals", "geneval,qalign"])
+    assert list(found.prompts) == ["geneval", "dpg"]
+    # Nobody's wish is overruled: both lists have a metric.
+    metrics = '[{model="shapes-mps", on=["one"]}, {model="shapes-pickscore", on=["two"]}]'
+    found = parse_evaluate([*LEAST, "--metrics", metrics, "--prompts.one", "/1", "--prompts.two", "/2"])
+    assert [metric.on for metric in found.metrics] == [("one",), ("two",)]
+
+
+def test_a_list_that_nothing_judges_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_evaluate([*LEAST, "--prompts.shape", "/data/mine.txt"])
+    assert "prompts.shape: nothing judges this list (did you mean 'shapes'?); benchmarks: shapes" in str(
+        error.value
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
