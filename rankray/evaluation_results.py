@@ -78,7 +78,8 @@ def _benchmark(
         departures.append(f"{len(benchmark.items)} of the file's {benchmark.published} prompts")
     usual = evals.EVALS[choice.model].samples
     if prompts.samples != usual:
-        departures.append(f"{prompts.samples} pictures a prompt in place of {usual}")
+        many = "s" if prompts.samples > 1 else ""
+        departures.append(f"{prompts.samples} picture{many} a prompt in place of {usual}")
     return {
         "name": label,
         "benchmark": choice.model,

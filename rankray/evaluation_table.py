@@ -19,7 +19,7 @@ def markdown(info: Mapping[str, Any]) -> str:
             f"## {entry['name']}",
             _said(entry),
             _layout(info, entry),
-            *_differences(info, entry["columns"]),
+            *_differences(info, entry["columns"], _times(info, entry)),
         ]
     for entry in info["metrics"]:
         parts += [f"## metrics on {entry['name']}", _size(entry), _figures(info, entry["columns"])]
@@ -59,16 +59,13 @@ def _layout(info: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     printed = published["columns"] if published else {}
     own = [row["name"] for row in entry["columns"]]
     names = [name for name in printed if name in columns] + [name for name in own if name not in printed]
-    times = published["printed_times"] if published else {}
+    times = {**dict.fromkeys(names, 1), **_times(info, entry)}
     rows = [
-        [
-            model["name"],
-            *(_figure(columns[name]["models"][model["name"]], times.get(name, 1)) for name in names),
-        ]
+        [model["name"], *(_figure(columns[name]["models"][model["name"]], times[name]) for name in names)]
         for model in info["models"]
     ]
     for quoted in published["rows"] if published else ():
-        cells = [_number(quoted["values"].get(name), times.get(name, 1)) for name in names]
+        cells = [_number(quoted["values"].get(name), times[name]) for name in names]
         rows.append([f"*{quoted['model']}, {QUOTED} from Table {quoted['table']}*", *cells])
     notes = [table["note"] for table in published["tables"] if table["note"]] if published else []
     source = (
@@ -79,6 +76,14 @@ def _layout(info: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     )
 
 
+def _times(info: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, int]:
+    """What the paper multiplies a benchmark's figures by, by column; those that it does not print, as its headline."""
+    published = info["published"].get(entry["name"])
+    printed = published["printed_times"] if published else {}
+    own = (row["name"] for row in entry["columns"])
+    return {**dict.fromkeys(own, printed.get("overall", 1)), **printed}
+
+
 def _figures(info: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [model["name"], *(_figure(column["models"][model["name"]]) for column in columns)]
@@ -87,23 +92,20 @@ def _figures(info: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> s
     return _table(["model", *(column["name"] for column in columns)], rows)
 
 
-def _differences(info: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A table a model that is compared with the baseline."""
+def _differences(
+    info: Mapping[str, Any], columns: Sequence[Mapping[str, Any]], times: Mapping[str, int] | None = None
+) -> Iterator[str]:
+    """A table a model that is compared with the baseline; `times`: each column's unit, by its name."""
     for model in info["models"]:
-        found = [(column["name"], column["difference"].get(model["name"])) for column in columns]
-        rows = [
-            [
-                name,
-                _number(row["before"]),
-                _number(row["after"]),
-                f"{row['gain']:+.4f}",
-                _interval(row, "+"),
-                f"{row['wins']} : {row['losses']}",
-                f"{row['p_value']:.2g}",
-            ]
-            for name, row in found
-            if row is not None
-        ]
+        rows = []
+        for column in columns:
+            row, by = column["difference"].get(model["name"]), (times or {}).get(column["name"], 1)
+            if row is None:
+                continue
+            numbers = [_number(row[key], by) for key in ("before", "after")]
+            gain = [_number(row["gain"], by, "+"), _interval(row, by, "+")]
+            counts = [f"{row['wins']} : {row['losses']}", f"{row['p_value']:.2g}"]
+            rows.append([column["name"], *numbers, *gain, *counts])
         if rows:
             heads = [
                 model["name"],
@@ -145,20 +147,19 @@ def _failures(failures: Mapping[str, Any]) -> str:
     )
 
 
-def _figure(found: Mapping[str, Any], times: float = 1) -> str:
-    """`"0.65 [0.55, 0.75]"`, and how many pictures or answers it is made of where that is none."""
-    return f"{_number(found['mean'], times)} {_interval(found, '', times)}".rstrip()
+def _figure(found: Mapping[str, Any], times: int = 1) -> str:
+    """`"0.65 [0.55, 0.75]"`; the mean alone where there is no interval."""
+    return f"{_number(found['mean'], times)} {_interval(found, times)}".rstrip()
 
 
-def _interval(found: Mapping[str, Any], sign: str, times: float = 1) -> str:
+def _interval(found: Mapping[str, Any], times: int = 1, sign: str = "") -> str:
     if found["low"] is None:
         return ""
-    digits = 2 if times != 1 else 4
-    return f"[{times * found['low']:{sign}.{digits}f}, {times * found['high']:{sign}.{digits}f}]"
+    return f"[{_number(found['low'], times, sign)}, {_number(found['high'], times, sign)}]"
 
 
-def _number(value: float | None, times: float = 1) -> str:
-    return "–" if value is None else f"{times * value:.{2 if times != 1 else 4}f}"
+def _number(value: float | None, times: int = 1, sign: str = "") -> str:
+    return "–" if value is None else f"{times * value:{sign}.{2 if times != 1 else 4}f}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

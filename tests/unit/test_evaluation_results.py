@@ -178,6 +178,10 @@ def test_the_tables_are_the_papers_with_its_own_rows_marked(lists: list[PromptLi
     assert "| *Theirs, quoted from Table 1* | 50.00 | – |" in text
     mean = info["evals"][0]["columns"][-1]["models"]["a"]["mean"]
     assert f"| a | {100 * mean:.2f} [" in text
+    column = info["evals"][0]["columns"][-1]
+    gain = column["difference"]["b"]
+    in_percent = [f"{100 * gain[key]:.2f}" for key in ("before", "after")]
+    assert f"| overall | {in_percent[0]} | {in_percent[1]} | {100 * gain['gain']:+.2f} | [" in text
     assert "Quoted figures: a paper" in text
     assert "| shapes-mps | b over a | 62.5% | 2 : 1 : 1 | 1 |" in text
     assert "- b: generator 1" in text
