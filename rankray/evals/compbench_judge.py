@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from rankray.evals import EvalSpec, Judgement, compbench
-from rankray.evals.loading import batches, item_of, one_prompt_each
+from rankray.evals.loading import batches, item_of, one_prompt_each, part_of
 from rankray.evals.open_detection import Box, OpenDetector
 from rankray.evals.vqa import BlipVqa
 from rankray.rewards.clip import ClipModel
@@ -49,18 +49,15 @@ class CompBenchJudge:
         # Only what the items call for: a run of the colour prompts alone needs one of three models.
         asked = [set(data) for data in items.values()]
         self.vqa = self.detector = self.clip = None
-        where = {part: (spec.models[part], spec.revisions.get(part, "main")) for part in spec.models}
+        parts = {name: part_of(spec, name, device) for name in spec.models}
         if any("phrases" in keys for keys in asked):
-            self.vqa = BlipVqa(
-                *where["vqa"], spec.dtype, device, spec.batch_size, options["vocabulary"], TOKENS
-            )
+            self.vqa = BlipVqa(parts["vqa"], spec.batch_size, options["vocabulary"], TOKENS)
         if any(data.get("spatial") for data in items.values()):
-            self.detector = OpenDetector(
-                *where["detector"], spec.dtype, device, spec.batch_size, options["clip_vocabulary"]
-            )
+            self.detector = OpenDetector(parts["detector"], spec.batch_size, options["clip_vocabulary"])
         if any("action" in keys for keys in asked):
             self.clip = ClipModel(
-                *where["clip"],
+                parts["clip"].source,
+                parts["clip"].revision,
                 processor=None,
                 processor_revision="main",
                 vocabulary=options["clip_vocabulary"],

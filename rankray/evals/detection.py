@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from rankray.config import ConfigError
-from rankray.evals.loading import batches, load_image_processor, load_model, load_part
+from rankray.evals.loading import Part, batches, load, load_image_processor, load_model
 
 SEGMENTERS = ("mask2former", "maskformer")
 MASKS_AT_ONCE = 8
@@ -62,10 +62,7 @@ class Detector:
     """A detector on one device.
 
     Args:
-        source: hub repository or directory; which kind it is, its configuration says.
-        revision: of a hub repository.
-        dtype: "float32", "float16" or "bfloat16".
-        device: "cpu", "cuda", "cuda:1".
+        part: which kind it is, its configuration says.
         batch_size: pictures of one size computed at once; smaller remainders are padded to it.
         size: the image processor's `size` in place of the checkpoint's own, None for that.
         classes: names that it has to know, by GenEval's words.
@@ -76,30 +73,27 @@ class Detector:
 
     def __init__(
         self,
-        source: str,
-        revision: str,
-        dtype: str,
-        device: str,
+        part: Part,
         batch_size: int,
         size: Mapping[str, int] | None,
         classes: Iterable[str],
     ) -> None:
         from transformers import AutoConfig
 
-        self.config = load_part(AutoConfig, source, revision)
-        kind = _class_of(self.config, source)
+        self.config = load(AutoConfig, part)
+        kind = _class_of(self.config, part.source)
         self.has_masks = self.config.model_type in SEGMENTERS
         self.names = class_names(self.config.id2label)
         unknown = sorted(set(classes) - set(self.names.values()))
         if unknown:
             raise ConfigError(
-                f"the detector '{source}' has no class {', '.join(unknown)}; it has {len(self.names)}: name one that "
-                "was trained on COCO's 80"
+                f"the detector '{part.source}' has no class {', '.join(unknown)}; it has {len(self.names)}: name "
+                "one that was trained on COCO's 80"
             )
-        self.model = load_model(kind, source, revision, dtype, device)
+        self.model = load_model(kind, part)
         changes = {} if size is None else {"size": dict(size)}
-        self.processor = load_image_processor(source, revision, **changes)
-        self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
+        self.processor = load_image_processor(part, **changes)
+        self.device, self.dtype, self.batch_size = part.device, getattr(torch, part.dtype), batch_size
 
     def find(
         self, images: Sequence[Image.Image], names: Sequence[Iterable[str]], least: float

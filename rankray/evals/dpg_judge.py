@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from rankray.evals import EvalSpec, Judgement, dpg
-from rankray.evals.loading import checked_choice, item_of, one_prompt_each
+from rankray.evals.loading import checked_choice, item_of, one_prompt_each, part_of
 from rankray.evals.vqa import BlipVqa, ChatVqa
 
 TOKENS = 64
@@ -36,14 +36,12 @@ class DpgJudge:
 
     def __init__(self, spec: EvalSpec, items: Mapping[str, Any], device: str) -> None:
         options = spec.options
-        source, revision = spec.models["vqa"], spec.revisions.get("vqa", "main")
+        part = part_of(spec, "vqa", device)
         self.vqa: BlipVqa | ChatVqa
         if checked_choice("vqa", options["vqa"], ("blip", "chat")) == "chat":
-            self.vqa = ChatVqa(source, revision, spec.dtype, device, options["ask"])
+            self.vqa = ChatVqa(part, options["ask"])
         else:
-            self.vqa = BlipVqa(
-                source, revision, spec.dtype, device, spec.batch_size, options["vocabulary"], TOKENS
-            )
+            self.vqa = BlipVqa(part, spec.batch_size, options["vocabulary"], TOKENS)
         self.items = {prompt: dpg.from_data(prompt, data) for prompt, data in items.items()}
         self.any_order = bool(options["any_order"])
 

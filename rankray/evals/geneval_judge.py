@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rankray.evals import EvalSpec, Judgement, geneval
 from rankray.evals.detection import Detector, Sighting
-from rankray.evals.loading import batches, item_of, one_prompt_each
+from rankray.evals.loading import batches, item_of, one_prompt_each, part_of
 from rankray.rewards.clip import ClipModel, normalised
 
 TEMPLATES = (
@@ -56,10 +56,7 @@ class GenEvalJudge:
         self.thresholds = geneval.Thresholds(**options)
         self.items, self.batch_size = items, spec.batch_size
         self.detector = Detector(
-            spec.models["detector"],
-            spec.revisions.get("detector", "main"),
-            spec.dtype,
-            device,
+            part_of(spec, "detector", device),
             spec.batch_size,
             size or None,
             {name for item in items.values() for name in classes_of(item)},

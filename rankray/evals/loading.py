@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from rankray.config import ConfigError
+from rankray.evals import EvalSpec
 from rankray.loading import one_line, strictly
 from rankray.targets import locate
 
 Thing = TypeVar("Thing")
 
 
-def place_of(source: str, revision: str) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` takes for a part: where it is, and the settings that keep to that place and revision."""
-    place = locate(source)
-    is_local = Path(place).exists()
-    return place, {"local_files_only": True} if is_local else {"revision": revision}
+@dataclass(frozen=True)
+class Part:
+    """One model of a judge, and where it is computed.
+
+    Attributes:
+        source: hub repository or directory.
+        revision: of a hub repository.
+        dtype: "float32", "float16" or "bfloat16".
+        device: "cpu", "cuda", "cuda:1".
+    """
+
+    source: str
+    revision: str = "main"
+    dtype: str = "float32"
+    device: str = "cpu"
 
 
-def load_part(kind: Any, source: str, revision: str, **changes: Any) -> Any:
-    """A configuration, tokenizer or processor of class `kind` (or of an Auto class), of the part at `source`.
+def part_of(spec: EvalSpec, name: str, device: str) -> Part:
+    """The judge's part of that name, on `device`."""
+    return Part(spec.models[name], spec.revisions.get(name, "main"), spec.dtype, device)
+
+
+def load(kind: Any, part: Part, **changes: Any) -> Any:
+    """A configuration, tokenizer or processor of class `kind` (or of an Auto class).
 
     Args:
         changes: settings in place of the stored ones.
@@ -31,33 +48,42 @@ def load_part(kind: Any, source: str, revision: str, **changes: Any) -> Any:
     Raises:
         ConfigError: it is not there, or its files cannot be read.
     """
-    place, settings = place_of(source, revision)
-    with one_line(source, revision):
+    place, settings = _place_of(part)
+    with one_line(part.source, part.revision):
         return kind.from_pretrained(place, **settings, **changes)
 
 
-def load_model(kind: Any, source: str, revision: str, dtype: str, device: str) -> Any:
-    """A model of class `kind` (or of an Auto class) on `device`, in evaluation mode.
+def load_model(kind: Any, part: Part) -> Any:
+    """A model of class `kind` (or of an Auto class) on the part's device, in evaluation mode.
 
     Raises:
         ConfigError: there are no weights there, none in safetensors, or they do not fit the model key by key.
     """
-    place, settings = place_of(source, revision)
-    with strictly(source, revision):
-        model = kind.from_pretrained(place, dtype=getattr(torch, dtype), use_safetensors=True, **settings)
-    return model.to(device).eval().requires_grad_(False)
+    place, settings = _place_of(part)
+    with strictly(part.source, part.revision):
+        model = kind.from_pretrained(
+            place, dtype=getattr(torch, part.dtype), use_safetensors=True, **settings
+        )
+    return model.to(part.device).eval().requires_grad_(False)
 
 
-def load_image_processor(source: str, revision: str, **changes: Any) -> Any:
+def load_image_processor(part: Part, **changes: Any) -> Any:
     """The image processor of a part, by Pillow, so that a picture's pixels do not depend on torchvision's version.
 
     Raises:
-        ConfigError: as `load_part`.
+        ConfigError: as `load`.
     """
     import transformers
 
     by_pillow = {"use_fast": False} if transformers.__version__.startswith("4.") else {"backend": "pil"}
-    return load_part(transformers.AutoImageProcessor, source, revision, **by_pillow, **changes)
+    return load(transformers.AutoImageProcessor, part, **by_pillow, **changes)
+
+
+def _place_of(part: Part) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes: where it is, and the settings that keep to that place and revision."""
+    place = locate(part.source)
+    is_local = Path(place).exists()
+    return place, {"local_files_only": True} if is_local else {"revision": part.revision}
 
 
 def batches(things: Sequence[Thing], size: int) -> Iterator[tuple[list[Thing], int]]:

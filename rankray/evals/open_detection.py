@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from rankray.config import ConfigError
-from rankray.evals.loading import batches, load_model, load_part
+from rankray.evals.loading import Part, batches, load, load_model
 
 Box = tuple[float, float, float, float, float]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -29,10 +29,7 @@ class OpenDetector:
     """OWLv2 on one device.
 
     Args:
-        source: hub repository or directory.
-        revision: of a hub repository.
-        dtype: "float32", "float16" or "bfloat16".
-        device: "cpu", "cuda", "cuda:1".
+        part: its weights.
         batch_size: pictures computed at once.
         vocabulary: size that its CLIP tokenizer must have; None takes the model's.
 
@@ -40,22 +37,20 @@ class OpenDetector:
         ConfigError: weights (safetensors alone) or tokenizer are missing, or not what the model needs.
     """
 
-    def __init__(
-        self, source: str, revision: str, dtype: str, device: str, batch_size: int, vocabulary: int | None
-    ) -> None:
+    def __init__(self, part: Part, batch_size: int, vocabulary: int | None) -> None:
         from transformers import CLIPTokenizer, Owlv2ForObjectDetection
 
-        self.tokenizer = load_part(CLIPTokenizer, source, revision)
-        self.model = load_model(Owlv2ForObjectDetection, source, revision, dtype, device)
+        self.tokenizer = load(CLIPTokenizer, part)
+        self.model = load_model(Owlv2ForObjectDetection, part)
         text, vision = self.model.config.text_config, self.model.config.vision_config
         expected = vocabulary or text.vocab_size
         if len(self.tokenizer) != expected or text.vocab_size != expected:
             raise ConfigError(
-                f"the tokenizer of '{source}' has {len(self.tokenizer)} tokens and the model {text.vocab_size}, where "
-                f"{expected} are due; without its vocabulary files a tokenizer loads empty, without an error"
+                f"the tokenizer of '{part.source}' has {len(self.tokenizer)} tokens and the model {text.vocab_size}, "
+                f"where {expected} are due; without its vocabulary files a tokenizer loads empty, without an error"
             )
         self.length, self.side = text.max_position_embeddings, vision.image_size
-        self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
+        self.device, self.dtype, self.batch_size = part.device, getattr(torch, part.dtype), batch_size
 
     def best(
         self, images: Sequence[Image.Image], names: Sequence[Sequence[str]], least: float

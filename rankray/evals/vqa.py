@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rankray.config import ConfigError
 from rankray.evals.compbench import yes_probability
-from rankray.evals.loading import batches, load_model, load_part
+from rankray.evals.loading import Part, batches, load, load_model
 from rankray.rewards.clip import Preprocessing
 
 BLIP_SPECIAL = 2
@@ -39,10 +39,7 @@ class BlipVqa:
     """BLIP for question answering on one device.
 
     Args:
-        source: hub repository or directory.
-        revision: of a hub repository.
-        dtype: "float32", "float16" or "bfloat16".
-        device: "cpu", "cuda", "cuda:1".
+        part: its weights.
         batch_size: pictures, and questions, computed at once.
         vocabulary: size that its BERT tokenizer must have; None takes the model's.
         tokens: longest question; longer ones are cut.
@@ -53,33 +50,30 @@ class BlipVqa:
 
     def __init__(
         self,
-        source: str,
-        revision: str,
-        dtype: str,
-        device: str,
+        part: Part,
         batch_size: int,
         vocabulary: int | None,
         tokens: int,
     ) -> None:
         from transformers import BertTokenizer, BlipForQuestionAnswering
 
-        self.tokenizer = load_part(BertTokenizer, source, revision)
-        self.model = load_model(BlipForQuestionAnswering, source, revision, dtype, device)
+        self.tokenizer = load(BertTokenizer, part)
+        self.model = load_model(BlipForQuestionAnswering, part)
         text = self.model.config.text_config
         expected = vocabulary or text.vocab_size - BLIP_SPECIAL
         if len(self.tokenizer) != expected or text.vocab_size != expected + BLIP_SPECIAL:
             raise ConfigError(
-                f"the tokenizer of '{source}' has {len(self.tokenizer)} tokens and the model {text.vocab_size}, where "
-                f"{expected} and {expected + BLIP_SPECIAL} are due; without its vocabulary file a tokenizer loads "
-                "empty, without an error"
+                f"the tokenizer of '{part.source}' has {len(self.tokenizer)} tokens and the model {text.vocab_size}, "
+                f"where {expected} and {expected + BLIP_SPECIAL} are due; without its vocabulary file a tokenizer "
+                "loads empty, without an error"
             )
         self.yes, self.no = self.tokenizer.convert_tokens_to_ids(["yes", "no"])
         if self.tokenizer.unk_token_id in (self.yes, self.no):
-            raise ConfigError(f"the tokenizer of '{source}' does not know 'yes' and 'no'")
+            raise ConfigError(f"the tokenizer of '{part.source}' does not know 'yes' and 'no'")
         self.start, self.encode = expected, expected + 1
         side = self.model.config.vision_config.image_size
         self.preprocess = _blip_preprocessing(side)
-        self.device, self.dtype = device, getattr(torch, dtype)
+        self.device, self.dtype = part.device, getattr(torch, part.dtype)
         self.batch_size, self.tokens = batch_size, tokens
 
     def probabilities(
@@ -147,29 +141,29 @@ class ChatVqa:
     Its answer is yes where the words for yes are together more probable than those for no, as the answer's first token.
 
     Args:
-        source, revision, dtype, device: as `BlipVqa` has them.
+        part: its weights.
         ask: what is said of each question; `{}` stands for it.
 
     Raises:
         ConfigError: weights (safetensors alone) are missing or do not fit, or its processor has no chat template.
     """
 
-    def __init__(self, source: str, revision: str, dtype: str, device: str, ask: str) -> None:
+    def __init__(self, part: Part, ask: str) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.processor = load_part(AutoProcessor, source, revision)
+        self.processor = load(AutoProcessor, part)
         tokenizer = self.processor.tokenizer
         if not (getattr(self.processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
-            raise ConfigError(f"'{source}' has no chat template; give a model that was trained to chat")
-        self.model = load_model(AutoModelForImageTextToText, source, revision, dtype, device)
+            raise ConfigError(f"'{part.source}' has no chat template; give a model that was trained to chat")
+        self.model = load_model(AutoModelForImageTextToText, part)
         yes, no = (first_tokens(tokenizer, word) for word in ("yes", "no"))
         # What both may begin with (a blank that is a token of its own) tells nothing.
         self.yes, self.no = yes - no, no - yes
         if not self.yes or not self.no:
             raise ConfigError(
-                f"the tokenizer of '{source}' tells 'yes' and 'no' not apart by their first token"
+                f"the tokenizer of '{part.source}' tells 'yes' and 'no' not apart by their first token"
             )
-        self.device, self.dtype, self.ask = device, getattr(torch, dtype), ask
+        self.device, self.dtype, self.ask = part.device, getattr(torch, part.dtype), ask
 
     def says_yes(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[list[bool]]:
         """Whether yes is more probable than no, for each question of each picture."""

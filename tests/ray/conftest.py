@@ -40,24 +40,25 @@ def command(output: Path, *options: str) -> list[str]:
     return [sys.executable, str(REPOSITORY / "jobs" / "synpic.py"), "--output", str(output), *options]
 
 
+def run(words: list[str], place: Path) -> Ended:
+    """Runs a command to its end in the directory `place`."""
+    ended = subprocess.run(
+        words,
+        env=environment(),
+        cwd=place,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=JOB_TIMEOUT_S,
+        check=False,
+    )
+    return Ended(ended.returncode, ended.stdout)
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[..., Ended]:
     """`job(output, *options)` runs the job script to its end."""
-
-    def run(output: Path, *options: str) -> Ended:
-        ended = subprocess.run(
-            command(output, *options),
-            env=environment(),
-            cwd=tmp_path,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=JOB_TIMEOUT_S,
-            check=False,
-        )
-        return Ended(ended.returncode, ended.stdout)
-
-    return run
+    return lambda output, *options: run(command(output, *options), tmp_path)
 
 
 def rows(output: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import JOB_TIMEOUT_S, REPOSITORY, Ended, environment
+from conftest import JOB_TIMEOUT_S, REPOSITORY, Ended, environment, run
 
 from rankray import store
 
@@ -38,20 +38,7 @@ def command(output: Path, log: Path, names: tuple[str, ...]) -> list[str]:
 def evaluate(tmp_path: Path) -> Callable[..., Ended]:
     """`evaluate(output, log, *names)` measures toy models of those names."""
 
-    def run(output: Path, log: Path, *names: str) -> Ended:
-        ended = subprocess.run(
-            command(output, log, names),
-            env=environment(),
-            cwd=tmp_path,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=JOB_TIMEOUT_S,
-            check=False,
-        )
-        return Ended(ended.returncode, ended.stdout)
-
-    return run
+    return lambda output, log, *names: run(command(output, log, names), tmp_path)
 
 
 def results(output: Path) -> dict[str, Any]:

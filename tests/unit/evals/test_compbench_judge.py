@@ -15,6 +15,7 @@ from transformers import CLIPModel, Owlv2ForObjectDetection
 from rankray.config import ConfigError
 from rankray.evals import compbench
 from rankray.evals.compbench_judge import CompBenchJudge, in_frame, judgement
+from rankray.evals.loading import Part
 from rankray.evals.open_detection import OpenDetector, owl_pixels
 from rankray.random_weights.judges import small_spec
 
@@ -75,7 +76,7 @@ def test_a_score_does_not_depend_on_neighbours(judge: CompBenchJudge, pictures: 
 
 def test_objects_are_found_as_by_the_model_alone(judges: Path, pictures: list[Image.Image]) -> None:
     place = judges / "compbench" / "detector"
-    detector = OpenDetector(str(place), "main", "float32", "cpu", 4, None)
+    detector = OpenDetector(Part(str(place)), 4, None)
     names = [
         ["circle", "star"],
         ["star"],
@@ -112,7 +113,7 @@ def test_objects_are_found_as_by_the_model_alone(judges: Path, pictures: list[Im
             np.testing.assert_allclose(found[name], [*edges, scores[best][n]], atol=1e-3)
     assert detector.best(pictures[:1], names[:1], 1.0) == [{}]
     with pytest.raises(ConfigError, match="where 49408 are due"):
-        OpenDetector(str(place), "main", "float32", "cpu", 4, 49408)
+        OpenDetector(Part(str(place)), 4, 49408)
 
 
 @pytest.mark.parametrize("size", [(20, 12), (100, 60), (64, 200)])

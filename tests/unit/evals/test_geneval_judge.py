@@ -25,6 +25,7 @@ from rankray.config import ConfigError
 from rankray.evals import EvalSpec, geneval
 from rankray.evals.detection import ALIASES, Detector, Sighting, bare_mask2former, class_names, sighting
 from rankray.evals.geneval_judge import GenEvalJudge
+from rankray.evals.loading import Part
 from rankray.random_weights.judges import COCO, small_spec
 
 NAMES = {ALIASES.get(name, name) for name in COCO}
@@ -35,10 +36,8 @@ def item(tag: str, *clauses: dict[str, Any]) -> dict[str, Any]:
 
 
 def detector(place: Path, **changes: Any) -> Detector:
-    given: dict[str, Any] = {
-        "revision": "main", "dtype": "float32", "device": "cpu", "batch_size": 4, "size": None, "classes": NAMES,
-    }  # fmt: skip
-    return Detector(str(place), **{**given, **changes})
+    given: dict[str, Any] = {"batch_size": 4, "size": None, "classes": NAMES}
+    return Detector(Part(str(place)), **{**given, **changes})
 
 
 def spec(judges: Path, **options: Any) -> EvalSpec:
@@ -216,7 +215,8 @@ def test_the_background_is_grey_and_the_crop_the_box(judge: GenEvalJudge, judges
 def test_half_precision_sees_about_the_same(
     dtype: str, judges: Path, pictures: list[Image.Image], seen: list[dict[str, list[Sighting]]]
 ) -> None:
-    half = detector(judges / "geneval" / "detector", dtype=dtype).find(pictures[:2], [NAMES] * 2, 0.0)
+    part = Part(str(judges / "geneval" / "detector"), dtype=dtype)
+    half = Detector(part, 4, None, NAMES).find(pictures[:2], [NAMES] * 2, 0.0)
     sums = [
         sum(one.box[4] for found in both for some in found.values() for one in some)
         for both in (seen[:2], half)

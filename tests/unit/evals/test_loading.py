@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from rankray.config import ConfigError
 from rankray.evals.detection import Detector
-from rankray.evals.loading import batches
+from rankray.evals.loading import Part, batches
 from rankray.evals.vqa import BlipVqa
 
 
@@ -24,7 +24,7 @@ def vqa(judges: Path, tmp_path: Path) -> Path:
 
 def refused(place: Path) -> str:
     with pytest.raises(ConfigError) as found:
-        BlipVqa(str(place), "main", "float32", "cpu", 2, None, 16)
+        BlipVqa(Part(str(place)), 2, None, 16)
     assert "\n" not in str(found.value)
     return str(found.value)
 
@@ -58,7 +58,7 @@ def test_a_missing_processor_of_a_detector(judges: Path, tmp_path: Path) -> None
     shutil.copytree(judges / "geneval" / "detector", place)
     (place / "preprocessor_config.json").unlink()
     with pytest.raises(ConfigError) as found:
-        Detector(str(place), "main", "float32", "cpu", 2, None, ())
+        Detector(Part(str(place)), 2, None, ())
     assert str(place) in str(found.value)
     assert "\n" not in str(found.value)
 

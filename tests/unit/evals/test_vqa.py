@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from rankray.config import ConfigError
+from rankray.evals.loading import Part
 from rankray.evals.vqa import BlipVqa, ChatVqa, first_tokens, plain
 from rankray.random_weights.judges import llava
 
@@ -33,7 +34,7 @@ def place(judges: Path) -> Path:
 
 
 def blip(place: Path, vocabulary: int | None = None, tokens: int = 35) -> BlipVqa:
-    return BlipVqa(str(place), "main", "float32", "cpu", 2, vocabulary, tokens)
+    return BlipVqa(Part(str(place)), 2, vocabulary, tokens)
 
 
 def test_blip_is_asked_as_published(place: Path, pictures: list[Image.Image]) -> None:
@@ -96,7 +97,7 @@ def test_a_vocabulary_that_is_not_the_model_s_is_refused(place: Path, tmp_path: 
 def test_a_chat_model_says_what_is_likelier(tmp_path: Path, pictures: list[Image.Image]) -> None:
     torch.manual_seed(0)
     llava(tmp_path)
-    vqa = ChatVqa(str(tmp_path), "main", "float32", "cpu", "{} Answer yes or no.")
+    vqa = ChatVqa(Part(str(tmp_path)), "{} Answer yes or no.")
     model, processor = (
         LlavaForConditionalGeneration.from_pretrained(tmp_path).eval(),
         AutoProcessor.from_pretrained(tmp_path),
