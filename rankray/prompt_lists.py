@@ -41,7 +41,7 @@ class Benchmark:
     @property
     def asked(self) -> str:
         """Digest of what it asks."""
-        text = json.dumps([[item.prompt, item.data] for item in self.items], sort_keys=True)
+        text = json.dumps([[item.prompt, item.data] for item in self.items])  # in order: scores depend on it
         return hashlib.sha256(text.encode()).hexdigest()
 
 

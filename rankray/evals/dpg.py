@@ -7,17 +7,19 @@ over its pictures, a benchmark's the mean over prompts. The prompts and question
 from a path: 1,065 prompts x 4 pictures, about 13 questions each. `dpg_judge.py` says which model is asked.
 
 The authors' code has three quirks, without which figures do not compare with published ones. Each is the default here
-and can be mended: its reader drops the table's first line (`keep_first`), children listed before their parents escape
-their grandparents' fall (`any_order`), and categories are of the bare answers on a prompt's last picture alone
-(`all_pictures`). Departures: a parent that was never asked counts as no, where the authors' code ends with a key error;
-prompts that come without questions are asked sentence by sentence, which is no published figure, and the column
-"sentence" says so.
+and can be mended: its reader drops the table's first line, and with it the first prompt, whose other questions depend
+on the one that is gone: the code fails on it, says so and goes on (`keep_first`); children listed before their parents
+escape their grandparents' fall (`any_order`); and categories are of the bare answers on a prompt's last picture alone
+(`all_pictures`). Departures: a question that was never asked counts as no, where the authors' code fails on the
+picture; prompts that come without questions are asked sentence by sentence, which is no published figure, and the
+column "sentence" says so.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from typing import Any
 from rankray import evals
 from rankray.evals import Column, Judgement, read_lines
 
+_LOG = logging.getLogger(__name__)
 ROOT = 0
 CATEGORIES = ("global", "entity", "attribute", "relation", "other")
 SENTENCE = "sentence"
@@ -67,11 +70,11 @@ def read(lines: Iterable[str], *, keep_first: bool = False) -> list[Item]:
     """Items of the published table (CSV, a line a question), in its order.
 
     Args:
-        keep_first: keep the first line of data, which the authors' reader drops, so that the first prompt lacks its
-            first question, on which others depend.
+        keep_first: keep the first line of data, which the authors' reader drops. Without it, the first prompt is left
+            out where others of its questions depend on that one.
 
     Raises:
-        ValueError: a column is missing, a number is none, or a question stands twice; it names the line.
+        ValueError: a column is missing, a line is short, or a number is none; it names the line.
     """
     table = csv.DictReader(lines)
     gone = [name for name in COLUMNS if name not in (table.fieldnames or ())]
@@ -79,25 +82,45 @@ def read(lines: Iterable[str], *, keep_first: bool = False) -> list[Item]:
         raise ValueError(f"columns {', '.join(gone)} are missing; give DPG-Bench's table of questions")
     prompts: dict[str, str] = {}
     questions: dict[str, dict[int, Question]] = {}
-    for place, line in enumerate(table):
+    first: tuple[str, int] | None = None
+    for line in table:
         item = line["item_id"]
-        if place == 0 and not keep_first:
-            continue
-        try:
-            number = int(line["proposition_id"])
-            parents = tuple(int(word) for word in line["dependency"].split(",") if word.strip())
-        except ValueError:
-            raise ValueError(
-                f"line {table.line_num}: proposition_id {line['proposition_id']!r} or dependency "
-                f"{line['dependency']!r} is no number"
-            ) from None
-        mine = questions.setdefault(item, {})
-        if number in mine:
-            raise ValueError(f"line {table.line_num}: question {number} of item {item!r} stands twice")
+        number, question = _row(line, f"line {table.line_num}")
         prompts.setdefault(item, line["text"])
-        category = line["tuple"].split("(")[0].strip()
-        mine[number] = Question(line["question_natural_language"], category, parents)
+        mine = questions.setdefault(item, {})
+        if number in mine:  # the authors' code takes the last too
+            _LOG.warning(
+                "line %d: question %d of item %r stands twice; the last counts", table.line_num, number, item
+            )
+        mine[number] = question
+        if first is None:
+            first = item, number
+    if first is not None and not keep_first:
+        item, number = first
+        del questions[item][number]
+        orphans = any(number in question.parents for question in questions[item].values())
+        if orphans or not questions[item]:
+            del questions[item]
     return [Item(item, prompts[item], mine) for item, mine in questions.items()]
+
+
+def _row(line: Mapping[str, str | None], where: str) -> tuple[int, Question]:
+    """(id, question) of a line of the table."""
+    short = [name for name in COLUMNS if line[name] is None]
+    if short:
+        raise ValueError(f"{where} has no {', '.join(short)}; each line has all of {', '.join(COLUMNS)}")
+    found = {name: str(line[name]) for name in COLUMNS}
+    try:
+        number = float(found["proposition_id"])
+        if not number.is_integer():
+            raise ValueError(number)
+        parents = tuple(int(word) for word in found["dependency"].split(",") if word.strip())
+    except ValueError:
+        raise ValueError(
+            f"{where}: proposition_id {found['proposition_id']!r} or dependency {found['dependency']!r} is no number"
+        ) from None
+    category = found["tuple"].split("(")[0].strip()
+    return int(number), Question(found["question_natural_language"], category, parents)
 
 
 def read_items(path: str, *, keep_first: bool = False) -> list[evals.Item]:
@@ -112,7 +135,7 @@ def read_items(path: str, *, keep_first: bool = False) -> list[evals.Item]:
     Raises:
         ValueError: there is no such file, or it is of another form; it names the line.
     """
-    place = Path(path)
+    place = Path(path).expanduser()
     if place.is_dir():
         tables = sorted(place.glob("*.csv"))
         if len(tables) != 1:
@@ -135,6 +158,8 @@ def _item(number: int, line: str) -> evals.Item:
             if asked is None
             else {int(one["id"]): _question(one["text"], one["category"], one["parents"]) for one in asked}
         )
+        if asked is not None and len(questions) < len(asked):
+            raise ValueError("an id stands twice")
         item = Item(str(entry.get("item_id", number)), str(prompt), questions)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
@@ -147,6 +172,8 @@ def _item(number: int, line: str) -> evals.Item:
 
 
 def _question(text: str, category: str, parents: Iterable[int]) -> Question:
+    if isinstance(parents, str):
+        raise ValueError(f"parents {parents!r} is no list of ids")
     return Question(str(text), str(category), tuple(int(parent) for parent in parents))
 
 
@@ -209,19 +236,13 @@ def columns(
 def holding(
     dependency: Mapping[int, Sequence[int]], answers: Mapping[int, bool], *, any_order: bool = False
 ) -> set[int]:
-    """Questions that count: answered yes, with parents that count; 0 is no parent.
+    """Questions that count: answered yes, with parents that count; 0 is no parent, and no answer is no yes.
 
     As published, questions are taken in the graph's order, and one that falls takes with it those that come later.
 
     Args:
         any_order: take them again until nothing falls, so that the order does not matter.
-
-    Raises:
-        ValueError: a question of the graph has no answer.
     """
-    silent = sorted(set(dependency) - set(answers))
-    if silent:
-        raise ValueError(f"questions {silent} have no answer; answer each question of the graph")
     found = {number for number, answer in answers.items() if answer}
     while True:
         before = len(found)
@@ -235,14 +256,15 @@ def holding(
 def score(
     dependency: Mapping[int, Sequence[int]], answers: Mapping[int, bool], *, any_order: bool = False
 ) -> float:
-    """One picture's score, 0 to 1: the share of questions that count (`holding`).
+    """One picture's score, 0 to 1: the share of questions, asked or answered, that count (`holding`).
 
     Raises:
-        ValueError: there is no question, or one of the graph has no answer.
+        ValueError: there is no question.
     """
-    if not answers:
-        raise ValueError("no question was answered; a score needs one")
-    return len(holding(dependency, answers, any_order=any_order)) / len(answers)
+    asked = {*dependency, *answers}
+    if not asked:
+        raise ValueError("there is no question; a score needs one")
+    return len(holding(dependency, answers, any_order=any_order)) / len(asked)
 
 
 def benchmark(scores: Iterable[Sequence[float]]) -> float:

@@ -5,8 +5,9 @@ here as pure functions over detections: a verdict costs microseconds, so thresho
 without a detector. The prompts are the 553 lines of `evaluation_metadata.jsonl`, read from a path; 4 pictures each,
 six categories; the score is the mean of categories, not of pictures. `geneval_judge.py` says which models are asked.
 
-Departures: a detection's box is a tuple and not an array; where the authors' code fails with an index or key error (a
-position that points at no earlier object, a colour that nobody classified), one line says so.
+Departures: a detection's box is a tuple and not an array; a position has to point at an earlier object by its number
+from 0, where the authors' code fails with an index error or counts from the end; among equally confident boxes, whose
+order the authors' sorting leaves open, the later one comes first.
 
     metadata      one line of the published file, as a dict: tag, prompt, include, exclude
     detections    class -> raw boxes (x0, y0, x1, y1, score), before any threshold, in any order
@@ -102,19 +103,23 @@ def _checked(metadata: Any) -> None:
         raise ValueError(f"tag {metadata.get('tag')!r} is none of {', '.join(CATEGORIES)}")
     if not isinstance(metadata.get("include"), list) or not metadata["include"]:
         raise ValueError("'include' is no list of objects")
-    for index, wanted in enumerate([*metadata["include"], *metadata.get("exclude", [])]):
+    for index, wanted in enumerate([*metadata["include"], *(metadata.get("exclude") or ())]):
+        if not isinstance(wanted, dict):
+            raise ValueError(f"clause {index} is {wanted!r}, no object with 'class' and 'count'")
         if not isinstance(wanted.get("class"), str) or not isinstance(wanted.get("count"), int):
             raise ValueError(f"clause {index} has no 'class' and 'count'")
         if wanted.get("color", COLORS[0]) not in COLORS:
             raise ValueError(f"colour {wanted['color']!r} is none of {', '.join(COLORS)}")
         if "position" in wanted:
-            relation, of = wanted["position"]
-            if relation not in RELATIONS or not 0 <= of < index:
-                raise ValueError(f"position {wanted['position']!r} is no [relation, earlier object]")
+            match wanted["position"]:
+                case [str(relation), int(of)] if relation in RELATIONS and 0 <= of < index:
+                    pass
+                case other:
+                    raise ValueError(f"position {other!r} is no [relation, earlier object]")
 
 
-def kept(boxes: Sequence[Box], tag: str, thresholds: Thresholds = PUBLISHED) -> list[int]:
-    """Places of the boxes of one class that count, most confident first; among equals the later one, as published."""
+def kept(boxes: Sequence[Box], tag: str | None, thresholds: Thresholds = PUBLISHED) -> list[int]:
+    """Places of the boxes of one class that count, most confident first; among equals the later one."""
     least = thresholds.counting_confidence if tag == "counting" else thresholds.confidence
     order = [int(n) for n in np.argsort([box[4] for box in boxes], kind="stable")[::-1]]
     order = [n for n in order if boxes[n][4] > least][: thresholds.max_objects]
@@ -170,16 +175,15 @@ def verdict(
     in the asked relation to each box of the object that the position points at.
 
     Raises:
-        ValueError: a colour is asked for of boxes that `colors` does not name, or a position points at no earlier
-            object.
+        ValueError: a position points at no earlier object.
     """
     objects = {
-        name: [boxes[n] for n in kept(boxes, metadata["tag"], thresholds)]
+        name: [boxes[n] for n in kept(boxes, metadata.get("tag"), thresholds)]
         for name, boxes in detections.items()
     }
     wrong: list[str] = []
     groups: list[list[Box] | None] = []
-    for wanted in metadata.get("include", []):
+    for wanted in metadata.get("include") or ():
         name, count = wanted["class"], wanted["count"]
         found = objects.get(name, [])[:count]
         reason = _missing(wanted, found, colors)
@@ -187,7 +191,7 @@ def verdict(
             reason = _misplaced(wanted, found, groups, thresholds)
         groups.append(found if reason is None else None)
         wrong += [] if reason is None else [reason]
-    for unwanted in metadata.get("exclude", []):
+    for unwanted in metadata.get("exclude") or ():
         name, count = unwanted["class"], unwanted["count"]
         if len(objects.get(name, [])) >= count:
             wrong.append(f"expected {name}<{count}, found {len(objects.get(name, []))}")
@@ -202,14 +206,10 @@ def _missing(wanted: Mapping[str, Any], found: list[Box], colors: Mapping[str, S
     if "color" not in wanted:
         return None
     seen = list(colors.get(name, ()))[:count]
-    if len(seen) < count:
-        raise ValueError(
-            f"{count} boxes of '{name}' need a colour and {len(seen)} have one; classify each kept box"
-        )
     right = seen.count(wanted["color"])
     if right >= count:
         return None
-    instead = ", ".join(f"{seen.count(color)} {color}" for color in COLORS if color in seen)
+    instead = ", ".join(f"{seen.count(color)} {color}" for color in COLORS if color in seen) or "no other"
     return f"expected {wanted['color']} {name}>={count}, found {right} {wanted['color']}; and {instead}"
 
 

@@ -39,7 +39,7 @@ _FUNCTION = _words(
     "of in on at to from with without by for near next above below under over behind beside between among across into "
     "onto through around along against inside outside beneath toward towards past down up off out upon within during "
     "and or but as while when where which who whose that than then if so like is are was were be been being has have "
-    "had do does did can could will would should may might must not it they he she we you i them him there very both "
+    "had do does did could will would should may might must not it they he she we you i them him there very both "
     "about before after until front back away together"
 )
 _VERBS = _words(
@@ -50,9 +50,17 @@ _VERBS = _words(
 _COLOURS = _words(
     "red orange yellow green blue purple pink brown black white grey gray gold silver beige tan teal"
 )
+_ADJECTIVES = _COLOURS | _words(
+    "big bold broad cubic cubical curved cylindrical dark deep dry fabric flat fluffy fragile fresh furry glass golden "
+    "hard heavy huge large leather little long lush metallic narrow new oblong old oval pentagonal plastic pyramidal "
+    "rectangular rough round rubber sharp shiny short slim small smooth soft spherical square straight sweet tall "
+    "teardrop thick thin tiny triangular vibrant warm wet wide wooden young"
+)
+"""Of the benchmark's kinds and common ones: what follows one of them and would end a phrase is its noun."""
 _NO_VERBS = _words(
     "red bed shed sled seed weed reed king ring wing string thing ceiling building painting clothing flooring meeting "
-    "morning evening earring lightning wedding bedding icing frosting railing sibling family lily fly belly jelly"
+    "morning evening earring lightning wedding bedding icing frosting railing sibling family lily fly belly jelly "
+    "butterfly sapling duckling stitching watering"
 )
 
 
@@ -80,13 +88,18 @@ def parse_spatial(prompt: str) -> Spatial:
 
 
 def sentence_spatial(prompt: str) -> Spatial | None:
-    """The same of a whole sentence, "The mug was on top of the shelf": the nearest phrase on each side."""
+    """The same of a whole sentence, "The blue mug was on top of the shelf": the nearest phrase's noun on each side.
+
+    A phrase's noun is its last word. The authors take the nearest word that is a noun, so of "the coat rack" on the
+    right they look for "coat".
+    """
     text = prompt.strip().rstrip(".").lower()
     for locality in LOCALITIES:
         first, found, second = text.partition(f" {locality} ")
         before, after = noun_phrases(first), noun_phrases(second)
         if found and before and after:
-            return Spatial(_noun(before[-1]), locality, _noun(after[0]))
+            first, second = (phrase.split()[-1] for phrase in (before[-1], after[0]))
+            return Spatial(_noun(first), locality, _noun(second))
     return None
 
 
@@ -135,6 +148,8 @@ def _without_verbs(words: list[str]) -> list[str]:
     kept = list(words)
     # Before a verb stand a determiner and a noun at least, or a verb stands alone behind its auxiliary.
     while kept and (len(kept) != 2 or kept[0].lower() not in _DETERMINERS) and _is_verb(kept[-1].lower()):
+        if len(kept) > 1 and kept[-2].lower() in _ADJECTIVES:
+            break  # "a red rose", "a yellow butterfly": no phrase ends with an adjective
         kept.pop()
     kept[-1:] = [word.rstrip(",") for word in kept[-1:]]
     return kept if any(word.lower() not in _DETERMINERS for word in kept) else []

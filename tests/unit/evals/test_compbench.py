@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -52,9 +53,29 @@ def test_spatial_score(name: str) -> None:
     assert compbench.spatial_score(locality, first, second) == pytest.approx(expected)
 
 
-def test_an_unknown_locality_is_an_error() -> None:
-    with pytest.raises(ValueError, match="locality 'inside' is none of on side of"):
-        compbench.spatial_score("inside", box(1, 1), box(2, 2))
+@pytest.mark.parametrize("locality", ["inside", None])
+def test_what_is_no_locality_is_no_place(locality: str | None) -> None:
+    assert compbench.spatial_score(locality, box(1, 1, 1.0), box(2, 2, 1.0)) == 0.5
+    assert compbench.spatial_score(locality, box(1, 1, 0.9), box(2, 2, 1.0)) == 0.0
+
+
+KINDS = {
+    "The lantern glowed over a tiled floor.": "action",
+    "The blue mug was on top of the oak shelf.": "spatial",
+    "The old boots are near the yellow door": "spatial",
+    "The grey heron stood next to the quiet pond.": "both",
+}
+
+
+@pytest.mark.parametrize("prompt", KINDS)
+def test_what_a_complex_prompt_calls_for_by_its_words(prompt: str, tmp_path: Path) -> None:
+    file = tmp_path / "complex_val.txt"
+    file.write_text(prompt)
+    (item,) = compbench.read_items(str(file))
+    assert item.data["kind"] == KINDS[prompt]
+    (tmp_path / "complex_val_spatial.txt").write_text("Another prompt.")
+    (item,) = compbench.read_items(str(file))
+    assert item.data["kind"] == "both", "there are lists, and it is on none"
 
 
 @given(

@@ -42,10 +42,11 @@ def test_score(name: str) -> None:
     assert dpg.score(dependency, answers) == pytest.approx(expected)
 
 
-def test_a_question_without_an_answer_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"questions \[2\] have no answer"):
-        dpg.score({1: [0], 2: [1]}, {1: True})
-    with pytest.raises(ValueError, match="no question was answered"):
+def test_no_answer_is_no_yes() -> None:
+    assert dpg.score({1: [0], 2: [1]}, {1: True}) == 0.5
+    assert dpg.score({1: [0], 2: [1]}, {2: True}) == 0.0, "its parent is silent"
+    assert dpg.score({2: [1]}, {2: True}) == 0.0, "its parent is no question"
+    with pytest.raises(ValueError, match="there is no question"):
         dpg.score({}, {})
 
 
@@ -114,12 +115,13 @@ def test_categories_are_of_bare_answers() -> None:
     }
 
 
-def test_without_the_first_line_its_children_never_count() -> None:
-    """The authors' reader drops the first line; the second and third question depend on it."""
-    first, second = dpg.read(TABLE.splitlines())
-    assert sorted(first.questions) == [2, 3]
-    assert dpg.score(first.dependency, {2: True, 3: True}) == 0.0
-    assert dpg.score(second.dependency, {1: True}) == 1.0
+def test_without_the_first_line_its_prompt_is_left_out() -> None:
+    """The authors' reader drops the first line, and their code fails on the questions that depend on it."""
+    (second,) = dpg.read(TABLE.splitlines())
+    assert (second.item_id, sorted(second.questions)) == ("b", [1])
+    lines = TABLE.splitlines()
+    loose = [line.replace('"1, 2"', "2") for line in (lines[0], lines[1], *lines[3:])]
+    assert [sorted(item.questions) for item in dpg.read(loose)] == [[3], [1]], "nothing depends on the first"
 
 
 def test_a_benchmark_weighs_prompts_alike() -> None:
@@ -140,8 +142,16 @@ def test_faults_of_a_table_are_named() -> None:
     faults = {
         "columns item_id, text": ["a,b", "1,2"],
         "line 2: proposition_id 'x'": [lines[0], lines[1].replace(",1,0,", ",x,0,")],
-        "line 3: question 1 of item 'a' stands twice": [lines[0], lines[1], lines[1]],
+        "line 3 has no dependency, tuple, question": [lines[0], lines[1], "a,t,,1"],
+        "line 2: proposition_id '1.5'": [lines[0], lines[1].replace(",1,0,", ",1.5,0,")],
     }
     for message, table in faults.items():
         with pytest.raises(ValueError, match=message):
             dpg.read(table, keep_first=True)
+
+
+def test_of_a_question_that_stands_twice_the_last_counts() -> None:
+    lines = TABLE.splitlines()
+    first = dpg.read([*lines, lines[1].replace(",1,0,", ",1.0,0,").replace("?", "!")], keep_first=True)[0]
+    assert sorted(first.questions) == [1, 2, 3]
+    assert first.questions[1].text.endswith("!")

@@ -129,7 +129,7 @@ b,Two owls,,1,0,entity,whole,entity - whole (owls),Are there owls?
 
 def test_dpg_columns(tmp_path: Path) -> None:
     (tmp_path / "dpg_bench.csv").write_text(TABLE)
-    assert [len(item.data["questions"]) for item in items_of(EVALS["dpg"], str(tmp_path))] == [2, 1]
+    assert [len(item.data["questions"]) for item in items_of(EVALS["dpg"], str(tmp_path))] == [1]
     mended = replace(EVALS["dpg"], options={**EVALS["dpg"].options, "keep_first": True, "all_pictures": True})
     items = items_of(mended, str(tmp_path / "dpg_bench.csv"))
     seen = {
@@ -204,7 +204,7 @@ def test_compbench_files(tmp_path: Path) -> None:
     assert items["A baker kneads dough."] == {"category": "non_spatial", "action": "A baker kneads dough."}
     assert items["The red hat was on top of the brown rack."] == {
         "category": "complex", "kind": "spatial", "phrases": ["The red hat", "the brown rack"],
-        "spatial": ["red hat", "on top of", "brown rack"],
+        "spatial": ["hat", "on top of", "rack"],
     }  # fmt: skip
     assert [items[prompt]["kind"] for prompt in ("The cat naps.", "The dog ran.")] == ["action", "both"]
     assert len(items) == 6

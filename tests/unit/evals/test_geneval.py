@@ -259,9 +259,10 @@ def test_overlapping_boxes_are_one_where_asked() -> None:
     assert geneval.overlap((5, 5, 4, 4), (9, 9, 8, 8)) == 0.0
 
 
-def test_a_colour_that_nobody_named_is_an_error() -> None:
-    with pytest.raises(ValueError, match="1 boxes of 'cup' need a colour and 0 have one"):
-        geneval.verdict(colored("cup", "red"), {"cup": [box(5, 5)]}, {})
+def test_a_box_without_a_colour_has_none() -> None:
+    told = "expected red cup>=1, found 0 red; and no other"
+    for colors in ({}, {"cup": []}):
+        assert geneval.verdict(colored("cup", "red"), {"cup": [box(5, 5)]}, colors) == (False, told)
 
 
 def test_a_position_without_an_earlier_object_is_an_error() -> None:
@@ -302,6 +303,10 @@ def test_metadata_is_read_and_its_faults_named() -> None:
         "clause 0 has no 'class' and 'count'": json.dumps({**good, "include": [{"class": "cup"}]}),
         "colour 'mauve' is none of red": json.dumps(colored("cup", "mauve")),
         "is no .relation, earlier object.": json.dumps(placed("cup", "beside", "tree")),
+        "clause 1 is 'cup', no object": json.dumps({**good, "include": [*good["include"][:1], "cup"]}),
+        "position 'left' is no": json.dumps(
+            {**good, "include": [{**good["include"][0], "position": "left"}]}
+        ),
     }
     for message, line in faults.items():
         with pytest.raises(ValueError, match=message):
