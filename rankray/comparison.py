@@ -86,7 +86,12 @@ def sign_test(wins: int, losses: int) -> float:
     n, most = wins + losses, max(wins, losses)
     if n == 0:
         return 1.0
-    tail = float(sum(math.comb(n, i) for i in range(most, n + 1)) / 2**n)
+    tail: float
+    if n <= 1000:
+        tail = sum(math.comb(n, i) for i in range(most, n + 1)) / 2**n
+    else:  # exact integers of thousands of digits take seconds
+        logs = (math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(most, n + 1))
+        tail = math.fsum(math.exp(each - n * math.log(2.0)) for each in logs)
     return min(1.0, 2.0 * tail)
 
 

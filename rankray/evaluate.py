@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ray.exceptions import RayTaskError
+
 import rankray
 from rankray import cost, evaluated_models, evaluation, evaluation_table, published, store, synpic
 from rankray import evaluation_results as results
@@ -32,6 +34,7 @@ from rankray.output import Output
 from rankray.prompt_lists import PromptList, read_lists, scorer_revisions
 from rankray.prompts import Given
 from rankray.ray_session import connect, exclusive, in_submitted_job
+from rankray.targets import require_resolved
 
 Say = Callable[[str], None]
 Publish = Callable[[str, dict[str, Any]], None]
@@ -68,6 +71,16 @@ class Plan:
     baseline: str | None
     revisions: dict[str, str]
 
+    @property
+    def contents(self) -> dict[str, str]:
+        """Digests of the prompts and of what is asked of them: a file that was edited is another one."""
+        found = {}
+        for prompts in self.lists:
+            found[f"prompts.{prompts.name}.contents"] = outputs.prompts_digest(prompts.prompts.rows)
+            for label, asked in prompts.asked.items():
+                found[f"prompts.{prompts.name}.asked.{label}"] = asked
+        return found
+
 
 def run(config: EvaluateConfig, say: Say = print, publish: Publish | None = None) -> Result:
     """Measures what is left of all models, or nothing where all is measured.
@@ -78,19 +91,24 @@ def run(config: EvaluateConfig, say: Say = print, publish: Publish | None = None
     """
     plan = check(config)
     output = plan.output
-    outputs.claim(output, config, plan.revisions, MARKER)
+    outputs.claim(output, config, plan.revisions, MARKER, plan.contents)
     if (found := _measured_already(plan)) is not None:
         say(f"{output.uri} is complete already; nothing to do")
         return Result(output.uri, found)
-    outputs.write_config(output, config)
     connect()
     say(f"output: {output.uri}")
     for prompts in plan.lists:
         say(prompts.described)
     info: dict[str, Any] = {}
     with exclusive("evaluate", output.uri):
+        outputs.write_config(output, config)
         for models in _rounds(plan, say):
             info = _measure(replace(plan, models=models), say, publish)
+        if not info:
+            raise ConfigError(f"the run {config.follow} has no checkpoint to measure yet; try again later")
+        if not info["complete"] and evaluated_models.finished(str(config.follow)):
+            info = {**info, "complete": True}
+            publish_results(output, info, publish)
     output.remove("_work")
     return Result(output.uri, info)
 
@@ -107,24 +125,23 @@ def check(config: EvaluateConfig) -> Plan:
     written = evaluated_models.written(output)
     models = [evaluated_models.resolve(asked, written) for asked in config.models]
     baseline = config.baseline
-    if baseline is not None and baseline not in [model.name for model in models]:
-        first = evaluated_models.resolve(evaluated_models.parse(baseline), written)
-        models = [first, *(model for model in models if model.name != first.name)]
-        baseline = first.name
+    if baseline is not None:
+        baseline = evaluated_models.named(baseline, config.models, models)
+    if baseline is None and config.baseline is not None:
+        models.insert(0, evaluated_models.resolve(evaluated_models.parse(config.baseline), written))
+        baseline = models[0].name
     names = [model.name for model in models]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"models: '{twice[0]}' stands twice; give one another name, as in NAME={twice[0]}")
+        raise ConfigError(f"models: '{twice[0]}' stands twice; give one another name, as in NAME=/its/place")
     if config.follow is not None:
-        evaluated_models.check_run(config.follow)
+        evaluated_models.check_run(config.follow, models)
     if "://" in output.uri and (config.follow or any(model.checkpoint for model in models)):
         raise ConfigError(
             f"pipelines of checkpoints load from directories, and output is '{output.uri}'; give a directory that all "
             "nodes see"
         )
-    for model in models:
-        if not model.checkpoint:
-            evaluated_models.revision(model)  # its weights are there
+    require_resolved([evaluated_models.target(model) for model in models if not model.checkpoint])
     return Plan(config, output, lists, tuple(models), baseline, revisions)
 
 
@@ -153,17 +170,23 @@ def _rounds(plan: Plan, say: Say) -> Iterator[tuple[Model, ...]]:
     models = _known(replace(plan, models=tuple(models)))
     if models:
         yield tuple(models)
+    news = time.monotonic()
     while True:
-        over = evaluated_models.finished(
-            follow
-        )  # before looking, so that none that comes meanwhile is missed
+        # Looked at first, so that no checkpoint that comes meanwhile is missed.
+        over = evaluated_models.finished(follow)
         fresh = list(_fresh(follow, plan.output, models, say))
         if over and not fresh and (last := _last(follow, models)) is not None:
             fresh = [last]
         for model in fresh:
             models.append(model)
             yield tuple(models)
+            news = time.monotonic()
         if over and not fresh:
+            return
+        if time.monotonic() - news > plan.config.follow_patience_s:
+            say(
+                f"{follow} is not finished, and no checkpoint came for follow_patience_s; run this again to go on"
+            )
             return
         if not fresh:
             time.sleep(plan.config.follow_interval_s)
@@ -181,22 +204,26 @@ def _known(plan: Plan) -> list[Model]:
 
 def _fresh(run: str, output: Output, models: Sequence[Model], say: Say) -> Iterator[Model]:
     """Checkpoints of the run that are not among the models, as pipelines; those of the same step are the same."""
-    steps = {model.step for model in models}
+    steps = evaluated_models.steps(run, models)
     for asked in evaluated_models.checkpoints(run):
         try:
             model = evaluated_models.resolve(asked, {})
-        except ConfigError:
-            say(f"{asked.model} was dropped by its run before it could be measured; raise checkpoints.keep")
-            continue
-        if model.step not in steps:
+            if model.step in steps:
+                continue
             steps.add(model.step)
-            yield evaluated_models.as_pipeline(model, output, say)
+            written = evaluated_models.as_pipeline(model, output, say)
+        except (ConfigError, OSError, RayTaskError):
+            if evaluated_models.is_there(asked):
+                raise
+            say(f"{asked.model} was dropped by its run before it could be measured; raise checkpoints.keep")
+        else:
+            yield written
 
 
 def _last(run: str, models: Sequence[Model]) -> Model | None:
     """The finished run's own pipeline, unless a checkpoint of its last step is among the models."""
     final = evaluated_models.resolve(EvaluatedModel(model=run), {})
-    return None if final.step in {model.step for model in models} else final
+    return None if final.step in evaluated_models.steps(run, models) else final
 
 
 def _measure(plan: Plan, say: Say, publish: Publish | None) -> dict[str, Any]:
@@ -224,11 +251,12 @@ def _results(plan: Plan, sets: dict[tuple[str, str], Measured]) -> dict[str, Any
     """The contents of `results.json`; writes the pictures that changed most."""
     config, names = plan.config, [model.name for model in plan.models]
     changed = results.changes(plan.lists, names, plan.baseline, sets, config.changed)
-    identity = {**config.identity(), **{f"revision.{name}": value for name, value in plan.revisions.items()}}
+    revisions = {f"revision.{name}": value for name, value in plan.revisions.items()}
+    identity = {**config.identity(), **revisions, **plan.contents}
     return {
         "rankray_version": rankray.__version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "complete": True,
+        "complete": config.follow is None,
         "identity": identity,
         "seed": config.seed,
         "baseline": plan.baseline,

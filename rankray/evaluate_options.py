@@ -21,6 +21,7 @@ from rankray.rewards import REWARDS
 GROUPS = {"qalign": ("qalign-quality", "qalign-aesthetic")}
 """Names for several metrics at once."""
 
+_EXAMPLE = {"evals": "geneval", "metrics": "vqascore"}
 _LIST = re.compile(r"--prompts\.([\w-]+)(?:\.(\w+))?")
 
 
@@ -61,6 +62,12 @@ def applied(
         ConfigError: an unknown benchmark, metric or key of a list (nearest named).
     """
     merged = dict(tables)
+    for key in ("evals", "metrics"):
+        entries = tables.get(key, [])
+        if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise ConfigError(f'{key} = {entries!r}: give tables, such as [{{model = "{_EXAMPLE[key]}"}}]')
+    if not isinstance(tables.get("prompts", {}), Mapping):
+        raise ConfigError(f"prompts = {tables['prompts']!r}: give each list a name, --prompts.NAME PATH")
     if "--model" in own:
         models = [evaluated_models.parse(text) for text in own["--model"]]
         merged["models"] = [model.model_dump(exclude_unset=True, exclude_none=True) for model in models]

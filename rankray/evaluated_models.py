@@ -8,7 +8,7 @@ its last checkpoints alone and an evaluation that is resumed later must find wha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from rankray.config import ConfigError, GeneratorChoice
 from rankray.evaluation_config import EvaluatedModel
 from rankray.generators import GENERATORS
 from rankray.output import Output
-from rankray.targets import unknown_model
+from rankray.targets import Target, unknown_model
 from rankray.training_config import RankDPOConfig
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -232,18 +232,68 @@ def finished(run: str) -> bool:
     return _exists(f"{store.absolute(run).rstrip('/')}/run.json")
 
 
-def check_run(run: str) -> None:
-    """Whether `run` is something to follow.
+def check_run(run: str, models: Sequence[Model]) -> None:
+    """Whether `run` is something to follow beside the models.
 
     Raises:
-        ConfigError: nothing of jobs/rankdpo.py is there.
+        ConfigError: nothing of jobs/rankdpo.py is there, or another model has the name of one of its checkpoints.
     """
-    _config_of(store.absolute(run).rstrip("/"))
+    place = store.absolute(run).rstrip("/")
+    _config_of(place)
+    name = _safe(_name(place))
+    for model in models:
+        if (model.name == name or model.name.startswith(f"{name}-step-")) and not _is_of(model, place):
+            raise ConfigError(
+                f"'{model.name}' ({model.asked}) has the name of what is followed; give it another, as in "
+                f"NAME={model.asked}"
+            )
+
+
+def named(baseline: str, asked: Sequence[EvaluatedModel], models: Sequence[Model]) -> str | None:
+    """The name of that of the models which `baseline` means: by its name, or as it was asked; None for none of them."""
+    names = [model.name for model in models]
+    if baseline in names or _safe(baseline) in names:
+        return baseline if baseline in names else _safe(baseline)
+    wanted = parse(baseline)
+    for choice, model in zip(asked, models, strict=True):
+        if (choice.model, choice.source) == (wanted.model, wanted.source) and wanted.name in (
+            None,
+            model.name,
+        ):
+            return model.name
+    return None
+
+
+def steps(run: str, models: Iterable[Model]) -> set[int | None]:
+    """Steps of those models that are of the run: its checkpoints and what it ended with."""
+    place = store.absolute(run).rstrip("/")
+    return {model.step for model in models if _is_of(model, place)}
+
+
+def _is_of(model: Model, run: str) -> bool:
+    return f"{store.absolute(model.asked).rstrip('/')}/".startswith(f"{run}/")
+
+
+def run_of(model: Model) -> str | None:
+    """The directory of the run that the model is of, if it is of one."""
+    if model.step is None:
+        return None
+    return re.sub(r"/(checkpoints/[^/]+|pipeline)$", "", store.absolute(model.asked).rstrip("/"))
+
+
+def is_there(checkpoint: EvaluatedModel) -> bool:
+    """Whether a checkpoint's run still has it."""
+    return _exists(f"{store.absolute(checkpoint.model)}/state.json")
+
+
+def target(model: Model) -> Target:
+    """What draws a model's pictures."""
+    return generators.resolve(model.choice)
 
 
 def revision(model: Model) -> str:
     """The revision of a model's weights, as its datasets state it."""
-    return generators.resolve(model.choice).revision
+    return target(model).revision
 
 
 def _exists(place: str) -> bool:

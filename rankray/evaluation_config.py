@@ -50,6 +50,10 @@ class EvaluatedModel(GeneratorChoice):
             raise ValueError(
                 f"model '{self.label}': pictures a prompt are the prompt list's; give prompts.NAME.samples"
             )
+        if "seed_name" in self.model_fields_set:
+            raise ValueError(
+                f"model '{self.label}': all models draw from the same seeds; leave out seed_name"
+            )
         return self
 
 
@@ -98,7 +102,7 @@ class EvaluateConfig(Strict):
 
     output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
     models: tuple[EvaluatedModel, ...] = Field(
-        (), description="the models; --model WHAT adds one: ROW, ROW@DIRECTORY, RUN or CHECKPOINT"
+        (), description="the models; --model WHAT, once for each, takes the place of the file's"
     )
     baseline: str | None = Field(
         None, min_length=1, description="the model that others are compared with: its name, or as --model"
@@ -107,6 +111,11 @@ class EvaluateConfig(Strict):
         None, min_length=1, description="a run of jobs/rankdpo.py: measure its checkpoints as they come"
     )
     follow_interval_s: float = Field(30.0, gt=0, description="how often to look for a new checkpoint")
+    follow_patience_s: float = Field(
+        6 * 3600.0,
+        gt=0,
+        description="when to stop although the run is not finished: so long after the last one",
+    )
     evals: tuple[EvalChoice, ...] = Field(
         (), description="benchmarks; as an option names, metrics' too: geneval,dpg,vqascore"
     )

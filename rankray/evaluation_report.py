@@ -7,6 +7,7 @@ that changed share 4 MB. Tables sort where the browser runs the page's one scrip
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -190,10 +191,15 @@ def _compared(column: Mapping[str, Any], model: str, found: Mapping[str, Any], t
 def _charts(
     columns: Sequence[Mapping[str, Any]], times: Mapping[str, int], results: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Each column along the steps of a run; none where fewer than two checkpoints were evaluated."""
-    steps = {m["name"]: m["step"] for m in results["models"] if m.get("step") is not None}
+    """Each column along the steps of each run of which two checkpoints or more were evaluated."""
+    runs: dict[str, dict[str, int]] = {}
+    for model in results["models"]:
+        if model.get("run") is not None:
+            runs.setdefault(model["run"], {})[model["name"]] = model["step"]
     found = []
-    for column in columns if len(set(steps.values())) > 1 else ():
+    for column, steps in itertools.product(columns, runs.values()):
+        if len(set(steps.values())) < 2:
+            continue
         by, points = times[column["name"]], []
         for name, step in steps.items():
             own = column["models"].get(name, {})

@@ -18,7 +18,7 @@ from rankray import evals, evaluation, scoreboard
 from rankray.comparison import Difference, win_rate
 from rankray.config import ModelChoice
 from rankray.evals import Column, Judgement
-from rankray.evaluated_models import Model
+from rankray.evaluated_models import Model, run_of
 from rankray.evaluation import Floats, Pictures
 from rankray.evaluation_config import LABEL
 from rankray.prompt_lists import PromptList
@@ -243,5 +243,6 @@ def described(model: Model, revision: str) -> dict[str, Any]:
         "source": model.choice.source,
         "revision": revision,
         "asked": model.asked,
+        "run": run_of(model),
         "step": model.step,
     }

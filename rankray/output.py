@@ -125,17 +125,20 @@ def claim(
     config: JobConfig,
     revisions: Mapping[str, str],
     marker: str = "dataset.json",
+    contents: Mapping[str, str] | None = None,
 ) -> bool:
     """Makes the directory this configuration's, or finds that it already is. True where it is complete.
 
     Args:
         marker: the file, written last, whose presence means that the work is complete.
+        contents: digests of files that the configuration names, by a dotted name.
 
     Raises:
         ConfigError: another configuration's rows are there (the differing keys are named), files are there that
             no job began, or the place cannot be written.
     """
     identity = {**config.identity(), **{f"revision.{name}": revision for name, revision in revisions.items()}}
+    identity |= contents or {}
     complete = output.exists(marker)
     place = marker if complete else "_work/identity.json"
     if complete or output.exists(place):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,8 @@ def test_sign_test_by_hand() -> None:
     assert sign_test(4, 1) == pytest.approx(2 * 6 / 32)
     assert sign_test(3, 3) == 1.0
     assert sign_test(0, 0) == 1.0
+    exact = 2 * sum(math.comb(1101, i) for i in range(600, 1102)) / 2**1101
+    assert sign_test(501, 600) == pytest.approx(exact, rel=1e-9), "by logarithms"
 
 
 def test_the_interval_holds_the_truth_nineteen_times_of_twenty() -> None:

@@ -98,6 +98,9 @@ def test_a_list_that_nothing_judges_is_refused() -> None:
         (("--metrics", '[{model="shapes-mps", on=["shape"]}]'), "is on 'shape' (did you mean 'shapes'?)"),
         (("--metrics", f'[{{model="shapes-mps", name="{LABEL}"}}]'), "is what pictures are filed under"),
         (("--models", '[{model="shapes-sdxl", samples=2}]'), "give prompts.NAME.samples"),
+        (("--models", '[{model="shapes-sdxl", seed_name="x"}]'), "all models draw from the same seeds"),
+        (("--metrics", "foo"), "metrics = 'foo': give tables, such as [{model = \"vqascore\"}]"),
+        (("--prompts", "foo"), "prompts = 'foo': give each list a name"),
     ],
 )
 def test_what_is_wrong_is_one_line(options: tuple[str, ...], told: str) -> None:

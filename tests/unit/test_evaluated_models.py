@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 
-from rankray import evaluated_models, output
+from rankray import evaluate, evaluated_models, output
+from rankray.cli import parse_evaluate
 from rankray.config import ConfigError, GeneratorChoice
 from rankray.evaluated_models import Model, parse, resolve
 from rankray.training_config import RankDPOConfig
@@ -105,4 +107,61 @@ def test_an_unfinished_run_a_bare_pipeline_and_a_run_without_one_are_refused(run
     ):
         found(str(run))
     with pytest.raises(ConfigError, match="is no run of jobs"):
-        evaluated_models.check_run(str(run / "checkpoints"))
+        evaluated_models.check_run(str(run / "checkpoints"), [])
+
+
+def test_what_is_followed_has_its_names_for_itself(run: Path) -> None:
+    for name in ("my-run", "my-run-step-000050"):
+        other = resolve(parse(f"{name}=shapes-sd3"), {})
+        with pytest.raises(ConfigError, match=f"'{name}' .shapes-sd3. has the name of what is followed"):
+            evaluated_models.check_run(str(run), [other])
+    evaluated_models.check_run(str(run), [found(str(run)), found("shapes-sd3")])
+
+
+def test_steps_are_those_of_one_run(run: Path) -> None:
+    models = [found(str(run)), found(f"{run}/checkpoints/checkpoint_1"), found("shapes-sd3")]
+    assert evaluated_models.steps(str(run), models) == {50, 60}
+    assert evaluated_models.steps(f"{run}-2", models) == set()
+    assert [evaluated_models.run_of(model) for model in models] == [str(run), str(run), None]
+    assert evaluated_models.run_of(found(f"{run}/pipeline")) == str(run)
+
+
+def checked(run: Path, *words: str) -> evaluate.Plan:
+    prompts = ("--evals", "shapes", "--prompts.shapes", "shapes:heldout", "--prompts.shapes.limit", "2")
+    return evaluate.check(parse_evaluate(["--output", str(run.parent / "o"), *prompts, *words]))
+
+
+def test_a_baseline_in_a_folder_of_the_same_name_pushes_no_model_out(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "before" / run.name
+    shutil.copytree(run, other)
+    with pytest.raises(ConfigError, match="models: 'my-run' stands twice; give one another name"):
+        checked(run, "--model", str(run), "--baseline", str(other))
+    plan = checked(run, "--model", str(run), "--baseline", f"before={other}")
+    assert [(model.name, model.asked) for model in plan.models] == [
+        ("before", str(other)),
+        ("my-run", str(run)),
+    ]
+    assert plan.baseline == "before"
+
+
+def test_a_baseline_is_one_of_the_models_by_name_or_by_what_was_asked(run: Path) -> None:
+    steps = f'[{{model="{run}", steps=20}}, {{model="shapes-sd3", name="a b"}}]'
+    plan = checked(run, "--models", steps, "--baseline", str(run))
+    assert (plan.baseline, len(plan.models), plan.models[0].choice.steps) == ("my-run", 2, 20)
+    assert checked(run, "--models", steps, "--baseline", "a b").baseline == "a-b"
+
+
+def test_another_file_under_the_same_name_is_another_evaluation(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    words = ("--model", "shapes-sdxl", "--metrics", '[{model="shapes-mps"}]', "--prompts.mine", str(file))
+    file.write_text("a red circle\na blue star\n")
+    first = checked(run, *words).contents
+    assert checked(run, *words).contents == first
+    file.write_text("a red circle\na green star\n")
+    other = checked(run, *words).contents
+    assert {key for key in first if first[key] != other[key]} == {"prompts.mine.contents"}
+
+
+def test_weights_that_nobody_can_find_are_refused_before_anything_is_drawn(run: Path) -> None:
+    with pytest.raises(ConfigError, match="stabilityai/stable-diffusion-xl-base"):
+        checked(run, "--model", "shapes-sdxl", "--model", "sdxl")

@@ -246,7 +246,9 @@ def test_without_a_baseline_nothing_is_compared(tmp_path: Path) -> None:
 
 def test_checkpoints_are_drawn_along_their_steps(tmp_path: Path) -> None:
     results = copy.deepcopy(RESULTS)
+    results["models"][1]["run"] = "/run"
     results["models"].append({**results["models"][1], "name": "early", "step": 200})
+    results["models"][0] |= {"run": "/other", "step": 300}  # of another run: no point on this line
     for entry in results["evals"] + results["metrics"]:
         for found in entry["columns"]:
             found["models"]["early"] = found["models"]["base"]
