@@ -14,6 +14,7 @@ all: time is not what is held equal.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,15 +50,16 @@ def run(config: AblationConfig, say: Say, publish_dataset: Publish, publish: Pub
     """
     output = outputs.open_output(config.output, in_job=in_submitted_job())
     _, revision = check(config, output.uri)
-    complete = outputs.claim(output, config, {"model": revision}, "ablation.json")
+    contents = {
+        f"{name}.contents": outputs.prompts_digest(rows) for name, rows in _prompts_of(config).items()
+    }
+    complete = outputs.claim(output, config, {"model": revision}, "ablation.json", contents)
     if complete:
         say(f"{output.uri} is complete already; nothing to do")
         return Result(output.uri, store.read_json(output.at("ablation.json"), output.fs))
     connect()
     with exclusive("ablate", output.uri):
         made = synpic.run(config.synpic(output.uri_of("synpic")), say, publish_dataset)
-        for row in config.rows:
-            labels.resolve(config.labels_of(row), made.info, 0)
         bench = Bench(config, output, made.path, say)
         info = _figures(bench, made.info, _sweep(bench))
     for table in info["tables"]:
@@ -91,12 +93,34 @@ def check(config: AblationConfig, output: str) -> tuple[Any, str]:
         )
     for tuned in config.objectives:
         rankdpo.check_reward(config.trial(tuned, config.labels, tuned.settings[0], 0), names)
-    overlap = set(read_prompts(config.prompts).rows) & set(read_prompts(config.held_out.prompts).rows)
-    if overlap:
-        raise ConfigError(
-            f"{len(overlap):,} held-out prompts are trained on, the first is {min(overlap)!r}; take others"
-        )
+    drawn = {
+        "generators": [{"name": choice.label, "samples": choice.samples} for choice in config.generators],
+        "rewards": [{"name": name} for name in names],
+    }
+    for row in config.rows:
+        labels.resolve(config.labels_of(row), drawn, 0)
+    prompts = _prompts_of(config)
+    for one, other in itertools.combinations(prompts, 2):
+        if overlap := set(prompts[one]) & set(prompts[other]):
+            raise ConfigError(
+                f"{len(overlap):,} prompts are both {other} and {one}, the first is {min(overlap)!r}; rows learn from "
+                "some, settings are chosen on others, and what is measured has been seen by neither"
+            )
+    if config.metric == CHECKER:
+        for name in ("validation", "held_out"):
+            if _categories(prompts[name]) is None:
+                raise ConfigError(
+                    f"metric '{CHECKER}' judges prompts of the shapes world, and those of {name} are others; give a "
+                    f"reward as metric: {', '.join(names)}"
+                )
     return model
+
+
+def _prompts_of(config: AblationConfig) -> dict[str, list[str]]:
+    """Who learns, who chooses and who judges: prompts by their part's name."""
+    parts = {"prompts": config.prompts, "validation": config.validation.prompts}
+    parts["held_out"] = config.held_out.prompts
+    return {name: read_prompts(part).rows for name, part in parts.items()}
 
 
 def _sweep(bench: Bench) -> list[dict[str, Any]]:
@@ -152,7 +176,7 @@ def _figures(bench: Bench, dataset: Mapping[str, Any], sweep: list[dict[str, Any
     }
     came = outcomes(bench, trials, config.held_out)
     start = came[START].last
-    categories = _categories(start.prompts)
+    categories = _categories(start.prompts) or ["all"] * len(start.prompts)
     rows = [
         _row(config, row, [came[name] for name in names[row.name]], start, settings, categories)
         for row in config.rows
@@ -234,8 +258,8 @@ def _compare(rows: Sequence[dict[str, Any]], values: Mapping[str, Sequence[table
         }
 
 
-def _categories(prompts: Sequence[str]) -> list[str]:
-    """Each prompt's category in the shapes world; "all" elsewhere."""
+def _categories(prompts: Sequence[str]) -> list[str] | None:
+    """Each prompt's category in the shapes world; None where one of them is not of that world."""
     from rankray.shapes import category
 
     found = []
@@ -243,7 +267,7 @@ def _categories(prompts: Sequence[str]) -> list[str]:
         try:
             found.append(category(prompt))
         except ValueError:
-            return ["all"] * len(prompts)
+            return None
     return found
 
 

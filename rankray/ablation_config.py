@@ -152,12 +152,34 @@ class AblationConfig(Strict):
         missing = sorted(set(named) - {row.name for row in self.rows})
         if missing:
             raise ValueError(f"curves name rows that are not there: {', '.join(missing)}")
+        if self.sweep_seed < max(row.seeds or self.seeds for row in self.rows):
+            raise ValueError(
+                f"sweep_seed = {self.sweep_seed} is the seed of a row's own training; take one above the rows' seeds"
+            )
+        self._check_training()
+        if self.along and self.along.steps % self.along.every:
+            raise ValueError(
+                f"along.every = {self.along.every} does not divide along.steps = {self.along.steps}; the last step is "
+                "measured too"
+            )
         if self.along and self.along.steps // self.along.every > MAX_CANDIDATES - 1:
             raise ValueError(
                 f"along.every = {self.along.every} makes {self.along.steps // self.along.every} checkpoints; "
                 f"{MAX_CANDIDATES - 1} at most are measured together"
             )
         return self
+
+    def _check_training(self) -> None:
+        """What rows and objectives say of their own is not said under [training] too."""
+        training = self.training
+        for key, given, instead in (
+            ("seed", training.model_fields_set, "rows are trained from seeds 0, 1, 2, ...; give `seeds`"),
+            ("labels", training.model_fields_set, "give [labels], or a row's own"),
+            ("learning_rate", training.optimizer.model_fields_set, "give an objective's learning_rates"),
+            ("beta", training.objective.model_fields_set, "give an objective's betas"),
+        ):
+            if key in given:
+                raise ValueError(f"training: '{key}' would not be used; {instead}")
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the figures, flat, by dotted name."""

@@ -145,7 +145,10 @@ def quote(table: published.Quoted | None, row: str | None) -> dict[str, Any] | N
     printed, base = table.rows[row][0], table.rows[first][0]
     if printed is None or base is None:
         return None
-    gain = float(printed) - float(base)
+    try:
+        gain = float(printed) - float(base)
+    except ValueError:  # "1.0M": no figure of a judge
+        return None
     text = "" if row == first else f"{'+' if gain >= 0 else '−'}{abs(gain):.2f}"
     return {"label": row, "column": column, "figure": printed, "gain": text, "value": gain}
 

@@ -1,8 +1,9 @@
 """From models' values on the same pictures to the rows of an ablation: gains, intervals, comparisons, Markdown.
 
-A row's gain is taken prompt by prompt over all its seeds' pictures, and its interval is bootstrapped over prompts, as
-`rankray.comparison` does it; what seeds alone change is shown beside it as each seed's figure, since three seeds are
-too few for an interval of their own.
+A row's gain is taken prompt by prompt over all its seeds' pictures. Its interval is bootstrapped over prompts and over
+seeds, both drawn anew each time, since a claim about an objective is one about trainings that nobody has run yet; over
+prompts alone the intervals of the shapes ablation are 0.54 to 0.99 times as wide. Three seeds are few: their spread is
+estimated a fifth too small on average, so what is near the edge of an interval is open.
 
     P prompts, S pictures a prompt; a row of three seeds has P x 3S values
 """
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rankray.comparison import compare
+from rankray.comparison import SEED, compare, resamples
 
 Values = npt.NDArray[np.float64]
 
@@ -35,14 +36,41 @@ def by_category(values: Values, categories: Sequence[str]) -> dict[str, float]:
 
 
 def difference(before: Sequence[Values], after: Sequence[Values]) -> dict[str, Any]:
-    """`comparison.compare` of two models, each of one or more seeds.
+    """`comparison.compare` of two models, each of one or more seeds, float[P, S] a seed; intervals are over both.
 
     A model of fewer seeds than the other is repeated: the start has one, and stands against each of a row's.
     """
     first, second = (np.concatenate(list(side), axis=1) for side in (before, after))
     width = int(np.lcm(first.shape[1], second.shape[1]))
     first, second = (np.tile(side, width // side.shape[1]) for side in (first, second))
-    return asdict(compare(first, second))
+    found = asdict(compare(first, second))
+    if max(len(before), len(after)) > 1:
+        found["low"], found["high"] = _interval(before, after)
+    return found
+
+
+def _interval(before: Sequence[Values], after: Sequence[Values]) -> tuple[float, float]:
+    """95 % bootstrap interval of the gain, where each draw takes prompts and each side's seeds with replacement."""
+    means = [_by_seed(side) for side in (before, after)]
+    kept = ~np.isnan(means[0]).any(axis=0) & ~np.isnan(means[1]).any(axis=0)
+    rng = np.random.default_rng(SEED)
+    gains = []
+    for taken in resamples([np.arange(int(kept.sum()))]):
+        drawn = []
+        for side in means:
+            seeds = rng.integers(len(side), size=(len(taken), len(side)))
+            drawn.append((side[:, kept] @ taken.T / kept.sum())[seeds.T, np.arange(len(taken))].mean(axis=0))
+        gains.append(drawn[1] - drawn[0])
+    low, high = np.quantile(np.concatenate(gains), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _by_seed(side: Sequence[Values]) -> Values:
+    """float[seeds, P]: each prompt's mean over its pictures; NaN where a seed has none of it."""
+    counts = [np.maximum((~np.isnan(values)).sum(axis=1), 1) for values in side]
+    sums = [np.nansum(values, axis=1) / count for values, count in zip(side, counts, strict=True)]
+    gone = [np.isnan(values).all(axis=1) for values in side]
+    return np.where(np.stack(gone), np.nan, np.stack(sums))
 
 
 def row_of(

@@ -87,3 +87,25 @@ def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) 
     with pytest.raises(ConfigError) as caught:
         changed(**changes)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"seed": 1}, "'seed' would not be used; rows are trained from seeds 0, 1, 2"),
+        ({"labels": {"rewards": ["shapes-mps"]}}, "'labels' would not be used; give"),
+        ({"objective": {"beta": 3.0}}, "'beta' would not be used; give an objective's betas"),
+        ({"optimizer": {"learning_rate": 0.1}}, "'learning_rate' would not be used"),
+    ],
+)
+def test_what_rows_and_objectives_say_is_not_said_of_training(table: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        changed(training=table)
+    assert told in str(error.value)
+
+
+def test_the_sweeps_seed_is_no_rows_and_the_last_step_is_measured() -> None:
+    with pytest.raises(ConfigError, match="sweep_seed = 2 is the seed of a row's own training"):
+        changed(sweep_seed=2)
+    with pytest.raises(ConfigError, match=r"along.every = 3 does not divide along.steps = 10"):
+        changed(along={"row": "rank", "steps": 10, "every": 3})

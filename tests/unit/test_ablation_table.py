@@ -39,6 +39,25 @@ def test_two_and_three_seeds_are_compared_whole() -> None:
     assert (found["before"], found["after"]) == (pytest.approx(0.5), pytest.approx(2 / 3))
 
 
+def test_an_interval_is_over_seeds_as_well_as_prompts() -> None:
+    """Every prompt gains 1 in one seed and loses 1 in the other: prompts alone would say 0 for certain."""
+    start, one = np.zeros((50, 1)), np.ones((50, 1))
+    found = tables.difference([start], [one, -one])
+    assert (found["gain"], found["low"], found["high"]) == (0.0, -1.0, 1.0)
+    same = tables.difference([start], [one, one])
+    assert (same["low"], same["high"]) == (1.0, 1.0)
+    # Two prompts of one seed: each draw has 0, 1 or 2 of the better one, its quantiles are the ends.
+    alone = tables.difference([np.zeros((2, 1))], [np.array([[0.0], [1.0]])])
+    assert (alone["low"], alone["high"]) == (0.0, 1.0)
+
+
+def test_a_prompt_without_a_picture_in_one_seed_is_in_no_draw() -> None:
+    start = np.zeros((3, 2))
+    seeds = [np.array([[1.0, 1.0], [1.0, NAN], [NAN, NAN]]), np.array([[1.0, 1.0], [NAN, 1.0], [9.0, 9.0]])]
+    found = tables.difference([start], seeds)
+    assert (found["low"], found["high"]) == (1.0, 1.0)
+
+
 def test_a_row_of_two_seeds() -> None:
     start = {"checker": np.array([[0.0], [1.0]]), "r": np.array([[0.2], [0.4]])}
     seeds = [
