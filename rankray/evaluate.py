@@ -141,6 +141,7 @@ def check(config: EvaluateConfig) -> Plan:
             f"pipelines of checkpoints load from directories, and output is '{output.uri}'; give a directory that all "
             "nodes see"
         )
+    evaluated_models.check_kept(models, written)
     require_resolved([evaluated_models.target(model) for model in models if not model.checkpoint])
     return Plan(config, output, lists, tuple(models), baseline, revisions)
 

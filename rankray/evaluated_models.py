@@ -264,6 +264,24 @@ def named(baseline: str, asked: Sequence[EvaluatedModel], models: Sequence[Model
     return None
 
 
+def check_kept(models: Iterable[Model], kept: Mapping[str, Model]) -> None:
+    """Whether each checkpoint's place under OUTPUT/pipelines is free or its own.
+
+    Args:
+        kept: what `written` found.
+
+    Raises:
+        ConfigError: another checkpoint's pipeline has its name.
+    """
+    places = {model.name: model.asked for model in kept.values()}
+    for model in models:
+        if model.checkpoint and places.get(model.name, model.asked) != model.asked:
+            raise ConfigError(
+                f"'{model.name}' is {places[model.name]} in this output, and {model.asked} is another; give it a name "
+                f"of its own, as in NAME={model.asked}"
+            )
+
+
 def steps(run: str, models: Iterable[Model]) -> set[int | None]:
     """Steps of those models that are of the run: its checkpoints and what it ended with."""
     place = store.absolute(run).rstrip("/")

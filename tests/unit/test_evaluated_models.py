@@ -118,6 +118,15 @@ def test_what_is_followed_has_its_names_for_itself(run: Path) -> None:
     evaluated_models.check_run(str(run), [found(str(run)), found("shapes-sd3")])
 
 
+def test_a_kept_pipeline_is_not_written_over_by_another_checkpoint(run: Path, tmp_path: Path) -> None:
+    place, other = f"{run}/checkpoints/checkpoint_1", tmp_path / "again" / run.name
+    shutil.copytree(run, other)
+    kept = {place: found(place)}
+    evaluated_models.check_kept([found(place), found("shapes-sd3")], kept)
+    with pytest.raises(ConfigError, match="'my-run-step-000050' is .* in this output, and .* is another"):
+        evaluated_models.check_kept([found(f"{other}/checkpoints/checkpoint_1")], kept)
+
+
 def test_steps_are_those_of_one_run(run: Path) -> None:
     models = [found(str(run)), found(f"{run}/checkpoints/checkpoint_1"), found("shapes-sd3")]
     assert evaluated_models.steps(str(run), models) == {50, 60}
