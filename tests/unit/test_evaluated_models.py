@@ -123,7 +123,7 @@ def test_a_kept_pipeline_is_not_written_over_by_another_checkpoint(run: Path, tm
     shutil.copytree(run, other)
     kept = {place: found(place)}
     evaluated_models.check_kept([found(place), found("shapes-sd3")], kept)
-    with pytest.raises(ConfigError, match="'my-run-step-000050' is .* in this output, and .* is another"):
+    with pytest.raises(ConfigError, match=r"'my-run-step-000050' is .* in this output, and .* is another"):
         evaluated_models.check_kept([found(f"{other}/checkpoints/checkpoint_1")], kept)
 
 
