@@ -7,11 +7,11 @@ import copy
 import hashlib
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from page_reader import Reader
 from PIL import Image
 
 from rankray import evaluation_report, published
@@ -105,33 +105,6 @@ RESULTS: dict[str, Any] = {
     },
     "published": {"geneval": published.beside("geneval"), "dpg": published.beside("dpg")},
 }
-
-
-class Reader(HTMLParser):
-    """Tags with their attributes, and the cells of each table's rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.rows: list[list[str]] = []
-        self.inside = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.inside = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside &= tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.inside:
-            self.rows[-1][-1] += data
 
 
 def written(path: Path, results: dict[str, Any] = RESULTS) -> tuple[str, Reader]:

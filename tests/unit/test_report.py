@@ -7,7 +7,6 @@ import functools
 import io
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from page_reader import Reader
 from PIL import Image
 
 from rankray import pages, ranking, report, schema
@@ -94,21 +94,6 @@ def dataset(path: Path, prompts: list[str], size: int = 8) -> dict[str, Any]:
         "throughput": {"wall_s": 10.0, "images_per_s": 1.0, "rows_per_s": 1.0},
         "cost": ledger([usage], PricesConfig(cpu_usd_per_hour=1.0)),
     }
-
-
-class Reader(HTMLParser):
-    """Tags with their attributes, and text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def written(path: Path, prompts: list[str], size: int = 8) -> tuple[str, Reader]:

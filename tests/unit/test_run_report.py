@@ -8,7 +8,6 @@ import io
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from page_reader import Reader
 from PIL import Image
 
 from rankray import run_report
@@ -86,21 +86,6 @@ def grids(path: Path, steps: list[int], prompts: list[str] | None = None, cell: 
         (path / f"samples/step-{step:06}.png").write_bytes(png(4 * cell, 2 * cell))
     if prompts is not None:
         (path / "samples/prompts.json").write_text(json.dumps({"prompts": prompts, "columns": 4}))
-
-
-class Reader(HTMLParser):
-    """Tags with their attributes, and the text outside of the style sheet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def written(path: Path, info: dict[str, Any] = INFO) -> tuple[str, Reader]:
