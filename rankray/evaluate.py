@@ -143,7 +143,27 @@ def check(config: EvaluateConfig) -> Plan:
         )
     evaluated_models.check_kept(models, written)
     require_resolved([evaluated_models.target(model) for model in models if not model.checkpoint])
+    _check_sets(output, lists, models)
     return Plan(config, output, lists, tuple(models), baseline, revisions)
+
+
+def _check_sets(output: Output, lists: Sequence[PromptList], models: Sequence[Model]) -> None:
+    """Refuses a model whose name is another's in this output: its sets are of other weights."""
+    for model in models:
+        if model.checkpoint:
+            continue  # `check_kept` looked at its place
+        revision = evaluated_models.revision(model)
+        for prompts in lists:
+            for marker in ("dataset.json", "_work/identity.json"):
+                place = output.at("sets", model.name, prompts.name, marker)
+                if not output.exists("sets", model.name, prompts.name, marker):
+                    continue
+                was = store.read_json(place, output.fs)["identity"].get(f"revision.{LABEL}", revision)
+                if was != revision:
+                    raise ConfigError(
+                        f"'{model.name}' was measured here with other weights ({was[:19]}, and they are "
+                        f"{revision[:19]} now); give it a name of its own, as in NAME={model.asked}"
+                    )
 
 
 def _measured_already(plan: Plan) -> dict[str, Any] | None:

@@ -174,3 +174,15 @@ def test_another_file_under_the_same_name_is_another_evaluation(run: Path, tmp_p
 def test_weights_that_nobody_can_find_are_refused_before_anything_is_drawn(run: Path) -> None:
     with pytest.raises(ConfigError, match="stabilityai/stable-diffusion-xl-base"):
         checked(run, "--model", "shapes-sdxl", "--model", "sdxl")
+
+
+@pytest.mark.parametrize("marker", ["dataset.json", "_work/identity.json"])
+def test_a_name_that_was_another_models_is_refused(run: Path, marker: str) -> None:
+    place = run.parent / "o" / "sets" / "shapes-sdxl" / "shapes" / marker
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps({"identity": {"revision.model": "sha256:another"}}))
+    with pytest.raises(
+        ConfigError, match=r"'shapes-sdxl' was measured here with other weights .sha256:another"
+    ):
+        checked(run, "--model", "shapes-sdxl")
+    assert [model.name for model in checked(run, "--model", "now=shapes-sdxl").models] == ["now"]
