@@ -14,7 +14,7 @@ from conftest import REPOSITORY, environment
 
 from rankray import config
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 FILE = REPOSITORY / "jobs" / "ablate-shapes.toml"
 ROWS = ("rank-random", "rank", "sft", "prompts-half")
