@@ -250,12 +250,13 @@ def _row(
 def _compare(rows: Sequence[dict[str, Any]], values: Mapping[str, Sequence[tables.Values]]) -> None:
     """Gives each row its difference from every other row of its tables: `against[other]` is this one less the other."""
     for row in rows:
-        others = [other for other in rows if other is not row and set(other["tables"]) & set(row["tables"])]
-        row["against"] = {
-            other["name"]: tables.difference(values[other["name"]], values[row["name"]])
-            for other in others
-            if values[other["name"]] and values[row["name"]]
-        }
+        row["against"] = {}
+    for one, other in itertools.combinations(rows, 2):
+        first, second = values[one["name"]], values[other["name"]]
+        if set(one["tables"]) & set(other["tables"]) and first and second:
+            found = tables.difference(first, second)
+            other["against"][one["name"]] = found
+            one["against"][other["name"]] = tables.mirrored(found)
 
 
 def _categories(prompts: Sequence[str]) -> list[str] | None:

@@ -49,6 +49,20 @@ def difference(before: Sequence[Values], after: Sequence[Values]) -> dict[str, A
     return found
 
 
+def mirrored(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The same difference the other way round, to the digit: two bootstraps would differ in their last one."""
+    return {
+        "before": found["after"],
+        "after": found["before"],
+        "gain": -found["gain"],
+        "low": -found["high"],
+        "high": -found["low"],
+        "wins": found["losses"],
+        "losses": found["wins"],
+        "p_value": found["p_value"],
+    }
+
+
 def _interval(before: Sequence[Values], after: Sequence[Values]) -> tuple[float, float]:
     """95 % bootstrap interval of the gain, where each draw takes prompts and each side's seeds with replacement."""
     means = [_by_seed(side) for side in (before, after)]

@@ -32,6 +32,13 @@ def test_a_difference_stands_the_start_against_every_seed() -> None:
     assert (found["wins"], found["losses"]) == (1, 1)
 
 
+def test_a_mirrored_difference_is_that_of_the_sides_exchanged() -> None:
+    first, second = np.array([[0.0], [1.0], [0.0]]), np.array([[1.0], [1.0], [0.25]])
+    there, back = tables.difference([first], [second]), tables.difference([second], [first])
+    assert tables.mirrored(there) == pytest.approx(back, abs=1e-12)
+    assert tables.mirrored(tables.mirrored(there)) == there
+
+
 def test_two_and_three_seeds_are_compared_whole() -> None:
     first = [np.array([[0.0]]), np.array([[1.0]])]
     second = [np.array([[1.0]]), np.array([[1.0]]), np.array([[0.0]])]
