@@ -109,6 +109,16 @@ def _columns(
         if baseline is not None and name != baseline:
             before, after = (columns(side) for side in paired(judged[baseline], found))
             gains[name] = scoreboard.differences(before, after, overall)
+    has = {
+        name: {part for part in overall if part in own and own[part].mean is not None}
+        for name, own in figures.items()
+    }
+    whole = set().union(*has.values())
+    for name, own in figures.items():
+        if has[name] != whole:  # the mean of fewer categories is another figure
+            own.pop(scoreboard.OVERALL, None)
+            for gained in gains.values() if name == baseline else [gains.get(name, {})]:
+                gained.pop(scoreboard.OVERALL, None)
     labels = list(dict.fromkeys(label for found in figures.values() for label in found))
     if scoreboard.OVERALL in labels and scoreboard.OVERALL not in overall:  # it stands last
         labels.append(labels.pop(labels.index(scoreboard.OVERALL)))

@@ -130,6 +130,23 @@ def test_figures_leave_out_what_failed_and_differences_what_either_lacks(lists: 
     assert json.dumps(found, allow_nan=False)
 
 
+def test_a_model_that_lacks_a_category_has_no_overall_figure(lists: list[PromptList]) -> None:
+    made = sets(lists)
+    categories = [item.data["category"] for item in lists[0].benchmarks["shapes"].items]
+    pictures_ = made["b", "shapes"].pictures
+    gone = [category == categories[0] for category in categories]
+    assert 0 < sum(gone) < len(gone)
+    pictures_.scores["shapes"][np.array(gone)] = NAN
+    columns = evaluation_results.tables(lists, ["a", "b"], "a", made)["evals"][0]["columns"]
+    found = {column["name"]: column for column in columns}
+    assert found["overall"]["models"]["a"]["mean"] is not None
+    assert found["overall"]["models"]["b"]["mean"] is None
+    assert "b" not in found["overall"]["difference"]
+    assert all(
+        (found[name]["models"]["b"]["mean"] is None) == (name == categories[0]) for name in set(categories)
+    )
+
+
 def test_failures_are_counted_by_model_and_stage(lists: list[PromptList]) -> None:
     found = results(lists)["failures"]
     assert (found["total"], found["by_model"]) == (1, {"a": {}, "b": {"generator": 1}})
