@@ -83,18 +83,24 @@ def applied(
         if (found := _LIST.fullmatch(option)) is not None:
             lists[found[1]] = {**lists.get(found[1], {}), **_key(option, found[2], values[-1])}
             given.append(found[1])
-    return merged | _judged(merged, lists, given) if lists else merged
+    return merged | _judged(merged, lists, given, narrowed="--evals" in own) if lists else merged
 
 
-def _judged(tables: Mapping[str, Any], lists: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
-    """`metrics` and `prompts`: a list that nothing asks for is every metric's if an option gave it, and goes if not."""
+def _judged(
+    tables: Mapping[str, Any], lists: Mapping[str, Any], given: Sequence[str], narrowed: bool
+) -> dict[str, Any]:
+    """`metrics` and `prompts`, where nothing asks for a list.
+
+    It is every metric's if an option gave it, and goes if the file's judges were `narrowed` to some; else it stays, for
+    the configuration to refuse.
+    """
     metrics = list(tables.get("metrics", ()))
     asked = {entry.get("name") or entry.get("model") for entry in tables.get("evals", ())}
     asked.update(name for entry in metrics for name in entry.get("on") or lists)
     more = [name for name in dict.fromkeys(given) if name not in asked]
     if more:
         metrics = [{**entry, "on": [*entry["on"], *more]} for entry in metrics]
-    prompts = {name: entry for name, entry in lists.items() if name in asked or name in more}
+    prompts = {name: entry for name, entry in lists.items() if not narrowed or name in asked or name in more}
     return {"prompts": prompts, **({"metrics": metrics} if metrics else {})}
 
 

@@ -76,7 +76,11 @@ def test_a_list_that_an_option_adds_is_every_metrics_and_one_that_is_left_over_g
     assert [metric.on for metric in found.metrics] == [("one",), ("two",)]
 
 
-def test_a_list_that_nothing_judges_is_refused() -> None:
+def test_a_list_that_nothing_judges_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "e.toml"
+    file.write_text((JOBS / "evaluate-tiny.toml").read_text() + '\n[prompts.mine]\npath = "/data/mine.txt"\n')
+    with pytest.raises(ConfigError, match=r"prompts\.mine: nothing judges this list"):
+        parse_evaluate(["--config", str(file)])
     with pytest.raises(ConfigError) as error:
         parse_evaluate([*LEAST, "--prompts.shape", "/data/mine.txt"])
     assert "prompts.shape: nothing judges this list (did you mean 'shapes'?); benchmarks: shapes" in str(
