@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from rankray.config import (
     MAX_CANDIDATES,
+    REHEARSE,
     ExecutionConfig,
     GeneratorChoice,
     ImagesConfig,
@@ -132,6 +133,7 @@ class AblationConfig(Strict):
     images: ImagesConfig = ImagesConfig()
     execution: ExecutionConfig = ExecutionConfig()
     prices: PricesConfig = PricesConfig()
+    rehearse: bool = REHEARSE
 
     @model_validator(mode="after")
     def _consistent(self) -> AblationConfig:
@@ -183,11 +185,11 @@ class AblationConfig(Strict):
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the figures, flat, by dotted name."""
-        placing = {"output", "execution", "prices", "parallel", "trials"}
+        placing = {"output", "execution", "prices", "rehearse", "parallel", "trials"}
         content = self.model_dump(mode="json", exclude=placing)
         for choice in (content["model"], *content["generators"], *content["rewards"]):
             del choice["pool"], choice["batch_size"]
-        for part in ("workers", "checkpoints", "prices", "encoding"):
+        for part in ("workers", "checkpoints", "prices", "rehearse", "encoding"):
             del content["training"][part]
         for row in content["rows"]:
             del row["label"], row["paper"], row["tables"]  # how it is shown
@@ -212,6 +214,7 @@ class AblationConfig(Strict):
             images=self.images,
             execution=self.execution,
             prices=self.prices,
+            rehearse=self.rehearse,
         )
 
     def trial(
@@ -224,6 +227,7 @@ class AblationConfig(Strict):
             "seed": seed,
             "labels": labels,
             "prices": self.prices,
+            "rehearse": self.rehearse,
             "objective": tuned.objective.model_copy(
                 update={"beta": beta, "reference": base.objective.reference}
             ),
@@ -260,4 +264,5 @@ class AblationConfig(Strict):
             images=self.images,
             execution=self.execution,
             prices=self.prices,
+            rehearse=self.rehearse,
         )

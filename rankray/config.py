@@ -167,6 +167,18 @@ class ExecutionConfig(Strict):
     )
 
 
+REHEARSE = Field(
+    False,
+    description="a rehearsal on logical GPUs: pools and workers claim GPUs as configured, models compute on the CPU",
+)
+"""The key `rehearse` of every job: what a cluster will do with a configuration is seen on a machine without a GPU."""
+
+
+def device_of(num_gpus: float, rehearse: bool) -> str:
+    """Where a model computes whose actor claims `num_gpus`: "cuda", or "cpu" without any or in a rehearsal."""
+    return "cuda" if num_gpus and not rehearse else "cpu"
+
+
 class PricesConfig(Strict):
     """What the cluster costs. A pool with GPUs is charged by its GPUs, any other by its CPUs."""
 
@@ -190,6 +202,7 @@ class SynPicConfig(Strict):
     images: ImagesConfig = ImagesConfig()
     execution: ExecutionConfig = ExecutionConfig()
     prices: PricesConfig = PricesConfig()
+    rehearse: bool = REHEARSE
 
     @model_validator(mode="after")
     def _consistent(self) -> SynPicConfig:
@@ -221,7 +234,7 @@ class SynPicConfig(Strict):
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what the dataset contains, flat, by dotted name."""
-        content = self.model_dump(mode="json", exclude={"output", "reuse", "execution", "prices"})
+        content = self.model_dump(mode="json", exclude={"output", "reuse", "execution", "prices", "rehearse"})
         for choice in (*content["generators"], *content["rewards"]):
             del choice["pool"], choice["batch_size"]
         for choice in content["generators"]:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from rankray.config import (
     MAX_CANDIDATES,
+    REHEARSE,
     EvalChoice,
     ExecutionConfig,
     GeneratorChoice,
@@ -130,6 +131,7 @@ class EvaluateConfig(Strict):
     images: ImagesConfig = ImagesConfig()
     execution: ExecutionConfig = ExecutionConfig()
     prices: PricesConfig = PricesConfig()
+    rehearse: bool = REHEARSE
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateConfig:
@@ -213,4 +215,5 @@ class EvaluateConfig(Strict):
             images=self.images,
             execution=self.execution,
             prices=self.prices,
+            rehearse=self.rehearse,
         )

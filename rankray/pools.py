@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rankray import environments, generators, rewards
 from rankray.actors import Actors, Stage
-from rankray.config import ModelChoice, SynPicConfig
+from rankray.config import ModelChoice, SynPicConfig, device_of
 from rankray.targets import Target
 
 
@@ -38,9 +38,9 @@ def overlays(config: SynPicConfig, models: Sequence[Stage], plan: Sequence[Stage
 
 def _actors(choice: ModelChoice, target: Target, config: SynPicConfig) -> Actors:
     """The pool: the configuration's numbers, or the table's where it is silent. CPU jobs ask for no GPU."""
-    pool, device = choice.pool, config.execution.device
+    pool, forced = choice.pool, config.execution.device
     num_gpus = target.num_gpus if pool.num_gpus is None else pool.num_gpus
-    if device == "cpu":
+    if forced == "cpu":
         num_gpus = 0.0
     return Actors(
         min_size=pool.min_size,
@@ -50,7 +50,7 @@ def _actors(choice: ModelChoice, target: Target, config: SynPicConfig) -> Actors
         memory_bytes=None if pool.memory_gb is None else int(pool.memory_gb * 1024**3),
         resources=pool.resources,
         runtime_env={**_interpreter(choice, target), **pool.runtime_env},
-        device="cuda" if num_gpus or device == "cuda" else "cpu",
+        device=device_of(num_gpus or forced == "cuda", config.rehearse),
     )
 
 

@@ -24,7 +24,7 @@ import ray
 import rankray
 from rankray import denoisers, generators, labels, schema, store
 from rankray import output as outputs
-from rankray.config import ConfigError, GeneratorChoice, nearest
+from rankray.config import ConfigError, GeneratorChoice, device_of, nearest
 from rankray.generators import GeneratorSpec
 from rankray.output import Output
 from rankray.ray_session import connect, exclusive, in_submitted_job
@@ -111,7 +111,7 @@ def check(config: RankDPOConfig) -> Plan:
         raise ConfigError(
             f"checkpoints.tensorboard writes to directories, and output is '{config.output}'; turn it off"
         )
-    device = "cuda" if config.workers.num_gpus else "cpu"
+    device = device_of(config.workers.num_gpus, config.rehearse)
     rows = dataset.info["rows"]
     if labelling is not None:
         rows = labelling.count(row["prompt_id"] for row in dataset.rows())
@@ -240,7 +240,7 @@ class _Encoded:
         self.plan, config, dataset = plan, plan.config, plan.dataset
         epochs = epochs_of(config.steps, config.batch_size, plan.rows)
         settings = config.encoding
-        device = "cuda" if settings.num_gpus else "cpu"
+        device = device_of(settings.num_gpus, config.rehearse)
         dtype = "float32" if device == "cpu" else "bfloat16"
         job = EncodeJob(plan.spec, device, dtype, settings.dtype, settings.batch_size, "")
         self.place = encoding.encoded_place(dataset, job, plan.revision, settings)
@@ -324,7 +324,7 @@ def _train(job: Any, output: Output) -> str:
         _worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(**scaling),
-        torch_config=TorchConfig(backend="nccl" if workers.num_gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
         run_config=RunConfig(**storage),
     )
     result = trainer.fit()

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from rankray.config import (
     MAX_CANDIDATES,
+    REHEARSE,
     ExecutionConfig,
     GeneratorChoice,
     ImagesConfig,
@@ -186,6 +187,7 @@ class TrainingSettings(Strict):
     workers: WorkersConfig = WorkersConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     prices: PricesConfig = PricesConfig()
+    rehearse: bool = REHEARSE
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingSettings:
@@ -234,6 +236,7 @@ class RankDPOConfig(TrainingSettings):
                 "workers": True,
                 "checkpoints": True,
                 "prices": True,
+                "rehearse": True,
                 "encoding": {"mode", "place", "min_size", "max_size", "num_cpus", "num_gpus", "batch_size"},
             },
         )
@@ -270,6 +273,7 @@ class AlignConfig(Strict):
     images: ImagesConfig = ImagesConfig()
     execution: ExecutionConfig = ExecutionConfig()
     prices: PricesConfig = PricesConfig()
+    rehearse: bool = REHEARSE
     training: TrainingSettings = TrainingSettings()
     held_out: HeldOutConfig
 
@@ -284,12 +288,13 @@ class AlignConfig(Strict):
             images=self.images,
             execution=self.execution,
             prices=self.prices,
+            rehearse=self.rehearse,
         )
 
     def rankdpo(self, dataset: str, output: str, source: str | None) -> RankDPOConfig:
         """RankDPO of a round, from the model of the round before."""
         fields = {name: getattr(self.training, name) for name in TrainingSettings.model_fields}
-        fields["prices"] = self.prices
+        fields |= {"prices": self.prices, "rehearse": self.rehearse}
         return RankDPOConfig(dataset=dataset, output=output, model=self._tuned(source), **fields)
 
     def evaluation(self, output: str, source: str | None) -> SynPicConfig:
@@ -304,6 +309,7 @@ class AlignConfig(Strict):
             images=self.images,
             execution=self.execution,
             prices=self.prices,
+            rehearse=self.rehearse,
         )
 
     def _tuned(self, source: str | None) -> GeneratorChoice:

@@ -26,7 +26,7 @@ import ray
 
 from rankray import rankdpo, samples, store, synpic
 from rankray.ablation_config import CHECKER, SEED_NAME, AblationConfig, DrawnConfig
-from rankray.config import MAX_CANDIDATES
+from rankray.config import MAX_CANDIDATES, device_of
 from rankray.output import Output
 from rankray.prompts import read_prompts
 from rankray.training_config import REFERENCE_FREE, RankDPOConfig
@@ -123,7 +123,7 @@ def _by_actors(
         )
         tasks[name] = Task(job, every or trial.steps, drawing, trial.output)
     workers = config.training.workers
-    device = "cuda" if workers.num_gpus else "cpu"
+    device = device_of(workers.num_gpus, config.rehearse)
     count = min(len(tasks), config.parallel or _room(workers.num_cpus, workers.num_gpus))
     claims: dict[str, Any] = {"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus}
     actor: Any = ray.remote(max_restarts=-1, max_task_retries=2, **claims)(TrialActor)

@@ -13,6 +13,7 @@ OPTIONAL = {
     "sentencepiece",  # within the environment of vqascore
     "wandb",
 }  # asked for by name in the message of whoever reads from the hub
+BEHIND_OTHERS = {"torchvision"}  # imported by transformers' image processors and the rewards' packages
 
 
 def declared(section: str) -> set[str]:
@@ -38,7 +39,7 @@ def imported() -> set[str]:
 def test_declared_is_imported_and_imported_is_declared() -> None:
     runtime = {IMPORT_NAMES.get(name, name) for name in declared("dependencies")}
     assert imported() - OPTIONAL - runtime == set()
-    assert runtime - imported() == set()
+    assert runtime - imported() == BEHIND_OTHERS
 
 
 def test_each_dependency_is_explained() -> None:
