@@ -61,11 +61,11 @@ def write_grid(job: TrainJob, weights: Mapping[str, Tensor], step: int, prompts:
         schema.candidate_seed(GRID_SEED, schema.prompt_id(text), "samples", n % COLUMNS)
         for n, text in enumerate(texts)
     ]
-    pictures = generator.generate(texts, seeds)
-    width, height = pictures[0].size
+    width, height = job.spec.width, job.spec.height
     grid = Image.new("RGB", (COLUMNS * width, len(prompts) * height))
-    for n, picture in enumerate(pictures):
-        grid.paste(picture, ((n % COLUMNS) * width, (n // COLUMNS) * height))
+    for n, picture in enumerate(generator.generate(texts, seeds)):
+        if isinstance(picture, Image.Image):  # one that overflowed stays black
+            grid.paste(picture, ((n % COLUMNS) * width, (n // COLUMNS) * height))
     buffer = io.BytesIO()
     grid.save(buffer, format="PNG")
     with fs.open_output_stream(f"{output}/samples/step-{step:06}.png") as stream:
