@@ -63,6 +63,7 @@ class CompBenchJudge:
                 vocabulary=options["clip_vocabulary"],
                 dtype=spec.dtype,
                 device=device,
+                by_openai=True,
             )
 
     @property

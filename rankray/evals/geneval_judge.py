@@ -69,6 +69,7 @@ class GenEvalJudge:
             vocabulary=vocabulary,
             dtype=spec.dtype,
             device=device,
+            by_openai=True,
         )
         self._classifiers: dict[str, Tensor] = {}
 
