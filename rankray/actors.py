@@ -1,7 +1,7 @@
 """One model in one actor: drawn or scored block by block, item-safe, with its time and failures metered.
 
 A model sees a block as one call and cuts it into batches of its own. What it raises is narrowed down to the
-items that cause it by halving, so that a bad item costs itself and about 2 log2(block) further calls.
+items that cause it, and what does not fit in memory is computed in smaller batches: `item_safe.py`.
 
 Two blocks are in an actor at once: pictures of one are encoded or decoded (78 ms a 1024x1024 PNG on one core)
 while the model works on the other.
@@ -34,20 +34,20 @@ import ray.data
 from rankray import environments, schema
 from rankray.config import ImagesConfig
 from rankray.cost import ActorUsage
+from rankray.item_safe import FEWEST_TO_ABORT, BrokenModelError, ItemSafe, describe, each_alone, of_each
 from rankray.pictures import decode, encode_image, image_key, picture_of, stored
 from rankray.targets import Target, load
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from rankray.evals import Judgement
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 HEARTBEAT_S = 2.0
 """How often an idle actor says that it is alive, and so how exactly its lifetime is known for the bill."""
-
-FEWEST_TO_ABORT = 8
-"""A first block in which everything fails stops the job before it is kept, if it holds at least so many items."""
 
 
 GENERATED_TYPE = pa.list_(
@@ -63,10 +63,6 @@ GENERATED_TYPE = pa.list_(
     )
 )
 SCORED_TYPE = pa.list_(pa.struct([pa.field("score", pa.float32()), pa.field("error", pa.string())]))
-
-
-class BrokenModelError(RuntimeError):
-    """A model that failed for every one of its first items: more work would only cost money."""
 
 
 @dataclass(frozen=True)
@@ -113,30 +109,6 @@ class JobContext:
     """Those of `rewards` that are benchmarks' judges: their details are kept."""
 
 
-def each_alone(
-    call: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
-) -> list[Result | Exception]:
-    """`call(items)`, where an item that makes it raise gets its exception and the others their results.
-
-    The one place where any exception of a model is taken as data: what a user's model raises for a prompt
-    cannot be known in advance. A broken device is not an item's fault and propagates.
-    """
-    if not items:
-        return []
-    try:
-        results = call(items)
-        if len(results) != len(items):
-            raise ValueError(f"{len(results)} results for {len(items)} items")
-        return list(results)
-    except Exception as error:
-        if any(cls.__name__ == "AcceleratorError" for cls in type(error).__mro__):
-            raise
-        if len(items) == 1:
-            return [error]
-    middle = len(items) // 2
-    return each_alone(call, items[:middle]) + each_alone(call, items[middle:])
-
-
 def count_truncated(model: Any, prompts: Sequence[str]) -> int:
     """How many prompts are longer than the model reads, by its own `truncated(prompts) -> bool for each`.
 
@@ -144,12 +116,6 @@ def count_truncated(model: Any, prompts: Sequence[str]) -> int:
     """
     ask = getattr(model, "truncated", None)
     return 0 if ask is None else sum(answer is True for answer in each_alone(ask, prompts))
-
-
-def describe(error: Exception) -> str:
-    """`"ValueError: first line"`, at most 300 characters: it stands in every failed row."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
 
 
 class _Metered:
@@ -166,6 +132,7 @@ class _Metered:
         self.stage, self.context = stage, context
         environments.require_pins()
         self.model = load(stage.target, stage.actors.device)
+        self._safe = ItemSafe(self.model, stage.target.name)
         self._started_s, self._load_s = started_s, time.perf_counter() - started_s
         self._busy_s, self._items, self._failures, self._skipped, self._truncated = 0.0, 0, 0, 0, 0
         self._lock = threading.Lock()
@@ -174,7 +141,7 @@ class _Metered:
 
     def run(
         self,
-        call: Callable[[Sequence[Item]], Sequence[Result]],
+        call: Callable[[Sequence[Item]], Sequence[Result | Exception]],
         items: Sequence[Item],
         texts: Iterable[str],
         skipped: int = 0,
@@ -186,7 +153,7 @@ class _Metered:
         with self._lock:
             _limit_threads(self.stage.actors.num_cpus)
             begin_s = time.perf_counter()
-            results = each_alone(call, items)
+            results = self._safe.run(call, items)
             self._truncated += count_truncated(self.model, list(dict.fromkeys(texts)))
             self._busy_s += time.perf_counter() - begin_s
             failed = [result for result in results if isinstance(result, Exception)]
@@ -226,6 +193,7 @@ class _Metered:
             num_gpus=self.stage.actors.num_gpus,
             num_cpus=self.stage.actors.num_cpus,
             truncated=self._truncated,
+            fits=self._safe.fits,
             **(_gpu() if self.stage.actors.device.startswith("cuda") else {}),
         )
         self.context.meter.report.remote(asdict(usage))
@@ -246,11 +214,11 @@ class GenerateActor:
         seed_name = stage.target.seed_name or name
         seeds = [schema.candidate_seed(context.seed, row_ids[b], seed_name, sample) for b, sample in due]
 
-        def generate(items: Sequence[tuple[str, int]]) -> list[Image.Image]:
+        def generate(items: Sequence[tuple[str, int]]) -> list[Image.Image | Exception]:
             images = self._metered.model.generate(
                 [prompt for prompt, _ in items], [seed for _, seed in items]
             )
-            return [picture_of(image) for image in images]
+            return of_each(picture_of, images)
 
         results = self._metered.run(
             generate,
@@ -305,25 +273,28 @@ class ScoreActor:
             return scored
         return _with_column(scored, f"detailed:{name}", pa.array(details, schema.DETAILS_TYPE))
 
-    def _score(self, items: Sequence[tuple[Image.Image, str]]) -> list[tuple[float, str | None]]:
+    def _score(self, items: Sequence[tuple[Image.Image, str]]) -> list[tuple[float, str | None] | Exception]:
         """(score, details as JSON) of each picture; a reward gives none."""
         model = self._metered.model
         images, prompts = [image for image, _ in items], [prompt for _, prompt in items]
-        details: list[str | None] = [None] * len(items)
         if hasattr(model, "judge"):
-            judgements = model.judge(images, prompts)
-            found = [judgement.score for judgement in judgements]
-            details = [json.dumps(dict(judgement.detail), allow_nan=False) for judgement in judgements]
-        else:
-            found = model.score(images, prompts)
-        scores = np.asarray(found, np.float64)
+            return of_each(_judged, model.judge(images, prompts))
+        scores = np.asarray(model.score(images, prompts), np.float64)
         if scores.shape != (len(items),):
             raise ValueError(
                 f"scores of shape {scores.shape} for {len(items)} images; one number an image is due"
             )
-        if not np.isfinite(scores).all():
-            raise ValueError(f"a score is {scores[~np.isfinite(scores)][0]}")
-        return [(float(value), detail) for value, detail in zip(scores, details, strict=True)]
+        return of_each(lambda score: (_finite(score), None), scores)
+
+
+def _judged(judgement: Judgement) -> tuple[float, str | None]:
+    return _finite(judgement.score), json.dumps(dict(judgement.detail), allow_nan=False)
+
+
+def _finite(score: float) -> float:
+    if not np.isfinite(score):
+        raise ValueError(f"a score is {float(score)}")
+    return float(score)
 
 
 def _known(table: pa.Table, column: str) -> list[list[Any]] | None:

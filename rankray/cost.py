@@ -20,7 +20,8 @@ PAPER_PROMPTS = 58_000
 class ActorUsage:
     """Totals of one actor's life so far. `items` are images of a generator, scores of a reward, failed ones too;
     `skipped` are candidates that a reward never saw because they have no image; `truncated` are prompts of which it
-    read the beginning alone.
+    read the beginning alone; `fits` is how many items it computes at once since more did not fit in its device's
+    memory, 0 where everything did.
 
     `busy_s` is inside the model's calls, `load_s` from the actor's start until its model was there, `alive_s`
     from its start to its last report; what is neither busy nor loading is idle. `gpu` is the device's name and `gpu_gb`
@@ -39,9 +40,19 @@ class ActorUsage:
     num_gpus: float
     num_cpus: float
     truncated: int = 0
+    fits: int = 0
     gpu: str = ""
     gpu_gb: float = 0.0
     peak_gpu_gb: float = 0.0
+
+
+def smaller_batches(usages: Iterable[ActorUsage]) -> dict[str, int]:
+    """Model -> the fewest items that an actor of it computed at once since more did not fit; none where all did."""
+    found: dict[str, int] = {}
+    for usage in usages:
+        if usage.fits:
+            found[usage.model] = min(found.get(usage.model, usage.fits), usage.fits)
+    return found
 
 
 def ledger(usages: Iterable[ActorUsage], prices: PricesConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from rankray import store
+from rankray import hardware, store
 from rankray.encoded import EncodedRow, Layout, decoded_row, encoded_table, relabelled
 from rankray.generators import GeneratorSpec
 from rankray.labels import Labelling
@@ -56,6 +56,7 @@ class EncodeActor:
         from rankray.denoisers import parts
 
         torch.set_num_threads(1)
+        hardware.require_device(job.device)
         self._job = job
         self._pipe = parts.load_encoders(job.spec, job.device, getattr(torch, job.dtype))
         self._empty = self._text([""])
@@ -157,6 +158,7 @@ class ReferenceActor:
         from rankray.denoisers import parts
 
         torch.set_num_threads(1)
+        hardware.require_device(job.device)
         self._job = job
         self._dtype = getattr(torch, job.config.tuned.dtype)
         self._noising = training.noising(job.spec, job.config)

@@ -8,6 +8,7 @@ second.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -117,6 +118,63 @@ def by_device(name: str, memory_gb: float | None = None) -> GpuType | None:
     if memory_gb is None:
         return max(same, key=lambda gpu: gpu.memory_gb, default=None)
     return min(same, key=lambda gpu: abs(gpu.memory_gb - memory_gb), default=None)
+
+
+def require_device(device: str) -> None:
+    """Refuses a device that is not there: asked where a model is loaded, before its weights are read.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ConfigError: a CUDA device is asked for, and torch finds none, or not so many.
+    """
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(no_cuda(str(error), os.environ.get("CUDA_VISIBLE_DEVICES"))) from None
+    count = torch.cuda.device_count()
+    if int(device.partition(":")[2] or 0) >= count:
+        raise ConfigError(
+            f"'{device}' was asked for, and this process sees {count} GPU(s): they count from cuda:0"
+        )
+
+
+def no_cuda(said: str, visible: str | None) -> str:
+    """Why there is no CUDA device, and what to do, in one line.
+
+    Args:
+        said: what torch raised.
+        visible: the variable CUDA_VISIBLE_DEVICES, None where it is not set.
+    """
+    import torch
+
+    rehearse = "to rehearse on a machine without a GPU, set rehearse = true"
+    old = re.search(r"too old \(found version (\d+)\)", said)
+    if old:
+        version = int(old[1])
+        return (
+            f"the NVIDIA driver here is too old for torch {torch.__version__}: it knows CUDA {version // 1000}."
+            f"{version % 1000 // 10}, torch was built for {torch.version.cuda}; update the driver, or install a torch "
+            "built for it"
+        )
+    if "not compiled with CUDA" in said:
+        return (
+            f"a GPU was asked for, and torch {torch.__version__} was built without CUDA; install one with it, or "
+            f"{rehearse}"
+        )
+    if visible is not None and not visible.strip():
+        return (
+            "a GPU was asked for, and CUDA_VISIBLE_DEVICES is empty here, which hides all of them; unset it, or give "
+            f"the pool a GPU (pool.num_gpus), as Ray then sets it; {rehearse}"
+        )
+    hidden = "" if visible is None else f", CUDA_VISIBLE_DEVICES = '{visible}'"
+    first = said.strip().splitlines()[0].split(". ")[0] if said.strip() else "torch finds none"
+    return f"a GPU was asked for, and there is none here ({first}{hidden}); {rehearse}"
 
 
 def nodes_of(count: int, per_node: int = 8) -> Iterable[int]:

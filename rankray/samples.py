@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rankray import schema, store
-from rankray.actors import each_alone
+from rankray.item_safe import each_alone
 
 if TYPE_CHECKING:
     from PIL import Image

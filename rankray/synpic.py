@@ -137,6 +137,8 @@ def _make(
     info = _summary(config, models, output, prompts, chosen.name) | {"throughput": throughput}
     if info["truncated_prompts"]:
         say(_truncated_line(info["truncated_prompts"], info["rows"]))
+    if info["smaller_batches"]:
+        say(_smaller_line(info["smaller_batches"]))
     if held is not None:
         info["reused"] = held.described()
     if publish is not None:
@@ -318,6 +320,7 @@ def _summary(
             "examples": examples,
         },
         "truncated_prompts": cost.truncated_prompts(usage, rows),
+        "smaller_batches": cost.smaller_batches(usage),
         "layout": layout_name,
         "runs": runs,
         "cost": cost.ledger(usage, config.prices),
@@ -340,6 +343,13 @@ def _drawn(choice: GeneratorChoice) -> dict[str, Any]:
 def _truncated_line(truncated: dict[str, int], rows: int) -> str:
     counts = ", ".join(f"{name} {count:,}" for name, count in sorted(truncated.items()))
     return f"prompts longer than a model reads, of {rows:,}, of which it saw the beginning alone: {counts}"
+
+
+def _smaller_line(smaller: dict[str, int]) -> str:
+    sizes = ", ".join(f"{name} {size}" for name, size in sorted(smaller.items()))
+    return (
+        f"more did not fit in a device's memory, so this was computed at once (`batch_size` sets it): {sizes}"
+    )
 
 
 def _prompts_line(prompts: PromptsRead) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankray import hub, weight_files
+from rankray import hardware, hub, weight_files
 from rankray.config import ConfigError, ModelChoice, nearest
 
 UNRECORDED = "unrecorded"
@@ -68,9 +68,10 @@ def load(target: Target, device: str) -> Any:
     """Imports the target's class and constructs it on `device` ("cpu", "cuda", "cuda:1").
 
     Raises:
-        ConfigError: no such module or attribute (one line that names what there is), or the attribute is not
-            a class with one of `METHODS`. What the constructor raises passes through.
+        ConfigError: no such module or attribute (one line that names what there is), the attribute is not a class with
+            one of `METHODS`, or the device is not there. What the constructor raises passes through.
     """
+    hardware.require_device(device)
     module_name, attribute = split_name(target.target)
     try:
         module = importlib.import_module(module_name)

@@ -20,6 +20,7 @@ from typing import Any
 import ray
 import ray.train
 
+from rankray import hardware
 from rankray.generators import GeneratorSpec
 from rankray.labels import Labelling
 from rankray.training_config import RankDPOConfig
@@ -150,6 +151,7 @@ class _Model:
         config = job.config
         torch.set_num_threads(max(1, int(config.workers.num_cpus)))
         self.dtype = getattr(torch, config.tuned.dtype)
+        hardware.require_device(job.device)
         self.device = f"cuda:{torch.cuda.current_device()}" if job.device == "cuda" else "cpu"
         found = tuned_denoiser(job.spec, config)
         learnt = {name: p.detach() for name, p in found.named_parameters() if p.requires_grad}

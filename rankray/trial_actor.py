@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rankray import generators, rewards, schema, store
-from rankray.actors import each_alone
 from rankray.config import GeneratorChoice, RewardChoice
+from rankray.item_safe import ItemSafe
 from rankray.targets import load
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class TrialActor:
         def paint(items: Sequence[tuple[str, int]]) -> list[Any]:
             return list(painter.generate([text for text, _ in items], [seed for _, seed in items]))
 
-        pictures = each_alone(paint, list(zip(texts, seeds, strict=True)))
+        pictures = ItemSafe(painter, drawing.model.label).run(paint, list(zip(texts, seeds, strict=True)))
         shown = [(n, picture) for n, picture in enumerate(pictures) if not isinstance(picture, Exception)]
         found = {choice.label: self._scores(choice, shown, texts) for choice in drawing.rewards}
         if drawing.checked:
@@ -142,7 +142,8 @@ class TrialActor:
             return [float(value) for value in judge.score([i for i, _ in items], [text for _, text in items])]
 
         scores = np.full(len(texts), np.nan)
-        results = each_alone(score, [(picture.convert("RGB"), texts[n]) for n, picture in shown])
+        shown_texts = [(picture.convert("RGB"), texts[n]) for n, picture in shown]
+        results = ItemSafe(judge, choice.label).run(score, shown_texts)
         for (n, _), result in zip(shown, results, strict=True):
             if not isinstance(result, Exception):
                 scores[n] = result

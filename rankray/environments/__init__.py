@@ -181,6 +181,7 @@ def _install(name: str, spec: EnvironmentSpec, place: Path) -> None:
         "--quiet",
         "--disable-pip-version-check",
         "--no-deps",
+        "--ignore-installed",  # in the base: the overlay has its own, whatever becomes of that one
         "--require-hashes",
         "-r",
         str(requirements),

@@ -44,7 +44,7 @@ class CompBenchJudge:
     """
 
     def __init__(self, spec: EvalSpec, items: Mapping[str, Any], device: str) -> None:
-        self.items, self.batch_size, options = items, spec.batch_size, spec.options
+        self.items, self._batch_size, options = items, spec.batch_size, spec.options
         self.least = float(options["least_confidence"])
         # Only what the items call for: a run of the colour prompts alone needs one of three models.
         asked = [set(data) for data in items.values()]
@@ -63,7 +63,20 @@ class CompBenchJudge:
                 vocabulary=options["clip_vocabulary"],
                 dtype=spec.dtype,
                 device=device,
+                by_openai=True,
             )
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures, and questions, computed at once."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self._batch_size = size
+        for part in (self.vqa, self.detector):
+            if part is not None:
+                part.batch_size = size
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:
         """A picture's score by its prompt's category; the detail has what it was made from.
@@ -156,7 +169,7 @@ def judgement(
     else:
         (score,) = parts.values()
     if not math.isfinite(score):
-        raise ValueError(f"the score is {score}")
+        detail = {}  # a score that is no number is that picture's error, and JSON has none
     return Judgement(score, detail)
 
 

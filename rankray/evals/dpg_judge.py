@@ -45,6 +45,15 @@ class DpgJudge:
         self.items = {prompt: dpg.from_data(prompt, data) for prompt, data in items.items()}
         self.any_order = bool(options["any_order"])
 
+    @property
+    def batch_size(self) -> int:
+        """Pictures, and questions, computed at once."""
+        return self.vqa.batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self.vqa.batch_size = size
+
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:
         """The share of a picture's questions that count; the detail has the answers by the questions' ids.
 

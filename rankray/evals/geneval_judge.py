@@ -54,7 +54,7 @@ class GenEvalJudge:
         size, vocabulary = options.pop("size"), options.pop("vocabulary")
         self.background, self.crop = str(options.pop("background")), bool(options.pop("crop"))
         self.thresholds = geneval.Thresholds(**options)
-        self.items, self.batch_size = items, spec.batch_size
+        self.items = items
         self.detector = Detector(
             part_of(spec, "detector", device),
             spec.batch_size,
@@ -69,8 +69,18 @@ class GenEvalJudge:
             vocabulary=vocabulary,
             dtype=spec.dtype,
             device=device,
+            by_openai=True,
         )
         self._classifiers: dict[str, Tensor] = {}
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures, and crops of them, computed at once."""
+        return self.detector.batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self.detector.batch_size = size
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:
         """1 for a right picture, 0 for a wrong one; the detail has the reason, and boxes and colours that counted.

@@ -148,6 +148,8 @@ class ChatVqa:
         ConfigError: weights (safetensors alone) are missing or do not fit, or its processor has no chat template.
     """
 
+    batch_size = 1
+
     def __init__(self, part: Part, ask: str) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 

@@ -46,6 +46,7 @@ class Aesthetic:
             vocabulary=options["vocabulary"],
             dtype=spec.dtype,
             device=device,
+            by_openai=True,
         )
         self.layers = layers(self.clip.model.config.projection_dim)
         weights = _weights(spec)

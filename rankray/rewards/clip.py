@@ -4,16 +4,22 @@ Strict on purpose: missing, unexpected or wrongly shaped weights, a tokenizer th
 an unknown preprocessing step are errors, because each of them otherwise gives plausible wrong scores in silence.
 Images are resized by Pillow as the published scores were; torchvision's bicubic, the default of
 transformers 5, differs from it by up to 3 of 255 levels.
+
+Authors prepared CLIP's inputs by one of two programs, which differ in texts (OpenAI's, and open_clip after it, mends
+curly quotes, entities and mojibake by ftfy; transformers' fast tokenizer never did) and in where the middle of a
+picture is, by a pixel at most. `by_openai` says which.
 """
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import numpy as np
 import torch
 from PIL import Image
@@ -90,15 +96,18 @@ class Preprocessing:
         size: (height, width) in pixels to resize to, or (shortest,) to resize the shorter edge to.
         crop: (height, width) of the centre crop.
         mean, std: per channel, of values in 0 .. 1.
+        by_openai: where an odd number of pixels is cut off, half of it is rounded as torchvision does, to even, and
+            not down as transformers does.
     """
 
     size: tuple[int, ...]
     crop: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    by_openai: bool = False
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Preprocessing:
+    def from_config(cls, config: dict[str, Any], by_openai: bool = False) -> Preprocessing:
         """From the contents of a `preprocessor_config.json`.
 
         Raises:
@@ -116,7 +125,8 @@ class Preprocessing:
         else:
             edges = (size,)
         window = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
-        return cls(tuple(edges), window, tuple(config["image_mean"]), tuple(config["image_std"]))
+        mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
+        return cls(tuple(edges), window, mean, std, by_openai)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """An image of any size and mode as float32[3, height, width]."""
@@ -137,15 +147,17 @@ class Preprocessing:
             target = (int(short * width / small), int(short * height / small))
         else:
             target = (self.size[1], self.size[0])
-        return _centre(np.asarray(image.resize(target, Image.Resampling.BICUBIC)), self.crop)
+        resized = np.asarray(image.resize(target, Image.Resampling.BICUBIC))
+        return _centre(resized, self.crop, self.by_openai)
 
 
-def _centre(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
+def _centre(pixels: np.ndarray, crop: tuple[int, int], to_even: bool) -> np.ndarray:
     """The middle of [h, w, 3], with a black border where the crop is larger."""
     height, width = pixels.shape[:2]
     high, wide = max(crop[0] - height, 0), max(crop[1] - width, 0)
     pixels = np.pad(pixels, ((-(-high // 2), high // 2), (-(-wide // 2), wide // 2), (0, 0)))
-    top, left = (pixels.shape[0] - crop[0]) // 2, (pixels.shape[1] - crop[1]) // 2
+    edges = (pixels.shape[0] - crop[0], pixels.shape[1] - crop[1])
+    top, left = (round(edge / 2) if to_even else edge // 2 for edge in edges)
     return pixels[top : top + crop[0], left : left + crop[1]]
 
 
@@ -156,21 +168,38 @@ class TextTokens:
     Attributes:
         tokenizer: of the transformers library.
         length: tokens of a text, start and end included; longer prompts are cut.
+        by_openai: texts are mended first (`mended`).
     """
 
     tokenizer: Any
     length: int
+    by_openai: bool = False
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(ids, attention mask) of the prompts, int64[n, length] each."""
         tokens = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+            self._texts(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
         )
         return tokens.input_ids, tokens.attention_mask
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """Which prompts are cut."""
-        return longer(self.tokenizer, prompts, self.length)
+        return longer(self.tokenizer, self._texts(prompts), self.length)
+
+    def _texts(self, prompts: Sequence[str]) -> list[str]:
+        return [mended(prompt) for prompt in prompts] if self.by_openai else list(prompts)
+
+
+def mended(text: str) -> str:
+    """A text as OpenAI's and open_clip's tokenizers read it: mojibake mended, quotes straight, entities resolved.
+
+    In lower case, by Python: transformers' tokenizer, which does it letter by letter, ends no word by another sigma.
+    """
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip().lower()
 
 
 class ClipModel:
@@ -184,6 +213,7 @@ class ClipModel:
         vocabulary: size that the tokenizer must have; None takes the model's.
         dtype: "float32", "float16" or "bfloat16".
         device: "cpu", "cuda", "cuda:1".
+        by_openai: texts and pictures are prepared as by OpenAI's package or open_clip, not as by transformers.
 
     Raises:
         ConfigError: weights, tokenizer or preprocessing cannot be had, or are not what the model needs.
@@ -198,6 +228,7 @@ class ClipModel:
         vocabulary: int | None,
         dtype: str,
         device: str,
+        by_openai: bool = False,
     ) -> None:
         from transformers import CLIPModel
 
@@ -216,6 +247,7 @@ class ClipModel:
             self.model.config.text_config,
             self.model.config.vision_config.image_size,
             vocabulary,
+            by_openai,
         )
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
@@ -252,19 +284,25 @@ def _pooled(features: Any) -> Tensor:
 
 
 def load_processor(
-    source: str, revision: str, text_config: Any, image_size: int, vocabulary: int | None
+    source: str,
+    revision: str,
+    text_config: Any,
+    image_size: int,
+    vocabulary: int | None,
+    by_openai: bool = False,
 ) -> tuple[TextTokens, Preprocessing]:
     """Tokenizer and preprocessing of a directory or hub repository, checked against the model they serve.
 
     Raises:
         ConfigError: vocabulary, end token or picture size are not the model's.
     """
-    from transformers import CLIPTokenizer
+    # The fast one, as it is the only one of transformers 5; before, the other one's texts depended on ftfy.
+    from transformers import CLIPTokenizerFast
 
     place = locate(source)
     is_local = Path(place).exists()
     with one_line(source, revision):
-        tokenizer = CLIPTokenizer.from_pretrained(
+        tokenizer = CLIPTokenizerFast.from_pretrained(
             place, local_files_only=is_local, **({} if is_local else {"revision": revision})
         )
     expected = vocabulary or text_config.vocab_size
@@ -279,12 +317,13 @@ def load_processor(
         raise ConfigError(
             f"the tokenizer of '{source}' ends texts by token {tokenizer.eos_token_id}, the model by {end}"
         )
-    preprocess = Preprocessing.from_config(json.loads(_processor_file(place, is_local, revision).read_text()))
+    config = json.loads(_processor_file(place, is_local, revision).read_text())
+    preprocess = Preprocessing.from_config(config, by_openai)
     if preprocess.crop != (image_size, image_size):
         raise ConfigError(
             f"'{source}' makes pictures of {preprocess.crop} pixels, the model takes {image_size} squared"
         )
-    return TextTokens(tokenizer, text_config.max_position_embeddings), preprocess
+    return TextTokens(tokenizer, text_config.max_position_embeddings, by_openai), preprocess
 
 
 def _processor_file(place: str, is_local: bool, revision: str) -> Path:

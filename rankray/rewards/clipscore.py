@@ -1,7 +1,8 @@
 """CLIPScore (Hessel et al. 2021): 2.5 * max(cos(text, image), 0) of a CLIP as it was pre-trained.
 
 The field's oldest reward and its weakest judge of counts and relations; kept because every paper reports it. One
-pass of ViT-B/32 costs about a twentieth of PickScore's ViT-H/14.
+pass of ViT-B/32 costs about a twentieth of PickScore's ViT-H/14. Its authors, who score captions, put "A photo depicts"
+before each; papers on drawing from texts score the prompt as it stands, and so does this.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class ClipScore:
 
     def __init__(self, spec: RewardSpec, device: str) -> None:
         self.batch_size = spec.batch_size
-        self.clip = ClipModel(spec.source, spec.revision, dtype=spec.dtype, device=device, **spec.options)
+        self.clip = ClipModel(
+            spec.source, spec.revision, dtype=spec.dtype, device=device, by_openai=True, **spec.options
+        )
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """float32[len(images)] in 0 .. 2.5, higher is better."""

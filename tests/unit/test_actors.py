@@ -1,13 +1,15 @@
-"""A model and its items, without a cluster: who fails alone, and how it is told."""
+"""A model's pictures, prompts and labels in an actor, without a cluster."""
 
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,64 +17,73 @@ from PIL import Image
 
 from rankray import actors, pictures
 from rankray.config import ImagesConfig
+from rankray.targets import Target
 
 
-@given(st.lists(st.booleans(), max_size=40))
-def test_each_item_fails_alone(good: list[bool]) -> None:
-    calls = []
+class Narrow:
+    """A generator and reward whose device has memory for two at once, and that pads; its pictures tell the prompt."""
 
-    def call(items: Sequence[int]) -> list[int]:
-        calls.append(len(items))
-        for item in items:
-            if not good[item]:
-                raise ValueError(f"item {item}")
-        return [10 * item for item in items]
+    def __init__(self, device: str) -> None:
+        self.batch_size = 8
 
-    results = actors.each_alone(call, range(len(good)))
-    assert len(results) == len(good)
-    for item, (fine, result) in enumerate(zip(good, results, strict=True)):
-        assert (result == 10 * item) if fine else (str(result) == f"item {item}")
-    bad = good.count(False)
-    if bad == 1:
-        assert len(calls) <= 1 + 2 * math.ceil(math.log2(max(len(good), 2)))
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | Exception]:
+        if self.batch_size > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")
+        if "bad" in prompts:
+            raise ValueError("no such word")
+        return [
+            ValueError("overflowed") if prompt == "black" else Image.new("RGB", (len(prompt), 1))
+            for prompt in prompts
+        ]
 
-
-def test_a_wrong_number_of_results_is_every_items_fault() -> None:
-    (first, second) = actors.each_alone(lambda items: [1] * (len(items) + 1), ["a", "b"])
-    assert isinstance(first, ValueError)
-    assert str(second) == "2 results for 1 items"
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        if self.batch_size > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")
+        return [float("nan") if image.width == 4 else float(image.width) for image in images]
 
 
-def test_a_broken_device_is_no_items_fault() -> None:
-    class AcceleratorError(RuntimeError):
-        pass
+class Reports(list[dict[str, Any]]):
+    """A meter within this process."""
 
-    def call(items: Sequence[int]) -> list[int]:
-        raise AcceleratorError("device-side assert")
+    @property
+    def report(self) -> Reports:
+        return self
 
-    with pytest.raises(AcceleratorError):
-        actors.each_alone(call, [1, 2])
-
-
-def test_interrupts_propagate() -> None:
-    def call(items: Sequence[int]) -> list[int]:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        actors.each_alone(call, [1])
+    def remote(self, usage: dict[str, Any]) -> None:
+        self.append(usage)
 
 
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (ValueError("one\ntwo"), "ValueError: one"),
-        (RuntimeError(), "RuntimeError: no message"),
-        (KeyError("k"), "KeyError: 'k'"),
-        (ValueError("x" * 1000), "ValueError: " + "x" * 288),
-    ],
-)
-def test_an_error_is_described_in_one_short_line(error: Exception, text: str) -> None:
-    assert actors.describe(error) == text
+def test_a_block_is_whole_whatever_fits_and_whatever_is_bad(capsys: pytest.CaptureFixture[str]) -> None:
+    own, reports = actors.Actors(1, 1, 1.0, 0.0, None, {}, {}, "cpu"), Reports()
+    context = actors.JobContext(0, ImagesConfig(), "", (("draws", 1),), ("scores",), 100, reports)
+    target = Target("draws", f"{__name__}:Narrow")
+    prompts = ["a", "bad", "ccc", "dddd", "black", "ffffff"]
+    table = pa.table({"prompt_id": [f"{n:032x}" for n in range(6)], "prompt": prompts})
+    drawn = actors.GenerateActor(actors.Stage("generator", target, own), context)(table)
+    entries = [row[0] for row in drawn["generated:draws"].to_pylist()]
+    assert [entry["width"] for entry in entries] == [1, None, 3, 4, None, 6]
+    assert [entry["error"] for entry in entries if entry["error"]] == [
+        "ValueError: no such word",
+        "ValueError: overflowed",
+    ]
+    scoring = actors.Stage("reward", replace(target, name="scores"), own)
+    scored = actors.ScoreActor(scoring, context)(drawn)["scored:scores"].to_pylist()
+    assert [row[0]["score"] for row in scored] == pytest.approx(
+        [1, np.nan, 3, np.nan, np.nan, 6], nan_ok=True
+    )
+    assert [row[0]["error"] for row in scored] == [None, None, None, "ValueError: a score is nan", None, None]
+    assert [
+        (r["model"], r["items"], r["failures"], r["skipped"], r["fits"]) for r in reports if r["items"]
+    ] == [
+        ("draws", 6, 2, 0, 2),
+        ("scores", 4, 1, 2, 2),
+    ]
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "computes 2 at once" in line] == [
+        f"rankray: '{name}' had no memory for a batch of 8 (RuntimeError: CUDA out of memory. Tried to allocate 9 GiB) "
+        "and computes 2 at once from here on"
+        for name in ("draws", "scores")
+    ]
 
 
 @pytest.mark.parametrize(("name", "exact"), [("png", True), ("webp", True), ("jpeg", False)])
@@ -83,16 +94,6 @@ def test_encoded_images_come_back(name: str, exact: bool) -> None:
     assert (image.format or "").lower() == name
     assert image.size == (24, 16)
     assert np.array_equal(np.asarray(image.convert("RGB")), pixels) is exact
-
-
-def test_what_is_no_picture_is_that_items_fault() -> None:
-    picture = Image.new("RGB", (2, 2))
-    drawn = {"a": picture, "b": None}
-    good, bad = actors.each_alone(
-        lambda items: [pictures.picture_of(drawn[item]) for item in items], ["a", "b"]
-    )
-    assert good is picture
-    assert str(bad) == "a generator returned NoneType; a PIL picture is due"
 
 
 @pytest.mark.parametrize(

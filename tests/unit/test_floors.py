@@ -41,6 +41,7 @@ FLOORS = {
     "choices": 1,
     "store": 1,
     "targets": 1,
+    "item_safe": 1,
     "components": 1,
     "demand": 1,
     "meta_run": 1,

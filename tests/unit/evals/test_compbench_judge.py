@@ -151,5 +151,26 @@ def test_only_the_models_that_are_called_for_are_loaded(judges: Path) -> None:
 
 
 def test_no_score_is_no_number() -> None:
-    with pytest.raises(ValueError, match="the score is nan"):
-        judgement({"category": "non_spatial", "action": "a"}, (8, 8), {}, {}, math.nan)
+    item = {"category": "non_spatial", "action": "a"}
+    found = judgement(item, (8, 8), {}, {}, math.nan)
+    assert math.isnan(found.score), "which is that picture's error, and no other's"
+    assert found.detail == {}
+
+
+def test_a_smaller_batch_reaches_every_model(judges: Path, pictures: list[Image.Image]) -> None:
+    judge = CompBenchJudge(spec=small_spec("compbench", judges / "compbench"), items=ITEMS, device="cpu")
+    whole = judge.judge(pictures[:5], list(ITEMS))
+    widths: dict[str, set[int]] = {"vqa": set(), "detector": set(), "clip": set()}
+    models = {name: getattr(judge, name).model for name in widths}
+    seen_by = {
+        "vqa": models["vqa"].vision_model,
+        "detector": models["detector"].owlv2.vision_model,
+        "clip": models["clip"].vision_model,
+    }
+    for name, module in seen_by.items():
+        module.register_forward_hook(lambda m, args, out, name=name: widths[name].add(len(out[0])))
+    judge.batch_size = judge.batch_size // 2
+    halved = judge.batch_size
+    again = judge.judge(pictures[:5], list(ITEMS))
+    assert widths == {name: {halved} for name in widths}
+    assert [one.score for one in again] == pytest.approx([one.score for one in whole], abs=1e-5)

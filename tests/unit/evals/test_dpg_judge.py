@@ -49,6 +49,15 @@ def test_a_score_is_made_of_the_model_s_answers(judges: Path, pictures: list[Ima
         judge.judge(pictures[:1], ["three squares"])
 
 
+def test_a_smaller_batch_reaches_the_model(judges: Path, pictures: list[Image.Image]) -> None:
+    judge = DpgJudge(spec=small_spec("dpg", judges / "dpg"), items=ITEMS, device="cpu")
+    widths: set[int] = set()
+    judge.vqa.model.vision_model.register_forward_hook(lambda m, args, out: widths.add(len(out[0])))
+    judge.batch_size = 1
+    judge.judge(pictures[:3], [next(iter(ITEMS))] * 3)
+    assert widths == {1}
+
+
 def test_the_order_of_questions_may_be_mended(judges: Path, pictures: list[Image.Image]) -> None:
     """Question 3 stands before its parent 2, and 2 before 1, whose fall it escapes as published."""
     row = small_spec("dpg", judges / "dpg")

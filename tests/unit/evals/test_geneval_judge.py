@@ -156,6 +156,21 @@ def test_a_verdict_does_not_depend_on_neighbours(
     assert judge.judge([], []) == []
 
 
+def test_a_smaller_batch_reaches_every_model(
+    judges: Path, items: dict[str, Any], pictures: list[Image.Image]
+) -> None:
+    judge = GenEvalJudge(spec=spec(judges, confidence=0.0), items=items, device="cpu")
+    whole = judge.judge(pictures, list(items))
+    widths: set[int] = set()
+    hook = lambda module, arguments, options: widths.add(len(options["pixel_values"]))  # noqa: E731
+    judge.detector.model.register_forward_pre_hook(hook, with_kwargs=True)
+    judge.clip.model.vision_model.register_forward_pre_hook(hook, with_kwargs=True)
+    judge.batch_size = 1
+    again = judge.judge(pictures, list(items))
+    assert widths == {1}
+    assert [one.score for one in again] == [one.score for one in whole]
+
+
 def test_colours_are_the_likeliest_by_hand(
     judges: Path,
     judge: GenEvalJudge,

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 
+from rankray import item_safe
 from rankray.config import ConfigError
 from rankray.generators import GENERATORS, GeneratorSpec
-from rankray.generators.diffusers_pipeline import DiffusersGenerator, _tokenizers
+from rankray.generators.diffusers_pipeline import DiffusersGenerator, _tokenizers, to_bytes
 from rankray.random_weights.pipelines import PIPELINES, awaken, sdxl
 
 PROMPTS = [
@@ -140,8 +142,59 @@ def test_prompts_and_seeds_must_pair(build: Build) -> None:
 def test_numbers_that_are_not_finite_are_no_picture(build: Build) -> None:
     generator = build("sdxl")
     generator.pipe.vae.decoder.conv_out.bias.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match="float32 overflowed: pixels of image 0 are not finite"):
-        generator.generate(["a circle"], [1])
+    (found,) = generator.generate(["a circle"], [1])
+    assert repr(found) == "ValueError('float32 overflowed: pixels are not finite; take another dtype')"
+
+
+def test_one_that_overflowed_costs_no_other_call_and_no_neighbour(build: Build) -> None:
+    """Of three in a padded batch of four, the second's latents are spoilt."""
+    generator, calls = build("sdxl"), 0
+    before = pixels(generator, PROMPTS[:3], SEEDS[:3])
+    decode = generator.pipe.vae.decode
+
+    def spoilt(latents: torch.Tensor, *arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        latents = latents.clone()
+        latents[1] = float("nan")
+        return decode(latents, *arguments, **options)
+
+    generator.pipe.vae.decode = spoilt
+    found = item_safe.each_alone(
+        lambda items: generator.generate([text for text, _ in items], [seed for _, seed in items]),
+        list(zip(PROMPTS[:3], SEEDS[:3], strict=True)),
+    )
+    assert calls == 1
+    assert isinstance(found[1], ValueError)
+    for n in (0, 2):
+        assert (np.asarray(found[n]) == before[n]).all()
+
+
+def test_bytes_are_those_of_diffusers() -> None:
+    halves = (torch.arange(256, dtype=torch.float64) + 0.5) / 255
+    edges = torch.tensor([-1.0, 0.0, 1.0, 2.0, 1e-9, float("inf")])
+    values = torch.cat(
+        [halves.float(), torch.rand(10_000, generator=torch.Generator().manual_seed(0)), edges]
+    )
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        shown = values.to(dtype).reshape(1, 1, 2, -1).expand(2, 3, 2, -1)
+        due = VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(shown.clamp(0, 1)))
+        found, finite = to_bytes(shown)
+        assert (found.numpy() == np.stack([np.asarray(picture) for picture in due])).all()
+        assert finite.tolist() == [False, False]  # of the last value
+    assert to_bytes(torch.full((1, 3, 2, 2), float("nan")))[1].tolist() == [False]
+    assert to_bytes(torch.full((1, 3, 2, 2), 7.0))[1].tolist() == [True]
+
+
+def test_a_smaller_batch_is_drawn_from_then_on(build: Build) -> None:
+    generator = build("sdxl")
+    wide = pixels(generator, PROMPTS, SEEDS)
+    generator.batch_size = 2
+    widths: list[int] = []
+    generator.pipe.unet.register_forward_pre_hook(lambda module, arguments: widths.append(len(arguments[0])))
+    narrow = pixels(generator, PROMPTS, SEEDS)
+    assert set(widths) == {4}, "two prompts, with and without guidance"
+    assert np.abs(wide - narrow).max() <= 1
 
 
 def test_scheduler_slicing_and_options_reach_the_pipeline(build: Build) -> None:

@@ -13,13 +13,15 @@ import torch
 from odd_prompts import PROMPTS
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torchvision import transforms
 from transformers import CLIPModel
 
 from rankray.config import ConfigError
 from rankray.random_weights.rewards import clip_config, save_processor
 from rankray.rewards import REWARDS, RewardSpec
-from rankray.rewards.clip import TEXTS_AT_ONCE, Preprocessing, of_distinct
+from rankray.rewards.clip import TEXTS_AT_ONCE, Preprocessing, mended, of_distinct
 from rankray.rewards.clipscore import ClipScore
+from rankray.rewards.hpsv2 import squared
 from rankray.rewards.mps import Mps, MpsConfig, MpsModel, seen_tokens
 from rankray.rewards.pickscore import PickScore
 
@@ -46,7 +48,8 @@ def test_pickscore_is_scaled_cosine(clip_dir: Path, pictures: list[Image.Image])
 
 
 def test_clipscore_is_clamped_cosine(clip_dir: Path, pictures: list[Image.Image]) -> None:
-    pick = PickScore(spec=spec("pickscore", clip_dir), device="cpu").score(pictures, PROMPTS)
+    texts = [mended(prompt) for prompt in PROMPTS]  # as CLIPScore reads them, and PickScore does not
+    pick = PickScore(spec=spec("pickscore", clip_dir), device="cpu").score(pictures, texts)
     scale = float(CLIPModel.from_pretrained(clip_dir).logit_scale.detach().exp())
     got = ClipScore(spec=spec("clipscore", clip_dir), device="cpu").score(pictures, PROMPTS)
     np.testing.assert_allclose(got, 2.5 * np.maximum(pick / scale, 0), atol=1e-5)
@@ -116,6 +119,76 @@ def test_preprocessing_by_hand() -> None:
     pixels = step(Image.new("RGB", (8, 4), (255, 51, 102)))
     assert pixels.shape == (3, 4, 4)
     np.testing.assert_allclose(pixels[:, 0, 0], [1.0, 0.2, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "due"),
+    [
+        ("a “curly” cat\u2019s \u2018hat\u2019", "a \"curly\" cat's 'hat'"),
+        ("salt &amp; pepper, &amp;lt;b&amp;gt; &eacute;", "salt & pepper, <b> é"),
+        ("âœ” a cafÃ© in the rain", "✔ a café in the rain"),
+        ("\x1b[31mred ﬁre ", "red fire"),
+        ("ΟΔΟΣ A Red circle", "οδος a red circle"),
+        ("", ""),
+    ],
+)
+def test_texts_are_mended_as_openai_s_tokenizer_does(text: str, due: str) -> None:
+    assert mended(text) == due
+
+
+def test_each_reward_reads_quotes_as_its_authors_install_did(clip_dir: Path) -> None:
+    """CLIPScore by OpenAI's package, which needs ftfy; PickScore by transformers' fast tokenizer, which has none."""
+    quoted, plain = "“two” red circles &amp; a star", '"two" red circles & a star'
+    authors = {"clipscore": ClipScore, "pickscore": PickScore}
+    same = {}
+    for row, reward in authors.items():
+        tokens = reward(spec=spec(row, clip_dir), device="cpu").clip.tokens
+        ids, _ = tokens([quoted, plain])
+        same[row] = torch.equal(ids[0], ids[1])
+        assert tokens.truncated([quoted]) == [
+            len(tokens.tokenizer(tokens._texts([quoted])[0])["input_ids"]) > 16
+        ]
+    assert same == {"clipscore": True, "pickscore": False}
+
+
+def test_the_middle_is_the_authors_program_s() -> None:
+    """Three of seven columns are cut off: torchvision begins at round(1.5) = 2, transformers at 1."""
+    picture = Image.fromarray(np.tile(np.arange(7, dtype=np.uint8)[None, :, None], (4, 1, 3)))
+    first = {}
+    for by_openai in (True, False):
+        step = Preprocessing((4,), (4, 4), (0.0, 0.0, 0.0), (1 / 255,) * 3, by_openai)
+        first[by_openai] = step(picture)[0, 0].round().tolist()
+    assert first == {True: [2, 3, 4, 5], False: [1, 2, 3, 4]}
+    due = transforms.functional.center_crop(picture, [4, 4])
+    assert np.asarray(due)[0, :, 0].tolist() == [2, 3, 4, 5]
+
+
+def test_hpsv2_resizes_as_its_authors_torchvision_did() -> None:
+    """One column of eight, halved. Not antialiased, a place sees four columns by the cubic kernel's (a = -0.75) values
+    at -1.5, -0.5, 0.5 and 1.5: -3/32, 19/32, 19/32, -3/32; antialiased, it sees twice as many."""
+    column = torch.zeros(3, 8, 8)
+    column[:, :, 3] = 1
+    plain, smooth = squared(column, 4, antialias=False), squared(column, 4, antialias=True)
+    assert plain.shape == (3, 4, 4)
+    np.testing.assert_allclose(plain[0], [[0, 19 / 32, -3 / 32, 0]] * 4, atol=1e-6)
+    assert smooth[0, 0].abs().min() > 0.01
+    resize = transforms.functional.resize
+    for size in ((300, 200), (64, 224), (1, 1)):
+        image = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+        due = [round(edge * 224 / max(size)) for edge in size]
+        for antialias in (False, True):
+            found = squared(image, 224, antialias)
+            assert found.shape == (3, 224, 224)
+            top, left = (224 - due[0]) // 2, (224 - due[1]) // 2
+            inner = found[:, top : top + due[0], left : left + due[1]]
+            bicubic = transforms.InterpolationMode.BICUBIC
+            np.testing.assert_array_equal(inner, resize(image, due, bicubic, antialias=antialias))
+            inner.zero_()
+            assert not found.any(), "black around it"
+
+
+def test_both_hpsv2_are_the_published_ones_by_default() -> None:
+    assert [REWARDS[row].options["antialias"] for row in ("hpsv2.1", "hps-v2.0")] == [False, False]
 
 
 @pytest.fixture(scope="module")
