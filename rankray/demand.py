@@ -27,6 +27,7 @@ from rankray.generators import full_size as generators_full_size
 from rankray.rewards import REWARDS, RewardSpec
 from rankray.rewards import full_size as rewards_full_size
 from rankray.targets import Target, locate
+from rankray.weight_copies import is_uri
 from rankray.weight_files import of_variant
 
 AUTOENCODERS = frozenset({"AutoencoderKL", "AutoencoderDC", "PaellaVQModel"})
@@ -48,6 +49,8 @@ def footprint(target: Target) -> Footprint:
     else:
         return Footprint((), complete=False)
     bfloat16 = spec.dtype == "bfloat16"
+    if is_uri(spec.source):  # elsewhere: taken for a model of the row's make
+        return found
     try:
         place = Path(locate(spec.source)) if spec.source else Path()
     except ConfigError:  # neither a path that is here nor a repository

@@ -165,13 +165,9 @@ def _checked(model: Model) -> Model:
     """
     source = model.choice.source
     if source is not None and model.choice.model in GENERATORS:
-        if "://" in source:
-            raise ConfigError(
-                f"pipelines load from directories, and {source} is a URI; copy it to a directory"
-            )
-        path = Path(source).expanduser()
-        if path.is_dir() and not (path / "model_index.json").exists():
-            raise ConfigError(f"{path} holds no pipeline: it has no model_index.json")
+        is_elsewhere = "://" in source or Path(source).expanduser().is_dir()
+        if is_elsewhere and not _exists(f"{store.absolute(source).rstrip('/')}/model_index.json"):
+            raise ConfigError(f"{source} holds no pipeline: it has no model_index.json")
     return model
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankray import hardware, hub, weight_files
+from rankray import hardware, hub, weight_copies, weight_files
 from rankray.config import ConfigError, ModelChoice, nearest
 
 UNRECORDED = "unrecorded"
@@ -168,11 +168,15 @@ def _no_module(name: str) -> str:
 
 
 def locate(source: str) -> str:
-    """The directory of "shapes:NAME" or of an existing path on this machine; a hub repository's name as it is.
+    """The directory of "shapes:NAME", of an existing path or of a URI's copy on this machine; a hub's name as it is.
+
+    What a URI names is copied here where it is not yet, which may take minutes: actors do it, drivers do not.
 
     Raises:
-        ConfigError: a path that does not exist, or no such pipeline in the shapes world.
+        ConfigError: a path that does not exist, no such pipeline in the shapes world, or a URI that cannot be copied.
     """
+    if weight_copies.is_uri(source):
+        return str(weight_copies.on_this_node(source))
     if source.startswith(SHAPES):
         from rankray import shapes
 
@@ -185,21 +189,24 @@ def locate(source: str) -> str:
         return str(path)
     if _HUB_NAME.fullmatch(source) and not source.startswith("."):
         return source
-    raise ConfigError(f"no directory '{source}' here; give a directory, or a hub repository as 'owner/name'")
+    raise ConfigError(
+        f"no directory '{source}' here; give a directory, a URI, or a hub repository as 'owner/name'"
+    )
 
 
 def weights_revision(source: str, revision: str) -> str:
     """What identifies the weights of `source`, without importing a model.
 
     Args:
-        source: a directory or file, "shapes:NAME", a hub repository "owner/name", or a server's URL.
-        revision: branch, tag or commit of a hub repository, or what its user calls a server's model; not used for
-            directories.
+        source: a directory or file, "shapes:NAME", a hub repository "owner/name", a URI of weights, or a server's URL.
+        revision: branch, tag or commit of a hub repository, "sha256:..." of what a URI names, or what its user calls a
+            server's model; not used for directories.
 
     Returns:
         "sha256:<hex>" over names and bytes of a directory's weight, configuration and vocabulary files; the commit
         of a hub repository, asked from the hub, or else from the local cache; "unresolved:<revision>" if neither
-        knows it. A server's is the one given, or `UNRECORDED`.
+        knows it. A URI's is the hash that was given, or "listing:<hex>" over names, sizes and times of its files. A
+        server's is the one given, or `UNRECORDED`.
 
     Raises:
         ConfigError: the directory is missing or holds no weights, or the hub says that there is no such
@@ -207,6 +214,8 @@ def weights_revision(source: str, revision: str) -> str:
     """
     if source.startswith(URLS):
         return UNRECORDED if revision == "main" else revision
+    if weight_copies.is_uri(source):
+        return weight_copies.identity(source, revision)
     place = locate(source)
     path = Path(place)
     if path.exists():
@@ -215,6 +224,39 @@ def weights_revision(source: str, revision: str) -> str:
         # Asked all the same, as a wrong one would show only where the model is loaded.
         return revision if hub.snapshot(place, revision).is_dir() else hub.commit(place, revision) or revision
     return hub.commit(place, revision) or hub.cached_commit(place, revision) or f"{UNRESOLVED}{revision}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Weights as the driver found them.
+
+    Attributes:
+        source, revision: what actors load: a hub's at its commit, a URI with what identifies its content.
+        recorded: what identifies them in the dataset.
+    """
+
+    source: str
+    revision: str
+    recorded: str
+
+
+def find(source: str, revision: str) -> Found:
+    """What `weights_revision` says, and where an actor finds just that.
+
+    Raises:
+        ConfigError: as `weights_revision`.
+    """
+    recorded = weights_revision(source, revision)
+    if weight_copies.is_uri(source):
+        return Found(weight_copies.pinned(source, recorded), revision, recorded)
+    return Found(source, revision if ":" in recorded or recorded == UNRECORDED else recorded, recorded)
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two sources are the same directory, repository or URI."""
+    if weight_copies.is_uri(one) or weight_copies.is_uri(other):
+        return one.rstrip("/") == other.rstrip("/")
+    return locate(one) == locate(other)
 
 
 def check_files(source: str, pickles: bool) -> None:
@@ -227,7 +269,7 @@ def check_files(source: str, pickles: bool) -> None:
     Raises:
         ConfigError: which file, and what is wrong with it.
     """
-    if not source.startswith(URLS) and Path(locate(source)).exists():
+    if not source.startswith(URLS) and not weight_copies.is_uri(source) and Path(locate(source)).exists():
         weight_files.check(Path(locate(source)), pickles)
 
 

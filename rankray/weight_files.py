@@ -12,7 +12,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rankray.config import ConfigError
 
@@ -83,10 +83,15 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
         yield path.name, path
         return
     for file in path.rglob("*"):
-        name = file.relative_to(path)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if file.is_file() and file.suffix in SUFFIXES and not hidden:
-            yield name.as_posix(), file
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and counts(name):
+            yield name, file
+
+
+def counts(name: str) -> bool:
+    """Whether a file of that name, within a checkpoint's directory, belongs to the checkpoint; hidden ones do not."""
+    path = PurePosixPath(name)
+    return path.suffix in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 def _check_safetensors(file: Path) -> None:

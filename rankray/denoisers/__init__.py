@@ -17,6 +17,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from rankray import weight_copies
 from rankray.config import ConfigError
 from rankray.generators import GeneratorSpec
 from rankray.targets import locate
@@ -75,7 +76,7 @@ def check_family(spec: GeneratorSpec) -> None:
     """
     row = DENOISERS[family(spec)]
     try:
-        found = json.loads(_index(spec).read_text()).get("_class_name")
+        found = json.loads(_index(spec)).get("_class_name")
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"'{spec.source}' is no diffusers pipeline: {reason}") from None
@@ -86,11 +87,14 @@ def check_family(spec: GeneratorSpec) -> None:
         )
 
 
-def _index(spec: GeneratorSpec) -> Path:
-    """Where the pipeline's `model_index.json` is; a hub's is fetched, a kilobyte."""
+def _index(spec: GeneratorSpec) -> bytes:
+    """The pipeline's `model_index.json`, a kilobyte; without the rest, where it lies elsewhere."""
+    name = "model_index.json"
+    if weight_copies.is_uri(spec.source):
+        return weight_copies.read(spec.source, name)
     place = locate(spec.source)
     if place != spec.source or Path(place).exists():
-        return Path(place) / "model_index.json"
+        return (Path(place) / name).read_bytes()
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(place, "model_index.json", revision=spec.revision))
+    return Path(hf_hub_download(place, name, revision=spec.revision)).read_bytes()

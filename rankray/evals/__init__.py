@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rankray.config import ConfigError, EvalChoice, nearest
-from rankray.targets import UNRESOLVED, Target, split_name, unknown_model, weights_revision
+from rankray.targets import UNRESOLVED, Target, find, split_name, unknown_model
 
 _LOG = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class EvalSpec:
         columns: "module:function": (items, judgements by prompt, None for a picture that failed) -> dict[str, Column].
         overall: the columns whose plain mean is the headline figure.
         samples: pictures a prompt, as published.
-        models: the judge's parts, each a hub repository or a directory.
+        models: the judge's parts, each a hub repository, a directory or a URI.
         revisions: branch, tag or commit of each part; "main" where it names none.
         departures: in which way its figures are not the published ones', in a sentence.
         dtype, batch_size, num_gpus, num_cpus, options, environment: as `RewardSpec` has them.
@@ -164,6 +164,7 @@ EVALS: dict[str, EvalSpec] = {
             "detector": "google/owlv2-base-patch16-ensemble",
             "clip": "openai/clip-vit-base-patch32",
         },
+        revisions={"clip": "refs/pr/15"},  # the hub's own conversion: `main` has pickles alone
         departures="objects found by OWLv2 in place of UniDet; noun phrases split by words in place of spaCy",
         gpu_memory_gb=6.0,
         options={
@@ -277,18 +278,19 @@ def resolve(choice: EvalChoice, items: Sequence[Item]) -> Target:
     for item in items:
         if asked.setdefault(item.prompt, item.data) != item.data:
             raise ConfigError(f"benchmark '{choice.label}': '{item.prompt}' stands twice and asks two things")
-    found = {
-        part: weights_revision(source, spec.revisions.get(part, "main"))
-        for part, source in spec.models.items()
-    }
-    pinned = {part: revision for part, revision in found.items() if ":" not in revision}
+    found = {part: find(source, spec.revisions.get(part, "main")) for part, source in spec.models.items()}
+    spec = replace(
+        spec,
+        models={part: one.source for part, one in found.items()},
+        revisions={part: one.revision for part, one in found.items()},
+    )
     return Target(
         name=choice.label,
         target=spec.target,
-        kwargs={"spec": replace(spec, revisions={**spec.revisions, **pinned}), "items": asked},
-        revision=" ".join(f"{part}={found[part]}" for part in sorted(found)),
+        kwargs={"spec": spec, "items": asked},
+        revision=" ".join(f"{part}={found[part].recorded}" for part in sorted(found)),
         num_gpus=spec.num_gpus,
         num_cpus=spec.num_cpus,
         environment=spec.environment,
-        unresolved=tuple(spec.models[part] for part in found if found[part].startswith(UNRESOLVED)),
+        unresolved=tuple(one.source for one in found.values() if one.recorded.startswith(UNRESOLVED)),
     )

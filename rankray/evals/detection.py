@@ -225,7 +225,13 @@ def bare_mask2former() -> Any:
     from transformers.models.mask2former.modeling_mask2former import Mask2FormerPreTrainedModel
 
     class Mask2Former(Mask2FormerForUniversalSegmentation):  # type: ignore[misc]
-        _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"criterion\.empty_weight"]
+        # Published weights are of 2022: they hold the loss's class weights and tables that follow from the size of
+        # Swin's window, and have no norm over Swin's last layer, of which a backbone makes no use.
+        _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+            r"^criterion\.empty_weight$",
+            r"\.attention\.self\.relative_position_index$",
+        ]
+        _keys_to_ignore_on_load_missing: ClassVar[list[str]] = [r"\.encoder\.swin\.layernorm\.(weight|bias)$"]
 
         def __init__(self, config: Any) -> None:
             Mask2FormerPreTrainedModel.__init__(self, config)

@@ -17,11 +17,12 @@ from rankray.config import ConfigError, GeneratorChoice, nearest
 from rankray.targets import (
     UNRECORDED,
     UNRESOLVED,
+    Found,
     Target,
     check_files,
+    find,
     unknown_model,
     user_target,
-    weights_revision,
 )
 
 ADAPTER = "rankray.generators.diffusers_pipeline:DiffusersGenerator"
@@ -47,6 +48,9 @@ class GeneratorSpec:
         call: further arguments of each call.
         after_load: component path -> keyword arguments of its `register_to_config`.
         patch: "module.NAME" -> "module:attribute" to set there before loading.
+        connected: prefix of a component -> the repository or directory of the pipeline that it is taken from, where the
+            source holds a part of the whole alone. Each is resolved and recorded as the source is.
+        connected_revisions: branch, tag or commit of each; "main" where it names none.
         denoisers: components that `compile` compiles.
         scheduler: class name in `diffusers` to swap in, built from the old one's configuration.
         vae_slicing, vae_tiling: decode one image, or one tile, at a time: less memory, more time.
@@ -71,6 +75,8 @@ class GeneratorSpec:
     call: Mapping[str, Any] = field(default_factory=dict)
     after_load: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     patch: Mapping[str, str] = field(default_factory=dict)
+    connected: Mapping[str, str] = field(default_factory=dict)
+    connected_revisions: Mapping[str, str] = field(default_factory=dict)
     denoisers: tuple[str, ...] = ("unet",)
     steps_argument: str = "num_inference_steps"
     guidance_argument: str = "guidance_scale"
@@ -81,8 +87,12 @@ class GeneratorSpec:
     target: str = ADAPTER
 
 
-# diffusers moved this class out of its top level and then refuses the component that names it.
-_PAELLA = {"diffusers.PaellaVQModel": "diffusers.pipelines.deprecated.wuerstchen:PaellaVQModel"}
+# diffusers moved this class out of its top level, and its module, and then refuses the component that names either: a
+# saved pipeline names the class, the published one the module.
+_PAELLA = {
+    "diffusers.PaellaVQModel": "diffusers.pipelines.deprecated.wuerstchen:PaellaVQModel",
+    "diffusers.pipelines.wuerstchen": "diffusers.pipelines.deprecated:wuerstchen",
+}
 
 # An image must not depend on whether a package is installed: PixArt cleans captions only where ftfy and bs4
 # are, SDXL draws an invisible watermark only where its package is. Both are off.
@@ -125,6 +135,7 @@ _CASCADE = GeneratorSpec(
     full_size="stable-cascade",
     call={"num_inference_steps": 10, "decoder_guidance_scale": 0.0},
     patch=_PAELLA,
+    connected={"prior": "stabilityai/stable-cascade-prior"},
     denoisers=("prior_prior", "decoder"),
     steps_argument="prior_num_inference_steps",
     guidance_argument="prior_guidance_scale",
@@ -159,6 +170,7 @@ def _shapes(spec: GeneratorSpec, name: str, **changes: Any) -> GeneratorSpec:
         "width": 64,
         "dtype": "float32",
         "variant": None,
+        "connected": {},
         "batch_size": 16,
         "num_gpus": 0.0,
         "num_cpus": 0.05,
@@ -273,7 +285,8 @@ def resolve(choice: GeneratorChoice, look_up: bool = True) -> Target:
         look_up: find its weights and what identifies them; without, nothing is read and nobody asked.
 
     The choice's own settings replace the row's; `options` may hold any further field of `GeneratorSpec`, and
-    its tables (`load`, `call`, ...) are merged into the row's. Another `source` drops the row's variant.
+    its tables (`load`, `call`, ...) are merged into the row's. Another `source` drops the row's variant
+    and what the row connects to it.
 
     Raises:
         ConfigError: unknown name (nearest match given), unknown option, or weights that cannot be found.
@@ -284,26 +297,46 @@ def resolve(choice: GeneratorChoice, look_up: bool = True) -> Target:
         raise unknown_model("generator", choice.model, GENERATORS)
     spec = GENERATORS[choice.model]
     if choice.source is not None:
-        spec = replace(spec, variant=None, revision="main")
+        spec = replace(spec, variant=None, revision="main", connected={}, connected_revisions={})
     given = {key: getattr(choice, key) for key in _SETTINGS}
     spec = replace(spec, **{key: value for key, value in given.items() if value is not None})
     spec = _with_options(spec, choice)
+    found = {"": Found(spec.source, spec.revision, UNRECORDED)}
     if look_up:
-        check_files(spec.source, pickles=False)
-    revision = weights_revision(spec.source, spec.revision) if look_up else UNRECORDED
-    if look_up and ":" not in revision:
-        spec = replace(spec, revision=revision)
+        spec, found = _looked_up(spec)
     return Target(
         name=choice.label,
         target=spec.target,
         kwargs={"spec": spec},
-        revision=revision,
+        revision="; ".join(f"{part}={one.recorded}" if part else one.recorded for part, one in found.items()),
         num_gpus=spec.num_gpus,
         num_cpus=spec.num_cpus,
         samples=choice.samples,
         seed_name=choice.seed_name,
-        unresolved=(spec.source,) if revision.startswith(UNRESOLVED) else (),
+        unresolved=tuple(one.source for one in found.values() if one.recorded.startswith(UNRESOLVED)),
     )
+
+
+def _looked_up(spec: GeneratorSpec) -> tuple[GeneratorSpec, dict[str, Found]]:
+    """The row with its commits in it, and what was found of its source, under "", and of what is connected to it."""
+    places = {"": (spec.source, spec.revision)}
+    places |= {
+        prefix: (place, spec.connected_revisions.get(prefix, "main"))
+        for prefix, place in spec.connected.items()
+    }
+    found = {}
+    for part, (place, revision) in places.items():
+        check_files(place, pickles=False)
+        found[part] = find(place, revision)
+    connected = {prefix: found[prefix] for prefix in spec.connected}
+    changed = replace(
+        spec,
+        source=found[""].source,
+        revision=found[""].revision,
+        connected={prefix: one.source for prefix, one in connected.items()},
+        connected_revisions={prefix: one.revision for prefix, one in connected.items()},
+    )
+    return changed, found
 
 
 def _with_options(spec: GeneratorSpec, choice: GeneratorChoice) -> GeneratorSpec:

@@ -25,7 +25,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from rankray.config import ConfigError, nearest
 from rankray.generators import GeneratorSpec
-from rankray.loading import longer, strictly
+from rankray.loading import longer, one_line, strictly
 from rankray.targets import locate, split_name
 
 LEAST_VOCABULARY = 0.9
@@ -130,21 +130,7 @@ def _load(spec: GeneratorSpec, device: str) -> Any:
         setattr(
             importlib.import_module(module), name, getattr(importlib.import_module(from_module), attribute)
         )
-    place = locate(spec.source)
-    hub = (
-        {"revision": spec.revision, "variant": spec.variant}
-        if place == spec.source
-        else {"variant": spec.variant}
-    )
-    with _quiet(), strictly(spec.source, spec.revision):
-        pipe = _named(spec.pipeline, "pipeline").from_pretrained(
-            place,
-            dtype=getattr(torch, spec.dtype),
-            use_safetensors=True,
-            local_files_only=place != spec.source,
-            **hub,
-            **spec.load,
-        )
+    pipe = _whole(spec)
     _check_tokenizers(pipe, spec.source)
     for path, settings in spec.after_load.items():
         _component(pipe, path).register_to_config(**settings)
@@ -160,6 +146,40 @@ def _load(spec: GeneratorSpec, device: str) -> Any:
         for path in spec.denoisers:
             _component(pipe, path).compile()
     return pipe
+
+
+def _whole(spec: GeneratorSpec) -> Any:
+    """The pipeline, put together from the repositories that it is published in where they are several.
+
+    diffusers would load what a model card names as connected by the first repository's revision, which no other has.
+    """
+    kind = _named(spec.pipeline, "pipeline")
+    if not spec.connected:
+        return _from(kind, spec, spec.source, spec.revision)
+    own = _from(diffusers.DiffusionPipeline, spec, spec.source, spec.revision)
+    if isinstance(own, kind):  # saved as a whole
+        return own
+    parts = dict(own.components)
+    for prefix, source in spec.connected.items():
+        other = _from(diffusers.DiffusionPipeline, spec, source, spec.connected_revisions.get(prefix, "main"))
+        parts |= {f"{prefix}_{name}": part for name, part in other.components.items()}
+    with one_line(spec.source, spec.revision):
+        return kind(**parts)
+
+
+def _from(kind: Any, spec: GeneratorSpec, source: str, revision: str) -> Any:
+    place = locate(source)
+    hub = {"revision": revision} if place == source else {}
+    with _quiet(), strictly(source, revision):
+        return kind.from_pretrained(
+            place,
+            dtype=getattr(torch, spec.dtype),
+            use_safetensors=True,
+            local_files_only=place != source,
+            variant=spec.variant,
+            **hub,
+            **spec.load,
+        )
 
 
 def _check_tokenizers(pipe: Any, source: str) -> None:

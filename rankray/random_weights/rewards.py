@@ -126,7 +126,7 @@ def vqascore(place: Path) -> None:
     _image_processor().save_pretrained(place / "tower")
     kind = import_alone(T5_MODULE).CLIPT5ForConditionalGeneration
     config = kind.config_class(
-        vocab_size=_sentencepiece(place / "tokenizer"), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
+        vocab_size=sentencepiece_words(place / "tokenizer"), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
         decoder_start_token_id=0, tie_word_embeddings=False, feed_forward_proj="gated-gelu",
         mm_vision_tower=str(place / "tower"), mm_hidden_size=32, mm_projector_type="mlp2x_gelu",
         mm_vision_select_layer=-2,
@@ -138,12 +138,12 @@ def vqascore(place: Path) -> None:
     model.save_pretrained(place / "model", safe_serialization=False)
 
 
-def _sentencepiece(place: Path) -> int:
+def sentencepiece_words(place: Path) -> int:
     """Writes a T5 tokenizer of some 120 pieces; its size, with the hundred words that T5 adds."""
     import sentencepiece
     from transformers import T5Tokenizer
 
-    place.mkdir()
+    place.mkdir(parents=True, exist_ok=True)
     text = place / "text.txt"
     lines = [
         "Does this figure show a circle? Please answer yes or no.",
@@ -156,7 +156,7 @@ def _sentencepiece(place: Path) -> int:
         input=str(text), model_prefix=str(place / "spiece"), vocab_size=120, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
         hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
-    tokenizer = T5Tokenizer(str(place / "spiece.model"))
+    tokenizer = T5Tokenizer.from_pretrained(place)
     tokenizer.save_pretrained(place)
     return len(tokenizer)
 

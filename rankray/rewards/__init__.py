@@ -15,12 +15,13 @@ from rankray.config import ConfigError, RewardChoice, nearest
 from rankray.targets import (
     UNRECORDED,
     UNRESOLVED,
+    Found,
     Target,
     check_files,
-    locate,
+    find,
+    same_place,
     unknown_model,
     user_target,
-    weights_revision,
 )
 
 
@@ -87,6 +88,7 @@ _PICKSCORE = RewardSpec(
 _CLIPSCORE = RewardSpec(
     target="rankray.rewards.clipscore:ClipScore",
     source="openai/clip-vit-base-patch32",
+    revision="refs/pr/15",  # the hub's own conversion: `main` has pickles alone
     full_size="clip-b",
     options={"processor": None, "processor_revision": "main", "vocabulary": _CLIP_VOCABULARY},
     parts=_PROCESSOR,
@@ -230,37 +232,36 @@ def resolve(choice: RewardChoice, look_up: bool = True) -> Target:
         raise ConfigError(
             f"reward '{choice.label}' has no weights of its own; give it a `source`: docs/rewards.md"
         )
-    revisions = {"": (spec.source, UNRECORDED)}
+    found = {"": Found(spec.source, spec.revision, UNRECORDED)}
     if look_up:
         check_files(spec.source, spec.pickled)
-        spec, revisions = _resolved(spec)
+        spec, found = _looked_up(spec)
     return Target(
         name=choice.label,
         target=spec.target,
         kwargs={"spec": spec},
-        revision="; ".join(f"{part}={found}" if part else found for part, (_, found) in revisions.items()),
+        revision="; ".join(f"{part}={one.recorded}" if part else one.recorded for part, one in found.items()),
         num_gpus=spec.num_gpus,
         num_cpus=spec.num_cpus,
         environment=spec.environment,
-        unresolved=tuple(place for place, found in revisions.values() if found.startswith(UNRESOLVED)),
+        unresolved=tuple(one.source for one in found.values() if one.recorded.startswith(UNRESOLVED)),
     )
 
 
-def _resolved(spec: RewardSpec) -> tuple[RewardSpec, dict[str, tuple[str, str]]]:
-    """The row with its commits in it, and (place, revision) of its weights, under "", and of its parts by name.
+def _looked_up(spec: RewardSpec) -> tuple[RewardSpec, dict[str, Found]]:
+    """The row with its commits in it, and what was found of its weights, under "", and of its parts by name.
 
     A part that lies in the weights' own directory or repository has no revision of its own.
     """
-    found = {"": (spec.source, weights_revision(spec.source, spec.revision))}
+    found = {"": find(spec.source, spec.revision)}
     options = dict(spec.options)
     for part, pin in spec.parts.items():
         place = spec.options[part]
-        if place is not None and locate(place) != locate(spec.source):
-            found[part] = (place, weights_revision(place, spec.options[pin]))
-            options[pin] = _pin(found[part][1], spec.options[pin])
-    return replace(spec, revision=_pin(found[""][1], spec.revision), options=options), found
-
-
-def _pin(found: str, asked: str) -> str:
-    """The commit to load, or what was asked for where there is none."""
-    return asked if ":" in found or found == UNRECORDED else found
+        if place is None:
+            continue
+        own = same_place(place, spec.source)
+        one = found[""] if own else find(place, spec.options[pin])
+        options[part], options[pin] = one.source, one.revision
+        if not own:
+            found[part] = one
+    return replace(spec, source=found[""].source, revision=found[""].revision, options=options), found

@@ -9,10 +9,12 @@ ROOT = Path(__file__).parents[2]
 IMPORT_NAMES = {"pillow": "PIL"}
 OPTIONAL = {
     "datasets",
-    "sentencepiece",  # within the environment of vqascore
     "wandb",
 }  # asked for by name in the message of whoever reads from the hub
-BEHIND_OTHERS = {"torchvision"}  # imported by transformers' image processors and the rewards' packages
+BEHIND_OTHERS = {
+    "torchvision",  # imported by transformers' image processors and the rewards' packages
+    "protobuf",  # by transformers, to read a sentencepiece vocabulary
+}
 
 
 def declared(section: str) -> set[str]:

@@ -85,7 +85,7 @@ def test_what_was_written_out_outlives_its_checkpoint(run: Path, tmp_path: Path)
         ("/nowhere/at/all", "no model at /nowhere/at/all"),
         ("{run}/checkpoints", "holds no pipeline"),
         ("shapes-sdxl@{run}/checkpoints", "holds no pipeline: it has no model_index.json"),
-        ("shapes-sdxl@s3://bucket/p", "pipelines load from directories"),
+        ("shapes-sdxl@file://{run}/p", "/p holds no pipeline: it has no model_index.json"),
     ],
 )
 def test_what_is_no_model_is_named(run: Path, text: str, told: str) -> None:

@@ -46,6 +46,7 @@ FLOORS = {
     "demand": 1,
     "meta_run": 1,
     "hub": 1,
+    "weight_copies": 1,
     "weight_files": 1,
     "loading": 1,
     "generators": 1,

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from hub_server import TOKEN, Hub, serving
+from hub_server import TOKEN, Hub, asked, serving
 from transformers import CLIPModel
 
 from rankray.random_weights.pipelines import awaken, sdxl
@@ -72,17 +69,9 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield found
 
 
-def run(code: str, hub: Hub, home: Path, **more: str) -> list[str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    env = {**kept, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **more}
-    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return [line.removeprefix("FOUND") for line in ended.stdout.splitlines() if line.startswith("FOUND")]
-
-
 @pytest.mark.slow
 def test_loaded_at_their_commits(hub: Hub, tmp_path: Path) -> None:
-    (line,) = run(CODE, hub, tmp_path / "home")
+    (line,) = asked(CODE, hub, tmp_path / "home")
     found = json.loads(line)
     assert found["revisions"] == [hub.sha("owner/clip"), hub.sha("owner/sdxl")]
     assert 0 <= found["score"][0] <= 2.5
@@ -97,9 +86,9 @@ def test_loaded_at_their_commits(hub: Hub, tmp_path: Path) -> None:
 def test_gated_files_are_one_line_in_an_actor_too(hub: Hub, tmp_path: Path) -> None:
     hub.gated |= {"owner/clip", "owner/sdxl"}
     for token, why in ((None, "no token is given here"), ("hf_other", "your token may not read it")):
-        lines = run(GATED, hub, tmp_path / f"home-{token}", **({"HF_TOKEN": token} if token else {}))
+        lines = asked(GATED, hub, tmp_path / f"home-{token}", **({"HF_TOKEN": token} if token else {}))
         assert [line.split(";")[0].strip() for line in lines] == [
             f"hub repository '{name}' is gated, and {why}" for name in ("owner/clip", "owner/sdxl")
         ]
-    lines = run(GATED, hub, tmp_path / "home-good", HF_TOKEN=TOKEN)
+    lines = asked(GATED, hub, tmp_path / "home-good", HF_TOKEN=TOKEN)
     assert not any("gated" in line for line in lines)
