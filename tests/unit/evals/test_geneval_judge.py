@@ -240,6 +240,36 @@ def test_half_precision_sees_about_the_same(
     assert sums[1] != sums[0]
 
 
+def test_keys_of_earlier_versions_change_nothing(
+    judges: Path, tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    """Published weights have tables that Swin's window decides, and lack a norm that no backbone applies."""
+    shutil.copytree(judges / "geneval" / "detector", tmp_path / "old")
+    file = tmp_path / "old" / "model.safetensors"
+    weights = load_file(file)
+    norms = [key for key in weights if ".swin.layernorm." in key]
+    tables = [key for key in weights if key.endswith(".relative_position_bias_table")]
+    assert (len(norms), len(tables)) == (2, 4)
+
+    def sees(changed: dict[str, torch.Tensor]) -> list[Any]:
+        save_file(changed, file, metadata={"format": "pt"})
+        found = detector(tmp_path / "old").find(pictures, [NAMES] * len(pictures), 0.3)
+        return [{name: [one.box for one in some] for name, some in one.items()} for one in found]
+
+    as_now = sees(weights)
+    assert any(as_now)
+    assert sees({**weights, **{key: torch.full_like(weights[key], 7.0) for key in norms}}) == as_now
+    old = {key: value for key, value in weights.items() if key not in norms}
+    old |= {key.replace("bias_table", "index"): torch.zeros(16, 16, dtype=torch.int64) for key in tables}
+    assert sees(old) == as_now
+    strange = {**old, "model.pixel_level_module.encoder.strange": torch.zeros(1)}
+    with pytest.raises(ConfigError, match="1 unexpected keys, such as model"):
+        sees(strange)
+    lacking = {key: value for key, value in old.items() if not key.endswith("embeddings.norm.bias")}
+    with pytest.raises(ConfigError, match=r"1 missing keys, such as .*embeddings\.norm\.bias"):
+        sees(lacking)
+
+
 def test_a_detector_without_masks(tmp_path: Path, pictures: list[Image.Image]) -> None:
     torch.manual_seed(0)
     config = YolosConfig(
