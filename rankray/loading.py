@@ -9,6 +9,7 @@ both count the keys anyway.
 from __future__ import annotations
 
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -173,7 +174,9 @@ def read_plain(path: Path) -> dict[str, Any]:
         with one_line(str(path)):
             if path.suffix == ".safetensors":
                 return dict(load_file(path))
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
+            # Read where it is looked at, and not all of it before; the format of before torch 1.6 cannot.
+            is_zip = zipfile.is_zipfile(path)
+            return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip))
     except ConfigError as error:
         if isinstance(error.__cause__, UnpicklingError):
             raise ConfigError(

@@ -53,7 +53,12 @@ class Hpsv2:
             ) from None
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
         architecture = _architecture(factory, spec.options["architecture"])
-        model = factory.create_model(architecture, None, precision="fp32", device="cpu", output_dict=True)
+        with torch.device(
+            device
+        ):  # where its weights are copied to from the file, without a model on the host
+            model = factory.create_model(
+                architecture, None, precision="fp32", device=device, output_dict=True
+            )
         found = read_plain(_checkpoint(spec))
         weights = found.get("state_dict", found)
         with one_line(spec.source):  # tensors of another shape

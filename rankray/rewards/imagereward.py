@@ -42,7 +42,10 @@ class ImageReward:
 
     def __init__(self, spec: RewardSpec, device: str) -> None:
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
-        model = bare_model(spec)
+        with torch.device(
+            device
+        ):  # where its weights are copied to from the file, without a model on the host
+            model = bare_model(spec)
         weights = read_plain(_file(spec, "file"))
         with one_line(spec.source):  # tensors of another shape
             missing, unexpected = model.load_state_dict(weights, strict=False)

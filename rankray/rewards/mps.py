@@ -193,12 +193,15 @@ class MpsModel(nn.Module):
         )
 
 
-def load_mps(directory: str | Path) -> MpsModel:
+def load_mps(directory: str | Path, device: str = "cpu") -> MpsModel:
     """The model in a directory that `MpsModel.save` wrote, in the precision of its file, ready to score.
+
+    Its tensors go from the file to the device; on the host there is never a second model of them.
 
     Raises:
         ConfigError: files are missing, a pickle lies there instead, or the weights do not fit key by key.
     """
+    from accelerate import init_empty_weights
     from safetensors.torch import load_file
     from transformers import CLIPConfig
 
@@ -215,9 +218,10 @@ def load_mps(directory: str | Path) -> MpsModel:
         raise ConfigError(
             f"{place}/config.json is not of an MPS model: `mps` may hold {', '.join(sorted(known))}"
         )
-    model = MpsModel(CLIPConfig.from_dict(content["clip"]), MpsConfig(**content["mps"]))
+    with init_empty_weights():
+        model = MpsModel(CLIPConfig.from_dict(content["clip"]), MpsConfig(**content["mps"]))
     with one_line(str(place / "model.safetensors")):
-        weights = load_file(place / "model.safetensors")
+        weights = load_file(place / "model.safetensors", device=device)
     due = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     got = {key: tuple(value.shape) for key, value in weights.items()}
     wrong = sorted(key for key in {*due, *got} if due.get(key) != got.get(key))
@@ -227,7 +231,7 @@ def load_mps(directory: str | Path) -> MpsModel:
             f"{place}/model.safetensors does not fit its config.json: {len(wrong)} tensors differ, such as {key} "
             f"(due {due.get(key, 'absent')}, got {got.get(key, 'absent')})"
         )
-    model.load_state_dict(weights, strict=True)
+    model.load_state_dict(weights, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
 
@@ -246,7 +250,7 @@ class Mps:
     def __init__(self, spec: RewardSpec, device: str) -> None:
         options = spec.options
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
-        model = load_mps(locate(spec.source or ""))
+        model = load_mps(locate(spec.source or ""), device)
         changes = {key: options[key] for key in ("condition", "threshold") if options.get(key) is not None}
         model.config = MpsConfig(**{**asdict(model.config), **changes})
         self.model = model.to(device, self.dtype)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from allocated import Allocated
 from odd_prompts import PROMPTS
 from PIL import Image
 
@@ -55,7 +56,9 @@ def main(directory: Path, with_tower: bool) -> None:
     spec = replace(
         REWARDS["vqascore"], source=str(directory / "model"), batch_size=3, options=options, dtype="float32"
     )
-    ours = VqaScore(spec=spec, device="cpu")
+    with Allocated() as allocated:
+        ours = VqaScore(spec=spec, device="cpu")
+    in_half = 2 * sum(p.numel() for p in ours.model.model.parameters())
     got = ours.score(pictures, PROMPTS)
     # The package's own image processor cannot tell the channels of 1x1 pixels; ours takes them.
     assert np.isfinite(ours.score([Image.new("RGB", (1, 1), "red")], ["a red circle"])).all()
@@ -63,6 +66,7 @@ def main(directory: Path, with_tower: bool) -> None:
     found = {
         "difference": float(np.abs(got - due).max()),
         "half": float(np.abs(half - got).max()),
+        "loading": allocated.peak / in_half,
         "truncated": ours.truncated(PROMPTS),
         "scores": got.tolist(),
     }
