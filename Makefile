@@ -1,5 +1,5 @@
 # make demo   a ranked dataset, a model trained on it, and their reports, from nothing (the README's first command)
-# make test   the tests (the README's second command)
+# make test   the tests (the README's second command); make test-all also those that take minutes
 # make tiny   random weights of the paper's nine models, Q-Align and the judges, and their environments: jobs/*-tiny.toml
 # make check  format, lint, types, floors
 #
@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 # One thread a process: Ray gives each actor one core, and torch would otherwise take all of them in each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install test check hooks demo tiny wheel wheel-check clean
+.PHONY: install test test-all check hooks demo tiny wheel wheel-check clean
 
 install: $(STAMP)
 
@@ -29,8 +29,16 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
+# What needs no Ray runs in as many processes as there are cores, then what does on one Ray, which all of it shares.
+SPREAD := -n auto --maxprocesses 8 --dist loadfile
+
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit tests/gpu $(SPREAD)
+	$(BIN)/python -m pytest tests/ray
+
+test-all: install
+	$(BIN)/python -m pytest -m "not gpu" tests/unit tests/gpu $(SPREAD)
+	$(BIN)/python -m pytest -m "not gpu" tests/ray
 
 check: install
 	$(BIN)/ruff format --check .
