@@ -1,6 +1,7 @@
 # make demo   a ranked dataset, a model trained on it, and their reports, from nothing (the README's first command)
 # make test   the tests (the README's second command); make test-all also those that take minutes
 # make tiny   random weights of the paper's nine models, Q-Align and the judges, and their environments: jobs/*-tiny.toml
+# make rehearse  jobs/synpic.toml, rankdpo-sdxl, rankdpo-sd3 and evaluate on logical GPUs, with the weights of make tiny
 # make check  format, lint, types, floors
 #
 # PYTHON chooses the interpreter, TORCH the build of torch, where the newest is not wanted:
@@ -17,7 +18,7 @@ STAMP := $(VENV)/.installed
 # One thread a process: Ray gives each actor one core, and torch would otherwise take all of them in each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install test test-all check hooks demo tiny wheel wheel-check clean
+.PHONY: install test test-all check hooks demo tiny rehearse wheel wheel-check clean
 
 install: $(STAMP)
 
@@ -56,6 +57,10 @@ demo: install
 tiny: install
 	$(BIN)/python -m rankray.random_weights ~/rankray/tiny
 	@echo "now: ray job submit --working-dir . -- python jobs/synpic.py --config jobs/synpic-tiny.toml"
+
+rehearse: install
+	$(BIN)/python -m rankray.random_weights ~/rankray/tiny
+	$(BIN)/python scripts/rehearse.py $(ARGS)
 
 wheel: install
 	rm -rf dist

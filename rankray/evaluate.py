@@ -23,14 +23,15 @@ from typing import Any
 from ray.exceptions import RayTaskError
 
 import rankray
-from rankray import cost, evaluated_models, evaluation, evaluation_table, published, store, synpic
+from rankray import cost, evaluated_models, evaluation, evaluation_table, layout, published, store, synpic
 from rankray import evaluation_results as results
 from rankray import output as outputs
 from rankray.config import ConfigError
 from rankray.evaluated_models import Model
-from rankray.evaluation_config import LABEL, EvaluateConfig, EvaluatedModel
+from rankray.evaluation_config import LABEL, EvaluateConfig, EvaluatedModel, SetConfig
 from rankray.evaluation_results import Change, Measured
 from rankray.output import Output
+from rankray.pools import stages_of
 from rankray.prompt_lists import PromptList, read_lists, scorer_revisions
 from rankray.prompts import Given
 from rankray.ray_session import connect, exclusive, in_submitted_job
@@ -91,11 +92,13 @@ def run(config: EvaluateConfig, say: Say = print, publish: Publish | None = None
     """
     plan = check(config)
     output = plan.output
-    outputs.claim(output, config, plan.revisions, MARKER, plan.contents)
     if (found := _measured_already(plan)) is not None:
+        outputs.claim(output, config, plan.revisions, MARKER, plan.contents)
         say(f"{output.uri} is complete already; nothing to do")
         return Result(output.uri, found)
     connect()
+    _check_cluster(plan, say)
+    outputs.claim(output, config, plan.revisions, MARKER, plan.contents)
     say(f"output: {output.uri}")
     for prompts in plan.lists:
         say(prompts.described)
@@ -164,6 +167,27 @@ def _check_sets(output: Output, lists: Sequence[PromptList], models: Sequence[Mo
                         f"'{model.name}' was measured here with other weights ({was[:19]}, and they are "
                         f"{revision[:19]} now); give it a name of its own, as in NAME={model.asked}"
                     )
+
+
+def _check_cluster(plan: Plan, say: Say) -> None:
+    """Waits for nodes where the pools of a set have no room on those that are there, before anything is written.
+
+    Raises:
+        ConfigError: they have none after `execution.wait_for_nodes_s` either.
+    """
+    execution = plan.config.execution
+    for model in plan.models:
+        for prompts in plan.lists:
+            settings = _settings(plan, model, prompts)
+            pools = stages_of(settings, prompts.judges, look_up=False)
+            try:
+                layout.plan(pools, layout.wait_for_nodes(pools, 0.0, say), execution.mode)
+            except ConfigError:
+                try:
+                    nodes = layout.wait_for_nodes(pools, execution.wait_for_nodes_s, say)
+                    layout.plan(pools, nodes, execution.mode)
+                finally:
+                    layout.release_nodes(execution.wait_for_nodes_s)
 
 
 def _measured_already(plan: Plan) -> dict[str, Any] | None:
@@ -260,12 +284,16 @@ def _measure(plan: Plan, say: Say, publish: Publish | None) -> dict[str, Any]:
 
 
 def _set(plan: Plan, model: Model, prompts: PromptList, say: Say) -> Measured:
-    place = plan.output.uri_of("sets", model.name, prompts.name)
-    settings = plan.config.set_config(
-        place, prompts.name, model.choice, prompts.samples, prompts.scorers, prompts.asked
-    )
+    settings = _settings(plan, model, prompts)
     made = synpic.run(settings, say, given=Given(prompts.prompts, prompts.judges))
     return Measured(made.info, evaluation.read(made.path), made.failed_share)
+
+
+def _settings(plan: Plan, model: Model, prompts: PromptList) -> SetConfig:
+    place = plan.output.uri_of("sets", model.name, prompts.name)
+    return plan.config.set_config(
+        place, prompts.name, model.choice, prompts.samples, prompts.scorers, prompts.asked
+    )
 
 
 def _results(plan: Plan, sets: dict[tuple[str, str], Measured]) -> dict[str, Any]:

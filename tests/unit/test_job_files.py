@@ -2,21 +2,78 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from rankray import config
-from rankray.config import SynPicConfig
+from rankray.config import PromptsConfig, SynPicConfig
+from rankray.evals import EVALS, items_of
+from rankray.evaluation_config import EvaluateConfig
+from rankray.prompts import read_prompts
+from rankray.training_config import RankDPOConfig
 
 JOBS = Path(__file__).parents[2] / "jobs"
-MAY_DIFFER = {
-    "source",
-    "height",
-    "width",
-    "dtype",
-    "options",
+MAY_DIFFER = {"source", "height", "width", "steps", "dtype", "options", "models"}
+MODELS = {"generators", "rewards", "model", "models", "evals", "metrics"}
+REHEARSED = {
+    "synpic": {"execution.rows_per_block"},
+    "rankdpo-sdxl": {"steps", "batch_size", "checkpoints.every", "checkpoints.sample_every"},
+    "rankdpo-sd3": {"steps", "batch_size", "checkpoints.every", "checkpoints.sample_every"},
+    "evaluate": {f"prompts.{name}.samples" for name in ("geneval", "dpg", "compbench")},
 }
+JOB = {"synpic": SynPicConfig, "evaluate": EvaluateConfig}
+
+
+@pytest.fixture(scope="module")
+def rehearse() -> ModuleType:
+    place = JOBS.parent / "scripts" / "rehearse.py"
+    specification = importlib.util.spec_from_file_location("rankray_rehearse", place)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # its dataclasses look themselves up
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", list(REHEARSED))
+def test_a_rehearsal_is_the_shipped_file_but_for_places_and_sizes(rehearse: ModuleType, name: str) -> None:
+    """Pools, fractions, waiting, environments, workers, ZeRO: whatever is not named here is as shipped."""
+    shipped = dict(config.flatten(config.read_toml(JOBS / f"{name}.toml")))
+    tables = rehearse.rehearsal(name, Path("/place"), Path("/weights"))
+    config.build(JOB.get(name, RankDPOConfig), tables)
+    ours = dict(config.flatten(tables))
+    assert set(shipped) - set(ours) == set()
+    assert ours.pop("rehearse") is True
+    differs = {key for key, value in ours.items() if key not in shipped or value != shipped[key]}
+    models = {key for key in differs if key.split(".")[0] in MODELS and MAY_DIFFER & set(key.split("."))}
+    moved = {key for key in differs - models if str(ours[key]).startswith("/place/")}
+    assert {key: ours[key].removeprefix("/place") for key in moved} == {
+        key: shipped[key].removeprefix("/mnt/cluster_storage") for key in moved
+    }
+    assert differs - models - moved == REHEARSED[name]
+    sources = [ours[key] for key in models if key.endswith(".source")]
+    assert sources
+    assert all(place.startswith("/weights/") for place in sources)
+
+
+def test_prompts_of_a_rehearsal_are_read_by_their_benchmarks(rehearse: ModuleType, tmp_path: Path) -> None:
+    rehearse.write_prompts(tmp_path)
+    counts = {"geneval": "evaluation_metadata.jsonl", "dpg": "dpg_bench.csv", "compbench": "compbench"}
+    found = {
+        name: len(items_of(EVALS[name], str(tmp_path / "prompts" / file))) for name, file in counts.items()
+    }
+    assert found == {
+        "geneval": 2,
+        "dpg": 2,
+        "compbench": 6,
+    }  # DPG-Bench's reader drops its first line's prompt
+    captions = PromptsConfig(path=str(tmp_path / "prompts.parquet"), column="caption")
+    assert len(read_prompts(captions).rows) == 16
 
 
 @pytest.mark.parametrize("kind", ["generators", "rewards"])
