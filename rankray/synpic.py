@@ -13,7 +13,7 @@ import functools
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -21,18 +21,21 @@ import ray
 import ray.data
 
 import rankray
-from rankray import cost, forecast, layout, schema, stages, store
+from rankray import cost, forecast, layout, measured, schema, seats, stages, store
 from rankray import output as outputs
 from rankray import reuse as reused
 from rankray.actors import JobContext, Stage
-from rankray.config import GeneratorChoice, ModelChoice, SynPicConfig
+from rankray.balance import Balance
+from rankray.config import ConfigError, GeneratorChoice, ModelChoice, SynPicConfig
 from rankray.environments.cluster import prepare
+from rankray.layout import Layout, Work
 from rankray.output import Output
 from rankray.pools import overlays, stages_of
 from rankray.progress import Reporter
 from rankray.prompts import Given, PromptsRead, read_prompts
 from rankray.ray_session import connect, exclusive, in_submitted_job
 from rankray.reuse import Reuse
+from rankray.seats import Node
 from rankray.streaming import stream
 from rankray.targets import require_resolved
 
@@ -108,7 +111,11 @@ def _make(
     plan = [stage for stage in models if lack(stage, config.k, wanted)]
     done = _stages_done(output, plan)
     cluster = layout.wait_for_nodes(plan[done:], config.execution.wait_for_nodes_s, say)
-    chosen = layout.plan(plan[done:], cluster, config.execution.mode)
+    own = measured.of_actors(config.execution.measured, outputs.all_usage(output)[0])
+    work_of = functools.partial(forecast.job_work, config, models, len(wanted), own)
+    chosen = _begun(output, plan, done, cluster, work_of) or layout.plan(
+        plan[done:], cluster, config.execution.mode, work_of(plan[done:], cluster)
+    )
     for warning in forecast.memory_warnings(forecast.models_of(config, models, {}), cluster):
         say(f"warning: {warning}")
     prepare(overlays(config, models, plan), config.execution.build_environments, say)
@@ -124,9 +131,14 @@ def _make(
     begin_s = time.perf_counter()
     with exclusive("synpic", output.uri) as meter:
         work = _Work(config, held, output, _context(config, given, output, meter), uuid.uuid4().hex[:12], say)
-        for phase in chosen.phases:
-            _run_phase(Phase(phase, done, done + len(phase) == len(plan)), work, ids)
-            done += len(phase)
+        layout_name = "phases" if len(chosen.phases[0]) < len(plan) else "streaming"
+        while done < len(plan):
+            stages_, sizes = chosen.phases[0], chosen.sizes[0]
+            phase = Phase(stages_, sizes, work_of(stages_, cluster), done, done + len(stages_) == len(plan))
+            _run_phase(phase, work, ids)
+            done += len(stages_)
+            if done < len(plan):
+                cluster, chosen = _again(config, plan[done:], work_of, chosen, say)
     wall_s = time.perf_counter() - begin_s
     throughput = {
         "wall_s": wall_s,  # of this run, and so are the rates
@@ -134,7 +146,7 @@ def _make(
         "rows_per_s": len(left) / wall_s,
     }
     _check(output, prompts, say)
-    info = _summary(config, models, output, prompts, chosen.name) | {"throughput": throughput}
+    info = _summary(config, models, output, prompts, layout_name) | {"throughput": throughput}
     if info["truncated_prompts"]:
         say(_truncated_line(info["truncated_prompts"], info["rows"]))
     if held is not None:
@@ -144,6 +156,49 @@ def _make(
     store.write_json(output.at("dataset.json"), info, output.fs)
     output.remove("_work")
     return info
+
+
+WorkOf = Callable[[Sequence[Stage], Sequence[Node]], Work]
+
+
+def _begun(
+    output: Output, plan: Sequence[Stage], done: int, nodes: Sequence[Node], work_of: WorkOf
+) -> Layout | None:
+    """The phase that an earlier run was killed in, where it still fits: cut elsewhere, its finished rows were lost."""
+    ends = range(done + 1, len(plan) + 1)
+    names = [("checkpoint-data" if end == len(plan) else f"checkpoint-upto-{end}", end) for end in ends]
+    end = next((end for name, end in names if output.files("_work", name)), None)
+    if end is None or seats.shortage(plan[done:end], nodes):
+        return None
+    work = work_of(plan[done:end], nodes)
+    found = layout.plan(plan[done:end], nodes, "auto", replace(work, row_s={}))
+    weights = [work.row_s.get(stage.target.name) for stage in found.phases[0]]
+    sizes = tuple(layout.sizes(found.phases[0], weights, nodes))
+    return replace(
+        found, sizes=(sizes,), explanation=f"going on with {len(sizes)} models that were begun together"
+    )
+
+
+def _again(
+    config: SynPicConfig,
+    left: Sequence[Stage],
+    work_of: WorkOf,
+    before: Layout,
+    say: Callable[[str], None],
+) -> tuple[list[Node], Layout]:
+    """The nodes and the layout of the stages that are left, as nodes may have joined or gone since the last phase."""
+    layout.release_nodes(config.execution.wait_for_nodes_s)
+    nodes, mode = seats.alive_nodes(), config.execution.mode
+    phases, sizes = before.phases[1:], before.sizes[1:]
+    try:
+        found = layout.plan(left, nodes, mode, work_of(left, nodes))
+    except ConfigError:  # nodes are gone that were here: Ray waits for others
+        if not phases:
+            raise
+        return nodes, replace(before, phases=phases, sizes=sizes)
+    if found.phases != phases:
+        say(f"what is left: {found.explanation}")
+    return nodes, found
 
 
 @dataclass(frozen=True)
@@ -160,13 +215,16 @@ class _Work:
 
 @dataclass(frozen=True)
 class Phase:
-    """Consecutive stages that run together, the number of stages before them, and whether they are the last.
+    """Consecutive stages that run together, their pools' sizes at first, and what is known of their work; the number of
+    stages before them, and whether they are the last.
 
     What a phase writes is named by how many stages it has behind it, so that a later start on another
     cluster, with other phases, takes up whatever the furthest finished one left.
     """
 
     stages: tuple[Stage, ...]
+    sizes: tuple[int, ...]
+    work: Work
     before: int
     last: bool
 
@@ -227,7 +285,7 @@ def _run_phase(phase: Phase, work: _Work, ids: Sequence[str]) -> None:
     keep = functools.partial(outputs.keep_usage, output, work.run_id)
     with Reporter(work.context.meter, totals, config.execution.report_interval_s, keep):
         if left:
-            _stream(phase, work)
+            _stream(phase, work, len(left))
     if phase.last:
         return
     output.write_text(f"_work/done-{phase.name}", "\n".join(stage.target.name for stage in phase.stages))
@@ -235,7 +293,7 @@ def _run_phase(phase: Phase, work: _Work, ids: Sequence[str]) -> None:
         output.remove(*phase.source)
 
 
-def _stream(phase: Phase, work: _Work) -> None:
+def _stream(phase: Phase, work: _Work, rows: int) -> None:
     """One Ray Data pipeline: read -> the phase's stages -> write, checkpointed by row."""
     context, output = work.context, work.output
     final = _final_schema(work.config, context, output) if phase.last else None
@@ -243,13 +301,14 @@ def _stream(phase: Phase, work: _Work) -> None:
     def build(dataset: ray.data.Dataset) -> ray.data.Dataset:
         if work.held is not None and not phase.before:
             dataset = stages.reuse_stage(dataset, work.held.without_places(), context)
-        for stage in phase.stages:
-            dataset = stages.model_stage(dataset, stage, context)
+        for stage, size in zip(phase.stages, phase.sizes, strict=True):
+            dataset = stages.model_stage(dataset, stage, context, size)
         return stages.rank_stage(dataset, context, final) if final is not None else dataset
 
     source = output.files(*phase.source)
     arrow_args = {} if final is None else {"schema": final}
-    stream(source, output.fs, output, phase.sink, phase.checkpoint, build, arrow_args)
+    balanced = functools.partial(Balance, phase.stages, replace(phase.work, rows=rows), context.meter)
+    stream(source, output.fs, output, phase.sink, phase.checkpoint, build, arrow_args, balanced)
 
 
 def _final_schema(config: SynPicConfig, context: JobContext, output: Output) -> pa.Schema:

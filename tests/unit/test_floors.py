@@ -61,6 +61,8 @@ FLOORS = {
     "pools": 2,
     "stages": 2,
     "layout": 2,
+    "seats": 2,
+    "balance": 2,
     "measured": 2,
     "forecast": 2,
     "output": 2,

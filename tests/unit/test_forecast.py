@@ -10,8 +10,8 @@ from rankray.config import SynPicConfig
 from rankray.footprint import Footprint, Part
 from rankray.forecast import Held, Model
 from rankray.hardware import GPU_TYPES
-from rankray.layout import Node
 from rankray.measured import Measured
+from rankray.seats import Node
 from rankray.targets import Target
 
 A100, H100, T4, L4 = (GPU_TYPES[name] for name in ("A100-80", "H100", "T4", "L4"))
