@@ -101,6 +101,27 @@ def plan(stages: Sequence[Stage], nodes: Sequence[Node], mode: str, work: Work |
     return _soonest(stages, nodes, work, streaming, missing)
 
 
+def together(stages: Sequence[Stage], nodes: Sequence[Node], work: Work) -> Layout | None:
+    """One phase of all `stages`, which were begun so; None where they do not fit `nodes`."""
+    stages = [_lowered(stage, nodes) for stage in stages]
+    if shortage(stages, nodes):
+        return None
+    return _laid([stages], nodes, work, f"going on with {len(stages)} models that were begun together")
+
+
+def again(stages: Sequence[Stage], nodes: Sequence[Node], mode: str, work: Work, before: Layout) -> Layout:
+    """The layout of the `stages` that are left after the first phase of `before`, on the `nodes` that there are now.
+
+    Where they hold too little, what was planned before: Ray waits for others.
+    """
+    try:
+        return plan(stages, nodes, mode, work)
+    except ConfigError:
+        if not before.phases[1:]:
+            raise
+        return replace(before, phases=before.phases[1:], sizes=before.sizes[1:])
+
+
 def _soonest(
     stages: Sequence[Stage], nodes: Sequence[Node], work: Work, streaming: Layout | None, missing: str
 ) -> Layout:
@@ -180,7 +201,7 @@ def sizes(stages: Sequence[Stage], weights: Sequence[float | None], nodes: Seque
     pools = [stage.actors for stage in stages]
 
     def at(rate: float) -> list[int]:
-        wanted = [math.ceil(load * rate - SLACK) for load in loads]
+        wanted = [math.ceil(load * rate * (1 - SLACK)) for load in loads]
         return [min(max(n, p.min_size), p.max_size) for n, p in zip(wanted, pools, strict=True)]
 
     def fit(rate: float) -> bool:

@@ -125,6 +125,58 @@ def start_meter(name: str, wait_s: float = 30.0) -> Any:
             time.sleep(0.5)
 
 
+class Laps:
+    """Seconds of a job's steps before its first block, each since the one before."""
+
+    def __init__(self) -> None:
+        self.begun_at = self._last_at = time.time()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """`name` is done."""
+        now = time.time()
+        self.seconds[name], self._last_at = now - self._last_at, now
+
+    def report(self, meter: Any) -> dict[str, Any]:
+        """How a run started: `steps`, `first_block` (both in seconds), and by model its actors' mean start and loading.
+
+        Starting is from asking Ray for an actor until its model is loaded; what of it is not loading is the process and
+        its imports. `first_block` is of the generator that was first, from the run's begin; None where none was drawn.
+        """
+        try:
+            starts, usage = ray.get([meter.starts.remote(), meter.snapshot.remote()], timeout=30)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return {"steps": self.seconds, "first_block": None, "models": {}}
+        firsts = [at for (kind, _), (_, at) in starts.items() if kind == "generator" and at is not None]
+        models = {}
+        for (kind, model), (seconds, _) in starts.items():
+            loads = [item["load_s"] for item in usage if (item["kind"], item["model"]) == (kind, model)]
+            models[model] = {
+                "actors": len(seconds),
+                "start_s": sum(seconds) / len(seconds),
+                "load_s": sum(loads) / max(1, len(loads)),
+            }
+        first_s = min(firsts) - self.begun_at if firsts else None
+        return {"steps": self.seconds, "first_block": first_s, "models": models}
+
+
+def start_line(report: Mapping[str, Any]) -> str:
+    """`first block after 48 s: Ray 6.1, nodes and plan 2.0, ...; an actor started in 30.0 s, of which loading 20.0`."""
+    steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report["steps"].items())
+    slowest = max(report["models"].values(), key=lambda row: row["start_s"], default=None)
+    first = (
+        "no block drawn"
+        if report["first_block"] is None
+        else f"first block after {report['first_block']:.1f} s"
+    )
+    if slowest is None:
+        return f"{first}: {steps}"
+    return (
+        f"{first}: {steps}; the slowest model's actors started in {slowest['start_s']:.1f} s, "
+        f"of which loading {slowest['load_s']:.1f}"
+    )
+
+
 class Reporter:
     """Prints a line a model every `interval_s`, and hands every snapshot to `keep` (context manager)."""
 

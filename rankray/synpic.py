@@ -26,12 +26,12 @@ from rankray import output as outputs
 from rankray import reuse as reused
 from rankray.actors import JobContext, Stage
 from rankray.balance import Balance
-from rankray.config import ConfigError, GeneratorChoice, ModelChoice, SynPicConfig
+from rankray.config import GeneratorChoice, ModelChoice, SynPicConfig
 from rankray.environments.cluster import prepare
 from rankray.layout import Layout, Work
 from rankray.output import Output
 from rankray.pools import overlays, stages_of
-from rankray.progress import Reporter
+from rankray.progress import Laps, Reporter, start_line
 from rankray.prompts import Given, PromptsRead, read_prompts
 from rankray.ray_session import connect, exclusive, in_submitted_job
 from rankray.reuse import Reuse
@@ -76,6 +76,7 @@ def run(
     given = given or Given(read_prompts(config.prompts), {})
     prompts = given.prompts
     say(_prompts_line(prompts))
+    laps = Laps()
     if output.exists("dataset.json"):
         outputs.claim(output, config, revisions)
         info = outputs.complete_already(output, prompts)
@@ -88,8 +89,9 @@ def run(
         held = reused.find(config, revisions, prompts.rows, config.reuse)
         say(held.explanation)
     connect()
+    laps.lap("Ray")
     try:
-        info = _make(config, plan, held, output, given, say, publish)
+        info = _make(config, plan, held, output, given, laps, say, publish)
     finally:
         layout.release_nodes(config.execution.wait_for_nodes_s)
     return Result(output.uri, info)
@@ -101,6 +103,7 @@ def _make(
     held: Reuse | None,
     output: Output,
     given: Given,
+    laps: Laps,
     say: Callable[[str], None],
     publish: Callable[[str, dict[str, Any]], None] | None,
 ) -> dict[str, Any]:
@@ -110,23 +113,19 @@ def _make(
     lack = (held or Reuse.nothing()).missing
     plan = [stage for stage in models if lack(stage, config.k, wanted)]
     done = _stages_done(output, plan)
-    cluster = layout.wait_for_nodes(plan[done:], config.execution.wait_for_nodes_s, say)
-    own = measured.of_actors(config.execution.measured, outputs.all_usage(output)[0])
-    work_of = functools.partial(forecast.job_work, config, models, len(wanted), own)
-    chosen = _begun(output, plan, done, cluster, work_of) or layout.plan(
-        plan[done:], cluster, config.execution.mode, work_of(plan[done:], cluster)
-    )
+    work_of, cluster, chosen = _laid_out(config, models, plan, done, output, len(wanted), say)
     for warning in forecast.memory_warnings(forecast.models_of(config, models, {}), cluster):
         say(f"warning: {warning}")
+    laps.lap("nodes and plan")
     prepare(overlays(config, models, plan), config.execution.build_environments, say)
     outputs.claim(output, config, _revisions(models))
-    block = config.execution.rows_per_block
-    ids = outputs.stage_prompts(output, prompts, block, *(held.staged(prompts.rows) if held else ()))
+    taken = held.staged(prompts.rows) if held else ()
+    ids = outputs.stage_prompts(output, prompts, config.execution.rows_per_block, *taken)
+    laps.lap("environments and prompts")
     say(f"output: {output.uri}")
     say(f"{len(ids):,} prompts x {config.k} candidates x {len(config.scorers)} rewards; {chosen.explanation}")
 
-    finished = set(outputs.finished_ids(output, "_work", "checkpoint-data"))
-    left = [row_id for row_id in ids if row_id not in finished]
+    left = sorted(set(ids) - set(outputs.finished_ids(output, "_work", "checkpoint-data")))
     drawn = sum(lack(stage, config.k, left) for stage in models if stage.kind == "generator")
     begin_s = time.perf_counter()
     with exclusive("synpic", output.uri) as meter:
@@ -137,16 +136,21 @@ def _make(
             phase = Phase(stages_, sizes, work_of(stages_, cluster), done, done + len(stages_) == len(plan))
             _run_phase(phase, work, ids)
             done += len(stages_)
-            if done < len(plan):
-                cluster, chosen = _again(config, plan[done:], work_of, chosen, say)
+            if rest := plan[done:]:  # nodes may have joined or gone
+                layout.release_nodes(config.execution.wait_for_nodes_s)
+                cluster = seats.alive_nodes()
+                chosen = layout.again(rest, cluster, config.execution.mode, work_of(rest, cluster), chosen)
+        started = laps.report(meter)
     wall_s = time.perf_counter() - begin_s
-    throughput = {
-        "wall_s": wall_s,  # of this run, and so are the rates
+    say(start_line(started))
+    _check(output, prompts, say)
+    info = _summary(config, models, output, prompts, layout_name)
+    info["throughput"] = {  # of this run
+        "wall_s": wall_s,
         "images_per_s": drawn / wall_s,
         "rows_per_s": len(left) / wall_s,
+        "start": started,
     }
-    _check(output, prompts, say)
-    info = _summary(config, models, output, prompts, layout_name) | {"throughput": throughput}
     if info["truncated_prompts"]:
         say(_truncated_line(info["truncated_prompts"], info["rows"]))
     if held is not None:
@@ -158,47 +162,31 @@ def _make(
     return info
 
 
-WorkOf = Callable[[Sequence[Stage], Sequence[Node]], Work]
-
-
-def _begun(
-    output: Output, plan: Sequence[Stage], done: int, nodes: Sequence[Node], work_of: WorkOf
-) -> Layout | None:
-    """The phase that an earlier run was killed in, where it still fits: cut elsewhere, its finished rows were lost."""
-    ends = range(done + 1, len(plan) + 1)
-    names = [("checkpoint-data" if end == len(plan) else f"checkpoint-upto-{end}", end) for end in ends]
-    end = next((end for name, end in names if output.files("_work", name)), None)
-    if end is None or seats.shortage(plan[done:end], nodes):
-        return None
-    work = work_of(plan[done:end], nodes)
-    found = layout.plan(plan[done:end], nodes, "auto", replace(work, row_s={}))
-    weights = [work.row_s.get(stage.target.name) for stage in found.phases[0]]
-    sizes = tuple(layout.sizes(found.phases[0], weights, nodes))
-    return replace(
-        found, sizes=(sizes,), explanation=f"going on with {len(sizes)} models that were begun together"
-    )
-
-
-def _again(
+def _laid_out(
     config: SynPicConfig,
-    left: Sequence[Stage],
-    work_of: WorkOf,
-    before: Layout,
+    models: Sequence[Stage],
+    plan: Sequence[Stage],
+    done: int,
+    output: Output,
+    rows: int,
     say: Callable[[str], None],
-) -> tuple[list[Node], Layout]:
-    """The nodes and the layout of the stages that are left, as nodes may have joined or gone since the last phase."""
-    layout.release_nodes(config.execution.wait_for_nodes_s)
-    nodes, mode = seats.alive_nodes(), config.execution.mode
-    phases, sizes = before.phases[1:], before.sizes[1:]
-    try:
-        found = layout.plan(left, nodes, mode, work_of(left, nodes))
-    except ConfigError:  # nodes are gone that were here: Ray waits for others
-        if not phases:
-            raise
-        return nodes, replace(before, phases=phases, sizes=sizes)
-    if found.phases != phases:
-        say(f"what is left: {found.explanation}")
-    return nodes, found
+) -> tuple[Callable[[Sequence[Stage], Sequence[Node]], Work], list[Node], Layout]:
+    """What is known of any stages' work on any nodes; the nodes, once they have come; the layout of `plan[done:]`."""
+    left = plan[done:]
+    nodes = layout.wait_for_nodes(left, config.execution.wait_for_nodes_s, say)
+    own = measured.of_actors(config.execution.measured, outputs.all_usage(output)[0])
+    work_of = functools.partial(forecast.job_work, config, models, rows, own)
+    if end := _begun(output, len(plan), done):
+        going_on = layout.together(plan[done:end], nodes, work_of(plan[done:end], nodes))
+        if going_on is not None:
+            return work_of, nodes, going_on
+    return work_of, nodes, layout.plan(left, nodes, config.execution.mode, work_of(left, nodes))
+
+
+def _begun(output: Output, stages_: int, done: int) -> int | None:
+    """The end of the phase that an earlier run was killed in: cut elsewhere, its finished rows would be lost."""
+    names = ((end, "data" if end == stages_ else f"upto-{end}") for end in range(done + 1, stages_ + 1))
+    return next((end for end, name in names if output.files("_work", f"checkpoint-{name}")), None)
 
 
 @dataclass(frozen=True)

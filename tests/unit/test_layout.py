@@ -310,3 +310,77 @@ def test_one_pool_fits_just_when_its_gpus_hold_it(
     nodes = [node(100, count) for count in gpus]
     fitting = not seats.shortage([stage("a", cpus=0.5, gpus=share[0], size=size)], nodes)
     assert fitting == (size <= holds)
+
+
+def pool(name, gpus=1.0, most=16, least=1) -> Stage:
+    actors = Actors(least, most, 0.01, gpus, None, {}, {}, "cpu")
+    return Stage("generator", Target(name=name, target=f"x:{name}", kwargs={}, revision="r"), actors)
+
+
+def test_sizes_follow_the_work() -> None:
+    three = [pool("a"), pool("b"), pool("c")]
+    assert layout.sizes(three, [4.0, 2.0, 1.0], [node(gpus=7)]) == [4, 2, 1]
+    assert layout.sizes(three, [4.0, 2.0, 1.0], [node(gpus=7), node(gpus=7)]) == [8, 4, 2]
+    # What is left over when no pool can grow that holds the others back is left free.
+    assert layout.sizes(three, [4.0, 2.0, 1.0], [node(gpus=9)]) == [4, 2, 1]
+    assert layout.sizes(three, [1.0, 1.0, 1.0], [node(gpus=2)]) == [1, 1, 1], (
+        "the least, where they do not fit"
+    )
+    assert layout.sizes(three, [None, 2.0, None], [node(gpus=6)]) == [2, 2, 2], "unknown: as the others"
+    assert layout.sizes(three, [None] * 3, [node(gpus=8)]) == [2, 2, 2]
+    assert layout.sizes([pool("a")], [None], [node(gpus=8)]) == [8]
+
+
+def test_a_pool_at_its_greatest_size_holds_the_others_back() -> None:
+    assert layout.sizes([pool("a", most=2), pool("b")], [2.0, 1.0], [node(gpus=16)]) == [2, 1]
+    assert layout.sizes([pool("a", least=3), pool("b")], [1.0, 4.0], [node(gpus=8)]) == [3, 5]
+
+
+def test_fractions_and_whole_gpus_share() -> None:
+    mixed = [pool("a"), pool("r", gpus=0.25)]
+    assert layout.sizes(mixed, [8.0, 4.0], [node(gpus=4)]) == [3, 2]
+    assert layout.sizes(mixed, [3.0, 4.0], [node(gpus=4)]) == [3, 4]
+
+
+def work(rows: int, start_s: float = 0.0, row_bytes: float = 0.0, **row_s: float) -> layout.Work:
+    return layout.Work(rows, row_s, dict.fromkeys(row_s, row_bytes), 1, start_s)
+
+
+def test_the_layout_that_finishes_first() -> None:
+    two = [pool("a"), pool("b")]
+    # Streaming: three of 3 s and one of 1.5 s, 1.5 s a row. In phases: four of each, 0.75 and 0.375 s a row.
+    long = layout.plan(two, [node(gpus=4)], "auto", work(1000, 60, a=3.0, b=1.5))
+    assert names(long) == [["a"], ["b"]]
+    assert long.sizes == ((4,), (4,))
+    assert long.seconds == pytest.approx(60 + 3 + 750 + 60 + 1.5 + 375)
+    assert long.explanation == "phases: 2, expected in 20.8 min; streaming is expected in 26.1 min"
+    # The start of a second phase is not worth it for few rows, and nothing is gained where the division is even.
+    assert names(layout.plan(two, [node(gpus=4)], "auto", work(100, 60, a=3.0, b=1.5))) == [["a", "b"]]
+    even = layout.plan(two, [node(gpus=3)], "auto", work(1000, 60, a=3.0, b=1.5))
+    assert even.sizes == ((2, 1),)
+    assert even.explanation == "streaming: all 2 pools together, expected in 26.1 min"
+
+
+def test_copying_pictures_between_phases_counts() -> None:
+    two, heavy = [pool("a"), pool("b")], work(1000, 60, 1e9, a=3.0, b=1.5)  # 1 TB at 200 MB/s: 5,000 s
+    assert names(layout.plan(two, [node(gpus=4)], "auto", heavy)) == [["a", "b"]]
+
+
+def test_without_all_speeds_pools_stream_if_they_fit() -> None:
+    chosen = layout.plan([pool("a"), pool("b")], [node(gpus=4)], "auto", work(1000, a=3.0))
+    assert names(chosen) == [["a", "b"]]
+    assert (chosen.sizes, chosen.seconds) == (((2, 2),), None)
+
+
+def test_nine_unequal_pools_keep_eight_gpus_busy() -> None:
+    costs = {"a": 0.9, "b": 0.6, "c": 0.35, "d": 0.25, "r": 0.32, "s": 0.24, "t": 0.2, "u": 0.16, "v": 0.08}
+    nine = [pool(name, most=64) for name in costs]
+    for gpus in (8, 16, 64):
+        nodes = [node(gpus=8)] * (gpus // 8)
+        chosen = layout.plan(nine, nodes, "auto", work(50_000, 60, **costs))
+        assert chosen.seconds is not None
+        assert chosen.seconds < 1.15 * 50_000 * sum(costs.values()) / gpus
+        for phase, numbers in zip(chosen.phases, chosen.sizes, strict=True):
+            assert sum(numbers) <= gpus
+            assert all(numbers)
+            assert len(phase) == len(numbers)
