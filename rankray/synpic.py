@@ -21,21 +21,20 @@ import ray
 import ray.data
 
 import rankray
-from rankray import cost, forecast, layout, measured, schema, seats, stages, store
+from rankray import cost, forecast, layout, phases, schema, seats, stages, store
 from rankray import output as outputs
 from rankray import reuse as reused
 from rankray.actors import JobContext, Stage
 from rankray.balance import Balance
 from rankray.config import GeneratorChoice, ModelChoice, SynPicConfig
 from rankray.environments.cluster import prepare
-from rankray.layout import Layout, Work
 from rankray.output import Output
+from rankray.phases import Phase
 from rankray.pools import overlays, stages_of
 from rankray.progress import Laps, Reporter, start_line
 from rankray.prompts import Given, PromptsRead, read_prompts
 from rankray.ray_session import connect, exclusive, in_submitted_job
 from rankray.reuse import Reuse
-from rankray.seats import Node
 from rankray.streaming import stream
 from rankray.targets import require_resolved
 
@@ -112,8 +111,8 @@ def _make(
     wanted = [schema.prompt_id(prompt) for prompt in prompts.rows]
     lack = (held or Reuse.nothing()).missing
     plan = [stage for stage in models if lack(stage, config.k, wanted)]
-    done = _stages_done(output, plan)
-    work_of, cluster, chosen = _laid_out(config, models, plan, done, output, len(wanted), say)
+    done = phases.stages_done(output, plan)
+    work_of, cluster, chosen = phases.laid_out(config, models, plan, done, output, len(wanted), say)
     for warning in forecast.memory_warnings(forecast.models_of(config, models, {}), cluster):
         say(f"warning: {warning}")
     laps.lap("nodes and plan")
@@ -151,6 +150,18 @@ def _make(
         "rows_per_s": len(left) / wall_s,
         "start": started,
     }
+    _finish(output, info, held, publish, say)
+    return info
+
+
+def _finish(
+    output: Output,
+    info: dict[str, Any],
+    held: Reuse | None,
+    publish: Callable[[str, dict[str, Any]], None] | None,
+    say: Callable[[str], None],
+) -> None:
+    """Writes the summary, last of all, and clears away what only making the dataset needed."""
     if info["truncated_prompts"]:
         say(_truncated_line(info["truncated_prompts"], info["rows"]))
     if held is not None:
@@ -159,34 +170,6 @@ def _make(
         publish(output.uri, info)
     store.write_json(output.at("dataset.json"), info, output.fs)
     output.remove("_work")
-    return info
-
-
-def _laid_out(
-    config: SynPicConfig,
-    models: Sequence[Stage],
-    plan: Sequence[Stage],
-    done: int,
-    output: Output,
-    rows: int,
-    say: Callable[[str], None],
-) -> tuple[Callable[[Sequence[Stage], Sequence[Node]], Work], list[Node], Layout]:
-    """What is known of any stages' work on any nodes; the nodes, once they have come; the layout of `plan[done:]`."""
-    left = plan[done:]
-    nodes = layout.wait_for_nodes(left, config.execution.wait_for_nodes_s, say)
-    own = measured.of_actors(config.execution.measured, outputs.all_usage(output)[0])
-    work_of = functools.partial(forecast.job_work, config, models, rows, own)
-    if end := _begun(output, len(plan), done):
-        going_on = layout.together(plan[done:end], nodes, work_of(plan[done:end], nodes))
-        if going_on is not None:
-            return work_of, nodes, going_on
-    return work_of, nodes, layout.plan(left, nodes, config.execution.mode, work_of(left, nodes))
-
-
-def _begun(output: Output, stages_: int, done: int) -> int | None:
-    """The end of the phase that an earlier run was killed in: cut elsewhere, its finished rows would be lost."""
-    names = ((end, "data" if end == stages_ else f"upto-{end}") for end in range(done + 1, stages_ + 1))
-    return next((end for end, name in names if output.files("_work", f"checkpoint-{name}")), None)
 
 
 @dataclass(frozen=True)
@@ -199,43 +182,6 @@ class _Work:
     context: JobContext
     run_id: str
     say: Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Consecutive stages that run together, their pools' sizes at first, and what is known of their work; the number of
-    stages before them, and whether they are the last.
-
-    What a phase writes is named by how many stages it has behind it, so that a later start on another
-    cluster, with other phases, takes up whatever the furthest finished one left.
-    """
-
-    stages: tuple[Stage, ...]
-    sizes: tuple[int, ...]
-    work: Work
-    before: int
-    last: bool
-
-    @property
-    def source(self) -> tuple[str, ...]:
-        return ("_work", f"upto-{self.before}") if self.before else ("_work", "prompts")
-
-    @property
-    def name(self) -> str:
-        return "data" if self.last else f"upto-{self.before + len(self.stages)}"
-
-    @property
-    def sink(self) -> tuple[str, ...]:
-        return ("data",) if self.last else ("_work", self.name)
-
-    @property
-    def checkpoint(self) -> tuple[str, ...]:
-        return ("_work", f"checkpoint-{self.name}")
-
-
-def _stages_done(output: Output, plan: list[Stage]) -> int:
-    """How many stages the furthest finished phase has behind it; 0 where none is finished."""
-    return max((n for n in range(1, len(plan)) if output.exists("_work", f"done-upto-{n}")), default=0)
 
 
 def _revisions(plan: Sequence[Stage]) -> dict[str, str]:

@@ -62,6 +62,7 @@ FLOORS = {
     "stages": 2,
     "layout": 2,
     "seats": 2,
+    "phases": 2,
     "balance": 2,
     "measured": 2,
     "forecast": 2,
