@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -36,6 +38,7 @@ from rankray.config import ImagesConfig
 from rankray.cost import ActorUsage
 from rankray.item_safe import FEWEST_TO_ABORT, BrokenModelError, ItemSafe, describe, each_alone, of_each
 from rankray.pictures import decode, encode_image, image_key, picture_of, stored
+from rankray.progress import Block
 from rankray.targets import Target, load
 
 if TYPE_CHECKING:
@@ -48,6 +51,9 @@ Result = TypeVar("Result")
 
 HEARTBEAT_S = 2.0
 """How often an idle actor says that it is alive, and so how exactly its lifetime is known for the bill."""
+
+BLOCKS_SENT = 100
+"""Of its last blocks an actor tells the meter again with each report, should that have restarted."""
 
 
 GENERATED_TYPE = pa.list_(
@@ -136,6 +142,7 @@ class _Metered:
         self._started_s, self._load_s = started_s, time.perf_counter() - started_s
         self._busy_s, self._items, self._failures, self._skipped, self._truncated = 0.0, 0, 0, 0, 0
         self._lock = threading.Lock()
+        self._blocks: deque[Block] = deque(maxlen=BLOCKS_SENT)
         self._actor_id = f"{stage.target.name}-{uuid.uuid4().hex[:12]}"
         threading.Thread(target=self._beat, name="rankray-heartbeat", daemon=True).start()
 
@@ -144,23 +151,27 @@ class _Metered:
         call: Callable[[Sequence[Item]], Sequence[Result | Exception]],
         items: Sequence[Item],
         texts: Iterable[str],
+        block: str,
         skipped: int = 0,
     ) -> list[Result | Exception]:
         """The results of `items`; `skipped` counts those that this model never sees, as they failed before.
 
-        `texts` are their prompts, each once: those that are longer than the model reads are counted.
+        `texts` are their prompts, each once: those that are longer than the model reads are counted. `block` names the
+        block, so that one that is repeated after a loss counts once in progress.
         """
         with self._lock:
             _limit_threads(self.stage.actors.num_cpus)
             begin_s = time.perf_counter()
             results = self._safe.run(call, items)
-            self._truncated += count_truncated(self.model, list(dict.fromkeys(texts)))
+            truncated = count_truncated(self.model, list(dict.fromkeys(texts)))
             self._busy_s += time.perf_counter() - begin_s
             failed = [result for result in results if isinstance(result, Exception)]
             self._items += len(items)
             self._failures += len(failed)
             self._skipped += skipped
-        self._report()
+            self._truncated += truncated
+            self._blocks.append(Block(block, len(items) + skipped, len(failed), truncated))
+        self._report(list(self._blocks))
         enough = min(self.context.abort_after, max(FEWEST_TO_ABORT, len(items)))
         if failed and self._failures == self._items >= enough:
             raise BrokenModelError(
@@ -179,7 +190,7 @@ class _Metered:
             self._report()
             time.sleep(HEARTBEAT_S)
 
-    def _report(self) -> None:
+    def _report(self, blocks: Sequence[Block] = ()) -> None:
         usage = ActorUsage(
             model=self.stage.target.name,
             kind=self.stage.kind,
@@ -196,7 +207,7 @@ class _Metered:
             fits=self._safe.fits,
             **(_gpu() if self.stage.actors.device.startswith("cuda") else {}),
         )
-        self.context.meter.report.remote(asdict(usage))
+        self.context.meter.report.remote(asdict(usage), blocks)
 
 
 class GenerateActor:
@@ -224,6 +235,7 @@ class GenerateActor:
             generate,
             [(texts[b], seed) for (b, _), seed in zip(due, seeds, strict=True)],
             [texts[b] for b, _ in due],
+            row_ids[0] if row_ids else "",
         )
         keys = [image_key(row_ids[b], name, sample) for b, sample in due]
         for (b, _), entry in zip(due, self._encoders.map(self._entry, results, seeds, keys), strict=True):
@@ -263,7 +275,8 @@ class ScoreActor:
         for b, k in due:
             rows[b][k] = {"score": float("nan")}
         prompts_shown = [prompt for _, prompt in shown]
-        results = self._metered.run(self._score, shown, prompts_shown, len(due) - len(shown))
+        (first,) = table["prompt_id"].slice(0, 1).to_pylist() or [""]
+        results = self._metered.run(self._score, shown, prompts_shown, first, len(due) - len(shown))
         for (b, k), result in zip(there, results, strict=True):
             rows[b][k] = _scored(result)
             details[b][k] = None if isinstance(result, Exception) else result[1]
@@ -335,7 +348,11 @@ def _gpu() -> dict[str, Any]:
 
 
 def _limit_threads(num_cpus: float) -> None:
-    """One torch thread for each CPU that the actor was given: more of them than cores are 3 to 5 times slower."""
-    import torch
+    """One torch thread for each CPU that the actor was given: more of them than cores are 3 to 5 times slower.
 
-    torch.set_num_threads(max(1, min(int(num_cpus), os.cpu_count() or 1)))
+    Before torch is imported its own variable says so: a model without torch is spared the 2 s of importing it.
+    """
+    threads = max(1, min(int(num_cpus), os.cpu_count() or 1))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)

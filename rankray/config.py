@@ -158,6 +158,9 @@ class ExecutionConfig(Strict):
     wait_for_nodes_s: float = Field(
         0.0, ge=0, description="how long to wait for an autoscaler to bring what pools need"
     )
+    measured: str | None = Field(
+        None, min_length=1, description="a finished dataset of these models; its speeds plan phases and pools"
+    )
     report_interval_s: float = Field(10.0, gt=0)
     tolerance: float = Field(0.01, ge=0, le=1, description="share of candidates or scores that may fail")
     abort_after: int = Field(

@@ -1,9 +1,8 @@
 """How a job would run on a cluster that is not there: which pools fit which GPU, in what layout, for how long.
 
 The layout is the job's own planner's on hypothetical nodes. Seconds are worked out from a model's arithmetic or taken
-from a finished dataset; pools then grow from `min_size` towards `max_size` as Ray Data grows them, the slowest first.
-What is left out: starting up (minutes), pictures on their way between stages, and interference on a shared GPU, whose
-actors are assumed to get their share of its speed and no more.
+from a finished dataset, and the same planner then sets each pool's size and the phases. What is left out: interference
+on a shared GPU, whose actors are assumed to get their share of its speed and no more.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rankray import demand, hardware, layout
+from rankray import demand, hardware, layout, seats
 from rankray.actors import Stage
 from rankray.config import ConfigError, SynPicConfig
 from rankray.footprint import Footprint
-from rankray.hardware import DECODE_S, ENCODE_S, GpuType
-from rankray.layout import Node
+from rankray.hardware import DECODE_S, ENCODE_S, PICTURE_BYTES, GpuType
+from rankray.layout import Work
 from rankray.measured import Measured
+from rankray.seats import Node
 
 NODE_GPUS = 8
 NODE_CPUS_PER_GPU = 12.0
@@ -25,6 +25,10 @@ NODE_CPUS_PER_GPU = 12.0
 
 AMPLE = 1e18
 """Host memory and custom resources of a hypothetical node: what a job asks of them is there."""
+
+
+NAMELESS = hardware.GPU_TYPES["A100-80"]
+"""What speeds are planned for on GPUs that Ray does not name: models' speeds beside each other are what sizes need."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Model:
         stated_gb: `pool.gpu_memory_gb`.
         megapixels: of a picture that it draws or looks at.
         measured: what a finished job says of it.
+        row_bytes: what it adds to a row that is written between phases.
     """
 
     stage: Stage
@@ -48,6 +53,7 @@ class Model:
     stated_gb: float | None
     megapixels: float
     measured: Measured | None = None
+    row_bytes: float = 0.0
 
     @property
     def name(self) -> str:
@@ -122,10 +128,56 @@ def models_of(
             stated_gb=choice.pool.gpu_memory_gb,
             megapixels=demand.megapixels(stage.target) if stage.kind == "generator" else mean,
             measured=measured.get(stage.target.name),
+            row_bytes=_row_bytes(stage, config),
         )
         for choice, stage in zip(choices, stages, strict=True)
     ]
     return [model for model in models if model.items > 0]
+
+
+def _row_bytes(stage: Stage, config: SynPicConfig) -> float:
+    """Of pictures in the row; references to files and scores weigh nothing beside them."""
+    if stage.kind != "generator" or config.images.store == "files":
+        return 0.0
+    return stage.samples * demand.megapixels(stage.target) * PICTURE_BYTES[config.images.format]
+
+
+def work_of(
+    models: Sequence[Model],
+    stages: Sequence[Stage],
+    gpu: GpuType,
+    rows: int,
+    block: int,
+    own: Mapping[str, float] | None = None,
+) -> Work:
+    """What a plan needs to know of `models`, each with its stage, for `rows` prompts on GPUs of one type.
+
+    Args:
+        own: seconds of one actor for one item where this very job, or one like it, has measured them.
+    """
+    found = {
+        model.name: (own or {}).get(model.name) or _seconds(model, stage, gpu)
+        for model, stage in zip(models, stages, strict=True)
+    }
+    items = {model.name: model.items for model in models}
+    row_s = {name: seconds * items[name] for name, seconds in found.items() if seconds is not None}
+    return Work(rows, row_s, {model.name: model.row_bytes for model in models}, block)
+
+
+def job_work(
+    config: SynPicConfig,
+    stages: Sequence[Stage],
+    rows: int,
+    own: Mapping[str, float],
+    planned: Sequence[Stage],
+    nodes: Sequence[Node],
+) -> Work:
+    """`work_of` those of a job's `stages` that are `planned`, on the GPUs that the nodes name, or else `NAMELESS`."""
+    found = {model.name: model for model in models_of(config, stages, {})}
+    models = [found[stage.target.name] for stage in planned]
+    types = [gpu for node in nodes if node.gpus and (gpu := _type_of(node)) is not None]
+    gpu = types[0] if types else NAMELESS
+    return work_of(models, planned, gpu, rows, config.execution.rows_per_block, own)
 
 
 def _missing(stage: Stage, config: SynPicConfig, held: Held) -> float:
@@ -220,7 +272,9 @@ class Forecast:
         return sum(a.gpu_seconds for a in self.allotments if a.model.stage.kind == kind) * prompts / 3600
 
 
-def forecast(models: Sequence[Model], gpu: GpuType, count: int, prompts: int, mode: str) -> Forecast:
+def forecast(
+    models: Sequence[Model], gpu: GpuType, count: int, prompts: int, mode: str, block: int = 16
+) -> Forecast:
     """The job of `models` over `prompts` prompts on `count` GPUs of one type, changed where `fit` has to."""
     fits = {model.name: fit(model, gpu) for model in models}
     faults = [f"{name} {found.fault}" for name, found in fits.items() if found.fault]
@@ -229,29 +283,27 @@ def forecast(models: Sequence[Model], gpu: GpuType, count: int, prompts: int, mo
     stages = [_adapted(model, fits[model.name]) for model in models]
     nodes = hypothetical(count, stages)
     try:
-        plan = layout.plan(stages, nodes, mode)
+        plan = layout.plan(stages, nodes, mode, work_of(models, stages, gpu, prompts, block))
     except ConfigError as error:
         return Forecast(gpu, count, "", (), None, str(error))
     by_name = {model.name: model for model in models}
     phases = []
-    for number, members in enumerate(plan.phases):
+    for number, (members, sizes) in enumerate(zip(plan.phases, plan.sizes, strict=True)):
         found = [by_name[stage.target.name] for stage in members]
-        sizes = _grown(members, found, gpu, nodes)
         phases.append(
             tuple(
                 _allotted(model, fits[model.name], stage, size, gpu, number)
                 for model, stage, size in zip(found, members, sizes, strict=True)
             )
         )
-    known = all(a.seconds is not None for phase in phases for a in phase if a.model.share)
-    hours = sum(_slowest(phase) for phase in phases) * prompts / 3600 if known else None
+    hours = None if plan.seconds is None else plan.seconds / 3600
     return Forecast(gpu, count, plan.explanation, tuple(phases), hours)
 
 
 def hypothetical(count: int, stages: Sequence[Stage]) -> list[Node]:
     """`count` GPUs on nodes of eight, with CPUs for them and whatever else the pools ask for."""
     return [
-        ample_node(max(NODE_CPUS_PER_GPU * gpus, layout.RESERVED_CPUS + 1), gpus, stages)
+        ample_node(max(NODE_CPUS_PER_GPU * gpus, seats.RESERVED_CPUS + 1), gpus, stages)
         for gpus in hardware.nodes_of(count, NODE_GPUS)
     ]
 
@@ -278,37 +330,9 @@ def _seconds(model: Model, stage: Stage, gpu: GpuType) -> float | None:
     return max(whole / min(1.0, stage.actors.num_gpus), coding * model.megapixels / cores)
 
 
-def _grown(
-    stages: Sequence[Stage], models: Sequence[Model], gpu: GpuType, nodes: Sequence[Node]
-) -> list[int]:
-    """Actors of each pool, where the slowest grows until it cannot: any other growing would not help it."""
-    sizes = [stage.actors.min_size for stage in stages]
-    costs = [
-        (_seconds(model, stage, gpu) or 0.0) * model.items
-        for model, stage in zip(models, stages, strict=True)
-    ]
-    while True:
-        slowest = max(range(len(stages)), key=lambda n: costs[n] / sizes[n])
-        wider = [size + (n == slowest) for n, size in enumerate(sizes)]
-        if not costs[slowest] or wider[slowest] > stages[slowest].actors.max_size:
-            return sizes
-        resized = [
-            replace(stage, actors=replace(stage.actors, min_size=size))
-            for stage, size in zip(stages, wider, strict=True)
-        ]
-        if not layout.fits(layout.claims(resized), nodes):
-            return sizes
-        sizes = wider
-
-
 def _allotted(model: Model, found: Fit, stage: Stage, size: int, gpu: GpuType, phase: int) -> Allotment:
     whole = model.seconds(gpu) if model.share else 0.0
     return Allotment(model, found, size, _seconds(model, stage, gpu), (whole or 0.0) * model.items, phase)
-
-
-def _slowest(phase: Sequence[Allotment]) -> float:
-    """Seconds a prompt of a phase."""
-    return max(((a.seconds or 0.0) * a.model.items / a.actors for a in phase), default=0.0)
 
 
 def memory_warnings(models: Sequence[Model], nodes: Sequence[Node]) -> list[str]:

@@ -36,7 +36,8 @@ def on_gpus(
 ) -> list[str]:
     """The plan of a job with GPUs: in full on `count` of `gpu`, and beside the other types unless it was `chosen`."""
     types = [gpu] if chosen else list(GPU_TYPES.values())
-    found = {kind: forecast.forecast(models, kind, count, prompts, config.execution.mode) for kind in types}
+    mode, block = config.execution.mode, config.execution.rows_per_block
+    found = {kind: forecast.forecast(models, kind, count, prompts, mode, block) for kind in types}
     own_price = chosen and config.prices.gpu_usd_per_hour > 0
     prices = {kind: config.prices.gpu_usd_per_hour if own_price else kind.usd_per_hour for kind in types}
     lines = ["", "GPU memory of one actor in GB, and which GPU holds it", *_memory(models, types)]
@@ -243,7 +244,10 @@ def _assumptions(models: Sequence[Model], types: Sequence[GpuType], own_price: b
     else:
         lines.append(f"  price:  {hardware.PRICES_BY}")
         lines.append("          with --gpu-type, prices.gpu_usd_per_hour of the configuration is taken")
-    lines.append("  left out: starting up, and pictures on their way between stages")
+    lines.append(
+        f"  phases: {layout.START_S:g} s to start one; a node copies {layout.COPY_BYTES_PER_S / 1e6:g} MB/s of "
+        "pictures between them, beside the work"
+    )
     lines.append(
         "  --measured DATASET puts what a finished dataset measured in the place of speed and memory"
     )

@@ -1,12 +1,9 @@
-"""How a job's pools share a cluster: all at once where they fit, in phases where they do not.
+"""How a job's pools share a cluster: all at once, or in phases, whichever is expected to finish first.
 
-Streaming keeps every model busy from the first block to the last. Phases run as many consecutive models as
-fit, write what they made, and go on from there; that costs one Parquet copy of the images a phase, and lets
-one GPU, or two CPU cores, serve nine models. Which one it is, and why, is one printed line.
-
-What fits is decided node by node and GPU by GPU, as Ray gives them out: two GPUs hold two actors of 0.6, not three.
-First-fit-decreasing is quick (4 to 34 ms for 9 pools of 16 on 100 nodes, one EPYC core) and not exact: of 600 random
-tight sets of pools that fit one to four nodes it took 48 for too large, which run in phases; of 600 single pools none.
+Streaming needs no copy of the pictures, but its slowest pool sets the pace and whole GPUs divide badly: nine pools keep
+66 % of eight GPUs busy. Phases run consecutive models, write what they made, and go on from there: each costs a start
+and one Parquet copy, and gives its models the whole cluster. Where speeds are unknown the pools stream if they fit.
+Which one it is, and why, is one printed line.
 """
 
 from __future__ import annotations
@@ -17,200 +14,63 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import ray
-
 from rankray.actors import Stage
 from rankray.config import ConfigError
-from rankray.stages import IO_CPUS
+from rankray.seats import SLACK, Node, actor_demand, alive_nodes, claims, fits, shortage
 
-CHECKPOINT_CPUS, IO_TASKS = 1.0, 4
-RESERVED_CPUS = CHECKPOINT_CPUS + IO_TASKS * IO_CPUS
-"""What a pipeline needs beside its models: on a resume Ray Data's checkpoint filter is an actor of one whole CPU,
-and one task each of reading, ranking and writing must find room while it lives, or the job would hang."""
+START_S = 60.0
+"""A phase's processes, imports and loading, where nothing was measured: a few GB of weights from a local disk."""
 
-SLACK = 1e-6
-"""Sums of fractions such as 0.1 miss what they stand for by less; Ray counts in steps of 0.0001."""
+COPY_BYTES_PER_S = 2e8
+"""Of one node that writes a phase's rows while it computes, or reads them; assumed, an NFS share or an object store."""
+
+BISECTIONS = 25
+"""Halvings of the interval in which the pools' common pace is sought: 1 part in 3e7."""
 
 
 @dataclass(frozen=True)
-class Node:
-    """What Ray can give out on one machine; `resources` are all but CPU, memory and GPU, by name.
+class Work:
+    """What a plan knows of a job's work.
 
-    A GPU is a device of capacity 1: a fraction sits on one of them, a whole number takes so many entire ones.
+    Attributes:
+        rows: prompts.
+        row_s: seconds that one actor of a stage takes for a row, by the stage's name; of some it may be unknown.
+        row_bytes: what a stage adds to a row.
+        block: rows that travel together.
+        start_s: from asking for an actor until its model is loaded.
     """
 
-    cpus: float
-    memory_bytes: float
-    gpus: int
-    resources: Mapping[str, float]
-
-    @property
-    def amounts(self) -> dict[str, float]:
-        """All of it by Ray's names."""
-        return {**self.resources, "CPU": self.cpus, "memory": self.memory_bytes, "GPU": float(self.gpus)}
-
-
-@dataclass(frozen=True)
-class Claim:
-    """`count` actors or tasks alike, and what each of them needs, by Ray's names."""
-
-    owner: str
-    count: int
-    needs: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Seat:
-    """Where one actor of a claim may run: the node's index, and the GPUs of that node that it takes or shares."""
-
-    claim: Claim
-    node: int
-    devices: tuple[int, ...]
+    rows: int
+    row_s: Mapping[str, float]
+    row_bytes: Mapping[str, float]
+    block: int = 1
+    start_s: float = START_S
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Consecutive stages that run together, phase by phase, and the line that explains why."""
+    """Consecutive stages that run together, phase by phase, the line that explains why, and each pool's size.
+
+    `seconds` are those expected of the whole, None where a speed is unknown.
+    """
 
     phases: tuple[tuple[Stage, ...], ...]
     explanation: str
+    sizes: tuple[tuple[int, ...], ...]
+    seconds: float | None = None
 
     @property
     def name(self) -> str:
         return "streaming" if len(self.phases) == 1 else "phases"
 
 
-def alive_nodes() -> list[Node]:
-    """The machines that Ray has now, each with all it could give, whether or not another job holds some of it."""
-    return [node_of(entry["Resources"]) for entry in ray.nodes() if entry["Alive"]]
-
-
-def node_of(resources: Mapping[str, float]) -> Node:
-    """A node by the resources that `ray.nodes()` names; a GPU given only in part is none, as Ray counts devices."""
-    own = {name: amount for name, amount in resources.items() if name not in {"CPU", "memory", "GPU"}}
-    return Node(resources.get("CPU", 0.0), resources.get("memory", 0.0), int(resources.get("GPU", 0.0)), own)
-
-
-def totals(nodes: Sequence[Node]) -> dict[str, float]:
-    """What all nodes have together: more than this fits nowhere, less may still be in too small pieces."""
-    total: dict[str, float] = {}
-    for node in nodes:
-        for name, amount in node.amounts.items():
-            total[name] = total.get(name, 0.0) + amount
-    return total
-
-
-def actor_demand(stage: Stage) -> dict[str, float]:
-    """Ray resources of one actor of the stage's pool."""
-    actors = stage.actors
-    needs = {"CPU": actors.num_cpus, "GPU": actors.num_gpus, "memory": float(actors.memory_bytes or 0)}
-    return {name: amount for name, amount in {**needs, **actors.resources}.items() if amount}
-
-
-def claims(stages: Sequence[Stage]) -> list[Claim]:
-    """What Ray must be able to give at once: every pool at its least size, and the reading and writing tasks."""
-    return [
-        *(Claim(f"the pool of '{s.target.name}'", s.actors.min_size, actor_demand(s)) for s in stages),
-        Claim("a resume's checkpoint", 1, {"CPU": CHECKPOINT_CPUS}),
-        Claim("reading and writing", IO_TASKS, {"CPU": IO_CPUS}),
-    ]
-
-
-def demand(stages: Sequence[Stage]) -> dict[str, float]:
-    """The sum of `claims`, by Ray's names."""
-    wanted = claims(stages)
-    names = {name for claim in wanted for name in claim.needs}
-    return {name: sum(claim.count * claim.needs.get(name, 0.0) for claim in wanted) for name in names}
-
-
-def place(wanted: Sequence[Claim], nodes: Sequence[Node]) -> tuple[list[Seat], Claim | None]:
-    """Seats, and the claim that did not find all of its own, None where all did.
-
-    First-fit-decreasing: claims by their largest share of the cluster, on the plainest nodes first. Linear in
-    nodes and in actors, as a node that has refused one actor of a claim refuses the rest. A placement that
-    exists is not promised to be taken: Ray places actor by actor without it, and may come upon a worse one.
-    """
-    plainest = sorted(enumerate(nodes), key=lambda item: (item[1].gpus, len(item[1].resources), item[1].cpus))
-    rooms = [(index, node.amounts, [1.0] * node.gpus) for index, node in plainest]
-    names = {name for claim in wanted for name in claim.needs}
-    total = {name: sum(left.get(name, 0.0) for _, left, _ in rooms) or SLACK for name in names}
-    seats: list[Seat] = []
-
-    def share(claim: Claim) -> float:
-        return max((amount / total[name] for name, amount in claim.needs.items()), default=0.0)
-
-    for claim in sorted(wanted, key=share, reverse=True):
-        missing = claim.count
-        for index, left, gpus in rooms:
-            while missing and (devices := _take(left, gpus, claim.needs)) is not None:
-                seats.append(Seat(claim, index, devices))
-                missing -= 1
-        if missing:
-            return seats, claim
-    return seats, None
-
-
-def _take(left: dict[str, float], gpus: list[float], needs: Mapping[str, float]) -> tuple[int, ...] | None:
-    """The GPUs for one more actor, whose needs are taken out of its node's rest; None where there is no room."""
-    if any(left.get(name, 0.0) < amount - SLACK for name, amount in needs.items()):
-        return None
-    gpu = needs.get("GPU", 0.0)
-    count, share = (1, gpu) if 0 < gpu < 1 else (math.ceil(gpu), 1.0)
-    devices = [i for i, room in enumerate(gpus) if room >= share - SLACK][:count]
-    if len(devices) < count or (gpu > 1 and gpu % 1):  # Ray refuses one GPU and a half
-        return None
-    for name, amount in needs.items():
-        left[name] = left.get(name, 0.0) - amount
-    for device in devices:
-        gpus[device] -= share
-    return tuple(devices)
-
-
-def fits(wanted: Sequence[Claim], nodes: Sequence[Node]) -> bool:
-    """Whether every claim finds its seats; a no may be wrong, a yes is not."""
-    return place(wanted, nodes)[1] is None
-
-
-def shortage(stages: Sequence[Stage], nodes: Sequence[Node]) -> str:
-    """What the stages need that the nodes do not have, to be read after "need"; empty where all have a seat.
-
-    `"2.4 CPU of 2 that the cluster has"` where the sum is too small already, and where only the pieces are:
-    `"3 actors of 0.6 GPU, and the nodes hold 2 such"`, naming what is scarce by itself if anything is.
-    """
-    total, wanted = _in_gb(totals(nodes)), claims(stages)
-    short = [
-        f"{amount:g} {name} of {total.get(name, 0.0):g}"
-        for name, amount in sorted(_in_gb(demand(stages)).items())
-        if amount > total.get(name, 0.0) + SLACK
-    ]
-    if short:
-        return f"{', '.join(short)} that the cluster has"
-    seats, claim = place(wanted, nodes)
-    if claim is None:
-        return ""
-    found = sum(seat.claim is claim for seat in seats)
-    alone = {n: [replace(c, needs={n: c.needs[n]}) for c in wanted if n in c.needs] for n in claim.needs}
-    scarce = [name for name, parts in alone.items() if not fits(parts, nodes)]
-    amounts = _in_gb({name: claim.needs[name] for name in scarce or claim.needs})
-    what = " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
-    actors = f"{claim.count} {'actor' if claim.count == 1 else 'actors'} of {what}"
-    if len(stages) == 1 and claim is wanted[0]:
-        return f"{actors}, and the nodes hold {found} such"
-    return f"more than the nodes hold in pieces: {claim.owner} needs {actors}, and beside the rest they hold {found}"
-
-
-def _in_gb(amounts: Mapping[str, float]) -> dict[str, float]:
-    """Amounts as a message names them: memory in GB of 1024^3 bytes, as `pool.memory_gb` has it."""
-    others = {name: amount for name, amount in amounts.items() if name != "memory"}
-    return {**others, "GB memory": amounts["memory"] / 1024**3} if "memory" in amounts else others
-
-
-def plan(stages: Sequence[Stage], nodes: Sequence[Node], mode: str) -> Layout:
+def plan(stages: Sequence[Stage], nodes: Sequence[Node], mode: str, work: Work | None = None) -> Layout:
     """The layout of `stages` on `nodes`, `mode` being auto, streaming or phases.
 
-    In phases each model has the cluster to itself if `mode` asks for phases; automatically chosen ones take
-    as many consecutive models as fit. CPUs are claims and not cores: a pool that claims more of them than
-    small machines have is lowered to what there is, as it would otherwise wait for ever.
+    In phases each model has the cluster to itself if `mode` asks for phases; automatically chosen ones are those
+    that are expected to finish first, or as many consecutive models as fit where `work` leaves a speed open. CPUs are
+    claims and not cores: a pool that claims more of them than small machines have is lowered to what there is, as it
+    would otherwise wait for ever.
 
     Raises:
         ConfigError: a pool cannot run at all, or `mode` is streaming and the pools do not fit together.
@@ -225,16 +85,138 @@ def plan(stages: Sequence[Stage], nodes: Sequence[Node], mode: str) -> Layout:
                 "lower its pool's min_size, num_cpus or num_gpus, or set execution.wait_for_nodes_s"
             )
     if mode == "phases":
-        return Layout(tuple((stage,) for stage in stages), f"phases: {len(stages)}, as execution.mode asks")
+        return _laid([[s] for s in stages], nodes, work, f"phases: {len(stages)}, as execution.mode asks")
     missing = shortage(stages, nodes)
-    if not missing:
-        return Layout((tuple(stages),), f"streaming: all {len(stages)} pools fit the cluster together")
-    if mode == "streaming":
+    if mode == "streaming" and missing:
         raise ConfigError(
             f"execution.mode is streaming, but the pools together need {missing}; use auto or phases"
         )
-    phases = _phases(stages, nodes)
-    return Layout(phases, f"phases: {len(phases)}, because all pools together need {missing}")
+    together = f"streaming: all {len(stages)} pools fit the cluster together"
+    streaming = None if missing else _laid([stages], nodes, work, together)
+    if mode == "streaming" or work is None or not _known(stages, work):
+        if streaming is not None:
+            return streaming
+        phases = _phases(stages, nodes)
+        return _laid(phases, nodes, work, f"phases: {len(phases)}, because all pools together need {missing}")
+    return _soonest(stages, nodes, work, streaming, missing)
+
+
+def together(stages: Sequence[Stage], nodes: Sequence[Node], work: Work) -> Layout | None:
+    """One phase of all `stages`, which were begun so; None where they do not fit `nodes`."""
+    stages = [_lowered(stage, nodes) for stage in stages]
+    if shortage(stages, nodes):
+        return None
+    return _laid([stages], nodes, work, f"going on with {len(stages)} models that were begun together")
+
+
+def again(stages: Sequence[Stage], nodes: Sequence[Node], mode: str, work: Work, before: Layout) -> Layout:
+    """The layout of the `stages` that are left after the first phase of `before`, on the `nodes` that there are now.
+
+    Where they hold too little, what was planned before: Ray waits for others.
+    """
+    try:
+        return plan(stages, nodes, mode, work)
+    except ConfigError:
+        if not before.phases[1:]:
+            raise
+        return replace(before, phases=before.phases[1:], sizes=before.sizes[1:])
+
+
+def _soonest(
+    stages: Sequence[Stage], nodes: Sequence[Node], work: Work, streaming: Layout | None, missing: str
+) -> Layout:
+    """Of all ways to cut `stages` into consecutive phases, the one that is expected to finish first."""
+    best: list[tuple[float, list[list[Stage]]]] = [(0.0, [])]
+    held = [0.0]  # bytes a row before each stage
+    for stage in stages:
+        held.append(held[-1] + work.row_bytes.get(stage.target.name, 0.0))
+    for end in range(1, len(stages) + 1):
+        found: list[tuple[float, list[list[Stage]]]] = []
+        for begin in range(end - 1, -1, -1):
+            phase = list(stages[begin:end])
+            if not fits(claims(phase), nodes):
+                break
+            copied = (held[begin] * (begin > 0) + held[end] * (end < len(stages))) * work.rows
+            copy_s = copied / COPY_BYTES_PER_S / len(nodes)
+            computing_s = _phase_s(phase, sizes(phase, _weights(phase, work), nodes), work)
+            found.append((best[begin][0] + max(computing_s, copy_s), [*best[begin][1], phase]))
+        best.append(min(found, key=lambda item: (round(item[0], 3), len(item[1]))))
+    seconds, phases = best[-1]
+    said = f"expected in {_hours(seconds)}"
+    if len(phases) == 1:
+        return _laid(phases, nodes, work, f"streaming: all {len(stages)} pools together, {said}")
+    rest = (
+        f"all pools together need {missing}"
+        if streaming is None
+        else f"streaming is expected in {_hours(streaming.seconds or 0.0)}"
+    )
+    return replace(_laid(phases, nodes, work, f"phases: {len(phases)}, {said}; {rest}"), seconds=seconds)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def _laid(
+    phases: Sequence[Sequence[Stage]], nodes: Sequence[Node], work: Work | None, explanation: str
+) -> Layout:
+    numbers = [sizes(phase, _weights(phase, work), nodes) for phase in phases]
+    known = work is not None and all(_known(phase, work) for phase in phases)
+    seconds = (
+        sum(_phase_s(phase, size, work) for phase, size in zip(phases, numbers, strict=True))
+        if work is not None and known
+        else None
+    )
+    return Layout(tuple(map(tuple, phases)), explanation, tuple(map(tuple, numbers)), seconds)
+
+
+def _known(stages: Sequence[Stage], work: Work) -> bool:
+    """Whether the speed of every pool that takes a GPU is known; others are taken to keep up."""
+    return all(stage.target.name in work.row_s or not stage.actors.num_gpus for stage in stages)
+
+
+def _weights(stages: Sequence[Stage], work: Work | None) -> list[float | None]:
+    return [None if work is None else work.row_s.get(stage.target.name) for stage in stages]
+
+
+def _phase_s(stages: Sequence[Stage], numbers: Sequence[int], work: Work) -> float:
+    """Seconds of a phase: its start, a block's way through it, and all rows at the pace of its slowest pool."""
+    costs = [work.row_s.get(stage.target.name, 0.0) for stage in stages]
+    pace_s = max(cost / size for cost, size in zip(costs, numbers, strict=True))
+    return work.start_s + work.block * sum(costs) + work.rows * pace_s
+
+
+def sizes(stages: Sequence[Stage], weights: Sequence[float | None], nodes: Sequence[Node]) -> list[int]:
+    """Actors of each pool on `nodes`, in proportion to its weight, so that the last to finish finishes soonest.
+
+    Args:
+        weights: the work of each stage, in seconds of one actor; what is unknown is taken for the mean of the rest.
+
+    Returns:
+        Between `min_size` and `max_size` each; `min_size` where the nodes hold no more.
+    """
+    known = [weight for weight in weights if weight]
+    mean = sum(known) / len(known) if known else 1.0
+    loads = [mean if weight is None else weight for weight in weights]
+    pools = [stage.actors for stage in stages]
+
+    def at(rate: float) -> list[int]:
+        wanted = [math.ceil(load * rate * (1 - SLACK)) for load in loads]
+        return [min(max(n, p.min_size), p.max_size) for n, p in zip(wanted, pools, strict=True)]
+
+    def fit(rate: float) -> bool:
+        found = zip(stages, at(rate), strict=True)
+        return fits(claims([replace(s, actors=replace(s.actors, min_size=n)) for s, n in found]), nodes)
+
+    # Beyond what its largest size allows to the pool that it holds back most, no other pool helps by growing.
+    most = min((p.max_size / load for p, load in zip(pools, loads, strict=True) if load), default=0.0)
+    if fit(most):
+        return at(most)
+    low, high = 0.0, most
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fit(middle) else (low, middle)
+    return at(low)
 
 
 def _lowered(stage: Stage, nodes: Sequence[Node]) -> Stage:

@@ -7,13 +7,14 @@ the plan takes them: what two models on one GPU cost each other is in them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rankray import store
-from rankray.config import ConfigError, ModelChoice, SynPicConfig, differing_keys
+from rankray.config import ConfigError, ModelChoice, PricesConfig, SynPicConfig, differing_keys
+from rankray.cost import ActorUsage, ledger
 from rankray.hardware import CONTEXT_GB, GpuType, by_device
 
 ASIDE = frozenset({"model", "name", "samples", "source", "revision"})
@@ -43,6 +44,22 @@ def read_measured(path: str, config: SynPicConfig) -> tuple[dict[str, Measured],
     if not found:
         raise ConfigError("; ".join([f"{path} measured none of these models", *lines]))
     return found, lines
+
+
+def of_actors(path: str | None, usage: Iterable[ActorUsage]) -> dict[str, float]:
+    """Seconds of one actor for one item, by label: of the dataset at `path`, or better of the job's earlier runs.
+
+    For a plan on the cluster that measured them, whatever its GPUs are called.
+
+    Raises:
+        ConfigError: there is no finished dataset at `path`.
+    """
+    try:
+        rows = [] if path is None else store.read(path).info["cost"]["models"]
+    except store.DatasetError as error:
+        raise ConfigError(f"nothing measured: {error}") from None
+    rows = [*rows, *ledger(usage, PricesConfig())["models"]]
+    return {row["model"]: row["busy_s"] / row["items"] for row in rows if row["items"] > row["failures"]}
 
 
 def _benchmark(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:

@@ -3,13 +3,17 @@
 Actors send their running totals after every block without waiting for an answer (0.2 ms against the seconds
 that a block takes). Totals are kept by actor, so a report that is lost or a meter that restarts loses nothing
 that the next report does not bring back; the driver's copy keeps what a dead actor had reported, for an honest bill.
+
+Work that a lost node has to repeat is paid twice and done once: progress counts blocks, each by its first prompt. An
+actor sends its last 100 of them along (4 KB), so a meter that restarts has them again.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -48,17 +52,55 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole_s:02}" if hours else f"{minutes}:{whole_s:02}"
 
 
+@dataclass(frozen=True)
+class Block:
+    """What came of one block at one model: `items` done or skipped, of which `failures`; `truncated` prompts."""
+
+    key: str
+    items: int
+    failures: int
+    truncated: int
+
+
 class Meter:
     """Latest totals of every actor of a job. Run as a Ray actor; its name keeps two jobs off one output."""
 
     def __init__(self) -> None:
+        self._life = uuid.uuid4().hex
         self._usage: dict[str, dict[str, Any]] = {}
+        self._done: dict[tuple[str, str, str], Block] = {}
+        self._first_at: dict[tuple[str, str], float] = {}
+        self._starts: dict[tuple[str, str], list[float]] = {}
 
-    def report(self, usage: dict[str, Any]) -> None:
+    def report(self, usage: dict[str, Any], blocks: Sequence[Block] = ()) -> None:
         self._usage[usage["actor_id"]] = usage
+        for block in blocks:
+            self._done.setdefault((usage["kind"], usage["model"], block.key), block)
+            self._first_at.setdefault((usage["kind"], usage["model"]), time.time())
+
+    def started(self, kind: str, model: str, seconds: float) -> None:
+        """An actor is ready, so many seconds after it was asked for."""
+        self._starts.setdefault((kind, model), []).append(seconds)
+
+    def starts(self) -> dict[tuple[str, str], tuple[list[float], float | None]]:
+        """(seconds of each actor's start, when its first block was done) of each (kind, model)."""
+        return {key: (found, self._first_at.get(key)) for key, found in self._starts.items()}
 
     def snapshot(self) -> list[dict[str, Any]]:
         return list(self._usage.values())
+
+    def done(self, life: str = "", known: int = 0) -> tuple[str, list[tuple[str, str, Block]]]:
+        """This meter's own name, and (kind, model, block) of all blocks but the first `known` if it is called so."""
+        found = [(kind, model, block) for (kind, model, _), block in self._done.items()]
+        return self._life, found[known if life == self._life else 0 :]
+
+    def busy(self) -> dict[tuple[str, str], float]:
+        """Seconds that the actors of each (kind, model) spent in their model."""
+        found: dict[tuple[str, str], float] = {}
+        for usage in self._usage.values():
+            key = (usage["kind"], usage["model"])
+            found[key] = found.get(key, 0.0) + usage["busy_s"]
+        return found
 
 
 def start_meter(name: str, wait_s: float = 30.0) -> Any:
@@ -83,6 +125,58 @@ def start_meter(name: str, wait_s: float = 30.0) -> Any:
             time.sleep(0.5)
 
 
+class Laps:
+    """Seconds of a job's steps before its first block, each since the one before."""
+
+    def __init__(self) -> None:
+        self.begun_at = self._last_at = time.time()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """`name` is done."""
+        now = time.time()
+        self.seconds[name], self._last_at = now - self._last_at, now
+
+    def report(self, meter: Any) -> dict[str, Any]:
+        """How a run started: `steps`, `first_block` (both in seconds), and by model its actors' mean start and loading.
+
+        Starting is from asking Ray for an actor until its model is loaded; what of it is not loading is the process and
+        its imports. `first_block` is of the generator that was first, from the run's begin; None where none was drawn.
+        """
+        try:
+            starts, usage = ray.get([meter.starts.remote(), meter.snapshot.remote()], timeout=30)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return {"steps": self.seconds, "first_block": None, "models": {}}
+        firsts = [at for (kind, _), (_, at) in starts.items() if kind == "generator" and at is not None]
+        models = {}
+        for (kind, model), (seconds, _) in starts.items():
+            loads = [item["load_s"] for item in usage if (item["kind"], item["model"]) == (kind, model)]
+            models[model] = {
+                "actors": len(seconds),
+                "start_s": sum(seconds) / len(seconds),
+                "load_s": sum(loads) / max(1, len(loads)),
+            }
+        first_s = min(firsts) - self.begun_at if firsts else None
+        return {"steps": self.seconds, "first_block": first_s, "models": models}
+
+
+def start_line(report: Mapping[str, Any]) -> str:
+    """`first block after 48 s: Ray 6.1, nodes and plan 2.0, ...; an actor started in 30.0 s, of which loading 20.0`."""
+    steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report["steps"].items())
+    slowest = max(report["models"].values(), key=lambda row: row["start_s"], default=None)
+    first = (
+        "no block drawn"
+        if report["first_block"] is None
+        else f"first block after {report['first_block']:.1f} s"
+    )
+    if slowest is None:
+        return f"{first}: {steps}"
+    return (
+        f"{first}: {steps}; the slowest model's actors started in {slowest['start_s']:.1f} s, "
+        f"of which loading {slowest['load_s']:.1f}"
+    )
+
+
 class Reporter:
     """Prints a line a model every `interval_s`, and hands every snapshot to `keep` (context manager)."""
 
@@ -95,6 +189,8 @@ class Reporter:
     ) -> None:
         self._meter, self._totals, self._interval_s, self._keep = meter, totals, interval_s, keep
         self._usage: dict[str, ActorUsage] = {}
+        self._done: dict[tuple[str, str, str], Block] = {}
+        self._life, self._known = "", 0
         self._previous: dict[tuple[str, str], int] = {}
         self._before: dict[tuple[str, str], tuple[int, int, int]] = {}
         self._printed_at = self._started_at = time.monotonic()
@@ -123,21 +219,26 @@ class Reporter:
 
     def _poll(self) -> None:
         try:
-            snapshot = ray.get(self._meter.snapshot.remote(), timeout=max(5.0, self._interval_s))
+            asked = [self._meter.snapshot.remote(), self._meter.done.remote(self._life, self._known)]
+            snapshot, (life, blocks) = ray.get(asked, timeout=max(5.0, self._interval_s))
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             return  # it restarts; totals come back with the next reports
         self._usage.update({item["actor_id"]: ActorUsage(**item) for item in snapshot})
+        for kind, model, block in blocks:
+            self._done.setdefault((kind, model, block.key), block)
+        self._known = len(blocks) + (self._known if life == self._life else 0)
+        self._life = life
         self._keep(list(self._usage.values()))
 
     def _counts(self) -> dict[tuple[str, str], tuple[int, int, int]]:
-        """(done, failures, truncated) by kind and model."""
+        """(done, failures, truncated) by kind and model, each block once."""
         counts: dict[tuple[str, str], tuple[int, int, int]] = {}
-        for usage in self._usage.values():
-            done, failures, truncated = counts.get((usage.kind, usage.model), (0, 0, 0))
-            counts[usage.kind, usage.model] = (
-                done + usage.items + usage.skipped,
-                failures + usage.failures,
-                truncated + usage.truncated,
+        for (kind, model, _), block in self._done.items():
+            done, failures, truncated = counts.get((kind, model), (0, 0, 0))
+            counts[kind, model] = (
+                done + block.items,
+                failures + block.failures,
+                truncated + block.truncated,
             )
         return counts
 

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
-from rankray import stages
+from rankray import balance, stages
 from rankray.output import Output
 
 CHECKPOINT_FILTER_BYTES = 256 * 1024**2
@@ -30,10 +30,12 @@ def stream(
     checkpoint: Sequence[str],
     build: Callable[[ray.data.Dataset], ray.data.Dataset],
     arrow_args: Mapping[str, Any],
+    balanced: Callable[[], balance.Balance] | None = None,
 ) -> None:
     """Reads what is not finished of `files` (on `fs`, a file a block), applies `build`, writes to `output`'s `sink`.
 
-    Rows are known by `prompt_id`; those that the checkpoint names are not read again.
+    Rows are known by `prompt_id`; those that the checkpoint names are not read again. `balanced` makes what sizes the
+    pools while they run; without it Ray Data does.
     """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
@@ -50,6 +52,7 @@ def stream(
     context.use_datasource_v2 = False
     context.enable_progress_bars = sys.stdout.isatty()  # in a log they are 30 lines every 10 s
     context.issue_detectors_config.detectors = []  # advice about memory, 20 lines every 30 s
+    balance.follow(context, balanced)
     try:
         dataset = ray.data.read_parquet(
             list(files),
@@ -65,3 +68,4 @@ def stream(
         )
     finally:
         context.checkpoint_config = None
+        balance.follow(context, None)

@@ -13,7 +13,7 @@ import functools
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -21,15 +21,17 @@ import ray
 import ray.data
 
 import rankray
-from rankray import cost, forecast, layout, schema, stages, store
+from rankray import cost, forecast, layout, phases, schema, seats, stages, store
 from rankray import output as outputs
 from rankray import reuse as reused
 from rankray.actors import JobContext, Stage
+from rankray.balance import Balance
 from rankray.config import GeneratorChoice, ModelChoice, SynPicConfig
 from rankray.environments.cluster import prepare
 from rankray.output import Output
+from rankray.phases import Phase
 from rankray.pools import overlays, stages_of
-from rankray.progress import Reporter
+from rankray.progress import Laps, Reporter, start_line
 from rankray.prompts import Given, PromptsRead, read_prompts
 from rankray.ray_session import connect, exclusive, in_submitted_job
 from rankray.reuse import Reuse
@@ -73,6 +75,7 @@ def run(
     given = given or Given(read_prompts(config.prompts), {})
     prompts = given.prompts
     say(_prompts_line(prompts))
+    laps = Laps()
     if output.exists("dataset.json"):
         outputs.claim(output, config, revisions)
         info = outputs.complete_already(output, prompts)
@@ -85,8 +88,9 @@ def run(
         held = reused.find(config, revisions, prompts.rows, config.reuse)
         say(held.explanation)
     connect()
+    laps.lap("Ray")
     try:
-        info = _make(config, plan, held, output, given, say, publish)
+        info = _make(config, plan, held, output, given, laps, say, publish)
     finally:
         layout.release_nodes(config.execution.wait_for_nodes_s)
     return Result(output.uri, info)
@@ -98,6 +102,7 @@ def _make(
     held: Reuse | None,
     output: Output,
     given: Given,
+    laps: Laps,
     say: Callable[[str], None],
     publish: Callable[[str, dict[str, Any]], None] | None,
 ) -> dict[str, Any]:
@@ -106,35 +111,57 @@ def _make(
     wanted = [schema.prompt_id(prompt) for prompt in prompts.rows]
     lack = (held or Reuse.nothing()).missing
     plan = [stage for stage in models if lack(stage, config.k, wanted)]
-    done = _stages_done(output, plan)
-    cluster = layout.wait_for_nodes(plan[done:], config.execution.wait_for_nodes_s, say)
-    chosen = layout.plan(plan[done:], cluster, config.execution.mode)
+    done = phases.stages_done(output, plan)
+    work_of, cluster, chosen = phases.laid_out(config, models, plan, done, output, len(wanted), say)
     for warning in forecast.memory_warnings(forecast.models_of(config, models, {}), cluster):
         say(f"warning: {warning}")
+    laps.lap("nodes and plan")
     prepare(overlays(config, models, plan), config.execution.build_environments, say)
     outputs.claim(output, config, _revisions(models))
-    block = config.execution.rows_per_block
-    ids = outputs.stage_prompts(output, prompts, block, *(held.staged(prompts.rows) if held else ()))
+    taken = held.staged(prompts.rows) if held else ()
+    ids = outputs.stage_prompts(output, prompts, config.execution.rows_per_block, *taken)
+    laps.lap("environments and prompts")
     say(f"output: {output.uri}")
     say(f"{len(ids):,} prompts x {config.k} candidates x {len(config.scorers)} rewards; {chosen.explanation}")
 
-    finished = set(outputs.finished_ids(output, "_work", "checkpoint-data"))
-    left = [row_id for row_id in ids if row_id not in finished]
+    left = sorted(set(ids) - set(outputs.finished_ids(output, "_work", "checkpoint-data")))
     drawn = sum(lack(stage, config.k, left) for stage in models if stage.kind == "generator")
     begin_s = time.perf_counter()
     with exclusive("synpic", output.uri) as meter:
         work = _Work(config, held, output, _context(config, given, output, meter), uuid.uuid4().hex[:12], say)
-        for phase in chosen.phases:
-            _run_phase(Phase(phase, done, done + len(phase) == len(plan)), work, ids)
-            done += len(phase)
+        layout_name = "phases" if len(chosen.phases[0]) < len(plan) else "streaming"
+        while done < len(plan):
+            stages_, sizes = chosen.phases[0], chosen.sizes[0]
+            phase = Phase(stages_, sizes, work_of(stages_, cluster), done, done + len(stages_) == len(plan))
+            _run_phase(phase, work, ids)
+            done += len(stages_)
+            if rest := plan[done:]:  # nodes may have joined or gone
+                layout.release_nodes(config.execution.wait_for_nodes_s)
+                cluster = seats.alive_nodes()
+                chosen = layout.again(rest, cluster, config.execution.mode, work_of(rest, cluster), chosen)
+        started = laps.report(meter)
     wall_s = time.perf_counter() - begin_s
-    throughput = {
-        "wall_s": wall_s,  # of this run, and so are the rates
+    say(start_line(started))
+    _check(output, prompts, say)
+    info = _summary(config, models, output, prompts, layout_name)
+    info["throughput"] = {  # of this run
+        "wall_s": wall_s,
         "images_per_s": drawn / wall_s,
         "rows_per_s": len(left) / wall_s,
+        "start": started,
     }
-    _check(output, prompts, say)
-    info = _summary(config, models, output, prompts, chosen.name) | {"throughput": throughput}
+    _finish(output, info, held, publish, say)
+    return info
+
+
+def _finish(
+    output: Output,
+    info: dict[str, Any],
+    held: Reuse | None,
+    publish: Callable[[str, dict[str, Any]], None] | None,
+    say: Callable[[str], None],
+) -> None:
+    """Writes the summary, last of all, and clears away what only making the dataset needed."""
     if info["truncated_prompts"]:
         say(_truncated_line(info["truncated_prompts"], info["rows"]))
     if info["smaller_batches"]:
@@ -145,7 +172,6 @@ def _make(
         publish(output.uri, info)
     store.write_json(output.at("dataset.json"), info, output.fs)
     output.remove("_work")
-    return info
 
 
 @dataclass(frozen=True)
@@ -158,40 +184,6 @@ class _Work:
     context: JobContext
     run_id: str
     say: Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Consecutive stages that run together, the number of stages before them, and whether they are the last.
-
-    What a phase writes is named by how many stages it has behind it, so that a later start on another
-    cluster, with other phases, takes up whatever the furthest finished one left.
-    """
-
-    stages: tuple[Stage, ...]
-    before: int
-    last: bool
-
-    @property
-    def source(self) -> tuple[str, ...]:
-        return ("_work", f"upto-{self.before}") if self.before else ("_work", "prompts")
-
-    @property
-    def name(self) -> str:
-        return "data" if self.last else f"upto-{self.before + len(self.stages)}"
-
-    @property
-    def sink(self) -> tuple[str, ...]:
-        return ("data",) if self.last else ("_work", self.name)
-
-    @property
-    def checkpoint(self) -> tuple[str, ...]:
-        return ("_work", f"checkpoint-{self.name}")
-
-
-def _stages_done(output: Output, plan: list[Stage]) -> int:
-    """How many stages the furthest finished phase has behind it; 0 where none is finished."""
-    return max((n for n in range(1, len(plan)) if output.exists("_work", f"done-upto-{n}")), default=0)
 
 
 def _revisions(plan: Sequence[Stage]) -> dict[str, str]:
@@ -229,7 +221,7 @@ def _run_phase(phase: Phase, work: _Work, ids: Sequence[str]) -> None:
     keep = functools.partial(outputs.keep_usage, output, work.run_id)
     with Reporter(work.context.meter, totals, config.execution.report_interval_s, keep):
         if left:
-            _stream(phase, work)
+            _stream(phase, work, len(left))
     if phase.last:
         return
     output.write_text(f"_work/done-{phase.name}", "\n".join(stage.target.name for stage in phase.stages))
@@ -237,7 +229,7 @@ def _run_phase(phase: Phase, work: _Work, ids: Sequence[str]) -> None:
         output.remove(*phase.source)
 
 
-def _stream(phase: Phase, work: _Work) -> None:
+def _stream(phase: Phase, work: _Work, rows: int) -> None:
     """One Ray Data pipeline: read -> the phase's stages -> write, checkpointed by row."""
     context, output = work.context, work.output
     final = _final_schema(work.config, context, output) if phase.last else None
@@ -245,13 +237,14 @@ def _stream(phase: Phase, work: _Work) -> None:
     def build(dataset: ray.data.Dataset) -> ray.data.Dataset:
         if work.held is not None and not phase.before:
             dataset = stages.reuse_stage(dataset, work.held.without_places(), context)
-        for stage in phase.stages:
-            dataset = stages.model_stage(dataset, stage, context)
+        for stage, size in zip(phase.stages, phase.sizes, strict=True):
+            dataset = stages.model_stage(dataset, stage, context, size)
         return stages.rank_stage(dataset, context, final) if final is not None else dataset
 
     source = output.files(*phase.source)
     arrow_args = {} if final is None else {"schema": final}
-    stream(source, output.fs, output, phase.sink, phase.checkpoint, build, arrow_args)
+    balanced = functools.partial(Balance, phase.stages, replace(phase.work, rows=rows), context.meter)
+    stream(source, output.fs, output, phase.sink, phase.checkpoint, build, arrow_args, balanced)
 
 
 def _final_schema(config: SynPicConfig, context: JobContext, output: Output) -> pa.Schema:

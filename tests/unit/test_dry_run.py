@@ -46,7 +46,8 @@ def test_the_paper_s_job(capsys: pytest.CaptureFixture[str]) -> None:
     assert row[1:5] == ["1..8", "0.5", "bf16", "8"]
     assert row[5] == "22.9", "11.46 billion parameters of two bytes"
     assert row[-2:] == ["no", "bf16"]
-    assert "streaming: all 9 pools fit the cluster together" in text
+    assert "8 x A100-80: phases: 4, expected in 30.5 h; streaming is expected in 45.1 h" in text
+    assert cells(lines, "A100-80")[2:6] == ["phases", "2.11", "30.5", "244"]
     assert "nothing measured" in text
     assert cells(lines, "the")[:5] == ["the", "paper", "10.0", "A100-days", "0.86"]
     assert "205.60" in text
@@ -56,7 +57,9 @@ def test_the_paper_s_job(capsys: pytest.CaptureFixture[str]) -> None:
 def test_one_gpu_of_one_type(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "--config", SYNPIC, "--gpu-type", "h100", "--gpus", "1")
     text = "\n".join(lines)
-    assert "1 x H100: phases: 6, because all pools together need" in text
+    assert (
+        "1 x H100: phases: 9, expected in 135.7 h; all pools together need 5.5 GPU of 1 that the cl" in text
+    )
     assert "1.79" in text, "the configuration's price, as its user named a cluster"
     assert "A100-40" not in text
 

@@ -10,8 +10,8 @@ from rankray.config import SynPicConfig
 from rankray.footprint import Footprint, Part
 from rankray.forecast import Held, Model
 from rankray.hardware import GPU_TYPES
-from rankray.layout import Node
 from rankray.measured import Measured
+from rankray.seats import Node
 from rankray.targets import Target
 
 A100, H100, T4, L4 = (GPU_TYPES[name] for name in ("A100-80", "H100", "T4", "L4"))
@@ -89,19 +89,31 @@ def three() -> list[Model]:
 
 
 def test_pools_grow_where_it_helps_until_the_gpus_are_taken() -> None:
-    found = forecast.forecast(three(), A100, 8, 4500, "auto")
+    found = forecast.forecast(three(), A100, 8, 4500, "streaming", block=10)
     assert [(a.model.name, a.actors) for a in found.allotments] == [("slow", 5), ("fast", 2), ("reward", 1)]
-    assert found.hours == pytest.approx(1.0), "0.8 s a prompt: five of 4 s, one reward of 0.8 s"
+    # 0.8 s a prompt: five of 4 s, one reward of 0.8 s; a minute to start, ten prompts' way through all three.
+    assert found.hours == pytest.approx((4500 * 0.8 + 60 + 10 * 5.8) / 3600)
     assert found.busy_hours("generator", 4500) == pytest.approx(5 * 4500 / 3600)
     assert found.busy_hours("reward", 4500) == pytest.approx(0.2 * 4500 / 3600)
 
 
+def test_phases_where_they_finish_first() -> None:
+    found = forecast.forecast(three(), A100, 8, 4500, "auto", block=10)
+    # Eight of 4 s: 0.5 s a prompt. Then 0.8 s by the four that there may be, and 1 s by five: 0.2 s.
+    assert [[(a.model.name, a.actors) for a in phase] for phase in found.phases] == [
+        [("slow", 8)],
+        [("fast", 5), ("reward", 4)],
+    ]
+    assert found.hours == pytest.approx((4500 * 0.5 + 60 + 40 + 4500 * 0.2 + 60 + 18) / 3600)
+    assert found.explanation == "phases: 2, expected in 55.5 min; streaming is expected in 1.0 h"
+
+
 def test_one_gpu_serves_them_in_phases() -> None:
-    found = forecast.forecast(three(), A100, 1, 3600, "auto")
+    found = forecast.forecast(three(), A100, 1, 3600, "auto", block=10)
     assert [[a.model.name for a in phase] for phase in found.phases] == [["slow"], ["fast"], ["reward"]]
     assert [a.actors for a in found.allotments] == [1, 1, 4], "four rewards share the GPU"
-    assert found.hours == pytest.approx(4 + 1 + 0.2)
-    assert "because all pools together need" in found.explanation
+    assert found.hours == pytest.approx(4 + 1 + 0.2 + (3 * 60 + 10 * (4 + 1 + 0.8)) / 3600)
+    assert "expected in 5.3 h; all pools together need" in found.explanation
 
 
 def test_small_rewards_share_a_gpu_and_wait_for_no_phase() -> None:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankray import layout
+from rankray import layout, seats
 from rankray.actors import Actors, Stage
 from rankray.config import ConfigError
-from rankray.layout import Node
+from rankray.seats import Node
 from rankray.targets import Target
 
 GB = 1024**3
@@ -31,23 +31,23 @@ def names(chosen: layout.Layout) -> list[list[str]]:
     return [[item.target.name for item in phase] for phase in chosen.phases]
 
 
-def seats(stages, nodes) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
+def seated(stages, nodes) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
     found = collections.defaultdict(list)
-    for seat in layout.place(layout.claims(stages), nodes)[0]:
+    for seat in seats.place(seats.claims(stages), nodes)[0]:
         found[seat.claim.owner].append((seat.node, seat.devices))
     return found
 
 
 def test_demand_adds_pools_and_the_reading_and_writing_tasks() -> None:
-    needs = layout.demand([stage("a", cpus=0.5, size=3), stage("b", cpus=1, gpus=0.5, size=2)])
+    needs = seats.demand([stage("a", cpus=0.5, size=3), stage("b", cpus=1, gpus=0.5, size=2)])
     assert needs == pytest.approx({"CPU": 1.4 + 1.5 + 2.0, "GPU": 1.0})
 
 
 def test_a_node_is_what_ray_says_of_it() -> None:
     said = {"CPU": 4.0, "GPU": 2.0, "memory": 1e9, "node:10.0.0.1": 1.0, "a100": 2.0}
-    assert layout.node_of(said) == Node(4.0, 1e9, 2, {"node:10.0.0.1": 1.0, "a100": 2.0})
-    assert layout.node_of({"object_store_memory": 5.0}) == Node(0.0, 0.0, 0, {"object_store_memory": 5.0})
-    assert layout.totals([layout.node_of(said), node(1.0, memory_gb=0)]) == {
+    assert seats.node_of(said) == Node(4.0, 1e9, 2, {"node:10.0.0.1": 1.0, "a100": 2.0})
+    assert seats.node_of({"object_store_memory": 5.0}) == Node(0.0, 0.0, 0, {"object_store_memory": 5.0})
+    assert seats.totals([seats.node_of(said), node(1.0, memory_gb=0)]) == {
         "CPU": 5.0,
         "GPU": 2.0,
         "memory": 1e9,
@@ -116,7 +116,7 @@ def test_fractions_that_fill_one_gpu_share_it() -> None:
     models = [stage(f"r{i}", gpus=0.25) for i in range(4)]
     assert names(layout.plan(models, [node(gpus=1)], "auto")) == [["r0", "r1", "r2", "r3"]]
     # On two GPUs they leave the second to a model that needs a whole one.
-    found = seats([*models, stage("whole", gpus=1)], [node(gpus=2)])
+    found = seated([*models, stage("whole", gpus=1)], [node(gpus=2)])
     assert found["the pool of 'whole'"] == [(0, (0,))]
     assert [found[f"the pool of 'r{i}'"] for i in range(4)] == [[(0, (1,))]] * 4
 
@@ -128,11 +128,11 @@ def test_whole_gpus_are_of_one_node() -> None:
             ConfigError, match="the pool of 'flux' needs 1 actor of 2 GPU, and the nodes hold 0 such; start"
         ):
             layout.plan([stage("a"), two], [node(gpus=1), node(gpus=1)], mode)
-    assert seats([two], [node(gpus=1), node(gpus=3)])["the pool of 'flux'"] == [(1, (0, 1))]
+    assert seated([two], [node(gpus=1), node(gpus=3)])["the pool of 'flux'"] == [(1, (0, 1))]
 
 
 def test_the_plainest_node_is_filled_first() -> None:
-    found = seats([stage("cpu", cpus=3), stage("gpu", cpus=1.5, gpus=0.1)], [node(4, gpus=1), node(4.5)])
+    found = seated([stage("cpu", cpus=3), stage("gpu", cpus=1.5, gpus=0.1)], [node(4, gpus=1), node(4.5)])
     assert found == {
         "the pool of 'cpu'": [(1, ())],
         "the pool of 'gpu'": [(0, (0,))],
@@ -178,27 +178,27 @@ def test_memory_is_of_one_node() -> None:
         ConfigError, match="the pool of 'a' needs 2 actors of 3 GB memory, and the nodes hold 1"
     ):
         layout.plan([stage("a", memory_gb=3, size=2)], [node(memory_gb=5), node(memory_gb=2)], "auto")
-    assert layout.shortage([stage("a", memory_gb=3)], [node(memory_gb=2)]) == (
+    assert seats.shortage([stage("a", memory_gb=3)], [node(memory_gb=2)]) == (
         "3 GB memory of 2 that the cluster has"
     )
 
 
 def test_custom_resources_count() -> None:
     own = stage("a", cpus=0.1, a100=2.0)
-    assert layout.shortage([own], [node()]) == "2 a100 of 0 that the cluster has"
-    assert layout.shortage([own], [node(a100=1.0), node(a100=1.0)]) == (
+    assert seats.shortage([own], [node()]) == "2 a100 of 0 that the cluster has"
+    assert seats.shortage([own], [node(a100=1.0), node(a100=1.0)]) == (
         "1 actor of 2 a100, and the nodes hold 0 such"
     )
-    assert seats([own], [node(), node(a100=3.0), node(a100=1.0)])["the pool of 'a'"] == [(1, ())]
+    assert seated([own], [node(), node(a100=3.0), node(a100=1.0)])["the pool of 'a'"] == [(1, ())]
 
 
 def test_the_checkpoint_needs_one_cpu_in_one_piece() -> None:
-    assert layout.shortage([stage("a")], [node(0.9)] * 3) == (
+    assert seats.shortage([stage("a")], [node(0.9)] * 3) == (
         "more than the nodes hold in pieces: a resume's checkpoint needs 1 actor of 1 CPU, "
         "and beside the rest they hold 0"
     )
     # 0.2 of the model and four tasks of 0.1 go beside it, wherever there is room.
-    assert layout.shortage([stage("a")], [node(0.3), node(1.0), node(0.3)]) == ""
+    assert seats.shortage([stage("a")], [node(0.3), node(1.0), node(0.3)]) == ""
 
 
 def test_two_cores_run_what_claims_four() -> None:
@@ -224,7 +224,7 @@ def test_every_phase_fits_and_no_model_is_lost(pools: list[tuple[float, int]], c
     models = [stage(f"m{i}", cpus=need, size=size) for i, (need, size) in enumerate(pools)]
     chosen = layout.plan(models, [node(cpus)], "auto")
     assert [name for phase in names(chosen) for name in phase] == [f"m{i}" for i in range(len(pools))]
-    assert all(not layout.shortage(phase, [node(cpus)]) for phase in chosen.phases)
+    assert all(not seats.shortage(phase, [node(cpus)]) for phase in chosen.phases)
 
 
 NODES = st.lists(
@@ -255,7 +255,7 @@ STAGES = st.lists(
 
 def check(stages: list[Stage], nodes: list[Node]) -> None:
     """Every actor and task has a seat, and nobody is given what another has, or what a node has not."""
-    placed, unseated = layout.place(layout.claims(stages), nodes)
+    placed, unseated = seats.place(seats.claims(stages), nodes)
     assert unseated is None
     wanted = {f"the pool of '{s.target.name}'": s.actors for s in stages}
     given_out = collections.Counter(seat.claim.owner for seat in placed)
@@ -282,7 +282,7 @@ def check(stages: list[Stage], nodes: list[Node]) -> None:
 @settings(max_examples=400)  # about one in seven fits
 @given(STAGES, NODES)
 def test_what_is_called_fitting_has_a_placement(stages: list[Stage], nodes: list[Node]) -> None:
-    if not layout.shortage(stages, nodes):
+    if not seats.shortage(stages, nodes):
         check(stages, nodes)
 
 
@@ -291,7 +291,7 @@ def test_every_phase_has_a_placement(stages: list[Stage], nodes: list[Node]) -> 
     try:
         chosen = layout.plan(stages, nodes, "auto")
     except ConfigError:
-        assert any(layout.shortage([item], nodes) for item in stages)
+        assert any(seats.shortage([item], nodes) for item in stages)
         return
     assert [n for phase in names(chosen) for n in phase] == [s.target.name for s in stages]
     for phase in chosen.phases:
@@ -308,5 +308,79 @@ def test_one_pool_fits_just_when_its_gpus_hold_it(
 ) -> None:
     holds = share[1] * sum(gpus)
     nodes = [node(100, count) for count in gpus]
-    fitting = not layout.shortage([stage("a", cpus=0.5, gpus=share[0], size=size)], nodes)
+    fitting = not seats.shortage([stage("a", cpus=0.5, gpus=share[0], size=size)], nodes)
     assert fitting == (size <= holds)
+
+
+def pool(name, gpus=1.0, most=16, least=1) -> Stage:
+    actors = Actors(least, most, 0.01, gpus, None, {}, {}, "cpu")
+    return Stage("generator", Target(name=name, target=f"x:{name}", kwargs={}, revision="r"), actors)
+
+
+def test_sizes_follow_the_work() -> None:
+    three = [pool("a"), pool("b"), pool("c")]
+    assert layout.sizes(three, [4.0, 2.0, 1.0], [node(gpus=7)]) == [4, 2, 1]
+    assert layout.sizes(three, [4.0, 2.0, 1.0], [node(gpus=7), node(gpus=7)]) == [8, 4, 2]
+    # What is left over when no pool can grow that holds the others back is left free.
+    assert layout.sizes(three, [4.0, 2.0, 1.0], [node(gpus=9)]) == [4, 2, 1]
+    assert layout.sizes(three, [1.0, 1.0, 1.0], [node(gpus=2)]) == [1, 1, 1], (
+        "the least, where they do not fit"
+    )
+    assert layout.sizes(three, [None, 2.0, None], [node(gpus=6)]) == [2, 2, 2], "unknown: as the others"
+    assert layout.sizes(three, [None] * 3, [node(gpus=8)]) == [2, 2, 2]
+    assert layout.sizes([pool("a")], [None], [node(gpus=8)]) == [8]
+
+
+def test_a_pool_at_its_greatest_size_holds_the_others_back() -> None:
+    assert layout.sizes([pool("a", most=2), pool("b")], [2.0, 1.0], [node(gpus=16)]) == [2, 1]
+    assert layout.sizes([pool("a", least=3), pool("b")], [1.0, 4.0], [node(gpus=8)]) == [3, 5]
+
+
+def test_fractions_and_whole_gpus_share() -> None:
+    mixed = [pool("a"), pool("r", gpus=0.25)]
+    assert layout.sizes(mixed, [8.0, 4.0], [node(gpus=4)]) == [3, 2]
+    assert layout.sizes(mixed, [3.0, 4.0], [node(gpus=4)]) == [3, 4]
+
+
+def work(rows: int, start_s: float = 0.0, row_bytes: float = 0.0, **row_s: float) -> layout.Work:
+    return layout.Work(rows, row_s, dict.fromkeys(row_s, row_bytes), 1, start_s)
+
+
+def test_the_layout_that_finishes_first() -> None:
+    two = [pool("a"), pool("b")]
+    # Streaming: three of 3 s and one of 1.5 s, 1.5 s a row. In phases: four of each, 0.75 and 0.375 s a row.
+    long = layout.plan(two, [node(gpus=4)], "auto", work(1000, 60, a=3.0, b=1.5))
+    assert names(long) == [["a"], ["b"]]
+    assert long.sizes == ((4,), (4,))
+    assert long.seconds == pytest.approx(60 + 3 + 750 + 60 + 1.5 + 375)
+    assert long.explanation == "phases: 2, expected in 20.8 min; streaming is expected in 26.1 min"
+    # The start of a second phase is not worth it for few rows, and nothing is gained where the division is even.
+    assert names(layout.plan(two, [node(gpus=4)], "auto", work(100, 60, a=3.0, b=1.5))) == [["a", "b"]]
+    even = layout.plan(two, [node(gpus=3)], "auto", work(1000, 60, a=3.0, b=1.5))
+    assert even.sizes == ((2, 1),)
+    assert even.explanation == "streaming: all 2 pools together, expected in 26.1 min"
+
+
+def test_copying_pictures_between_phases_counts() -> None:
+    two, heavy = [pool("a"), pool("b")], work(1000, 60, 1e9, a=3.0, b=1.5)  # 1 TB at 200 MB/s: 5,000 s
+    assert names(layout.plan(two, [node(gpus=4)], "auto", heavy)) == [["a", "b"]]
+
+
+def test_without_all_speeds_pools_stream_if_they_fit() -> None:
+    chosen = layout.plan([pool("a"), pool("b")], [node(gpus=4)], "auto", work(1000, a=3.0))
+    assert names(chosen) == [["a", "b"]]
+    assert (chosen.sizes, chosen.seconds) == (((2, 2),), None)
+
+
+def test_nine_unequal_pools_keep_eight_gpus_busy() -> None:
+    costs = {"a": 0.9, "b": 0.6, "c": 0.35, "d": 0.25, "r": 0.32, "s": 0.24, "t": 0.2, "u": 0.16, "v": 0.08}
+    nine = [pool(name, most=64) for name in costs]
+    for gpus in (8, 16, 64):
+        nodes = [node(gpus=8)] * (gpus // 8)
+        chosen = layout.plan(nine, nodes, "auto", work(50_000, 60, **costs))
+        assert chosen.seconds is not None
+        assert chosen.seconds < 1.15 * 50_000 * sum(costs.values()) / gpus
+        for phase, numbers in zip(chosen.phases, chosen.sizes, strict=True):
+            assert sum(numbers) <= gpus
+            assert all(numbers)
+            assert len(phase) == len(numbers)

@@ -1,0 +1,294 @@
+"""Do pools follow a cluster that grows and shrinks, and share it well? Models that sleep, on logical GPUs.
+
+python benchmarks/elastic.py follow [--json FILE]        1 -> 4 -> 2 nodes of 4 GPUs while one job runs
+python benchmarks/elastic.py nine --gpus 8 16 64         nine pools of unequal cost beside sum(cost) / GPUs
+python benchmarks/elastic.py autoscale                   a head alone, nodes brought and given back by Ray's autoscaler
+python benchmarks/elastic.py start                       from submit to the first image, part by part
+
+A model that sleeps costs what it says wherever it runs, so what is lost is the pipeline's and the scheduler's. Starting
+is a number of its own: on two cores 64 processes import for minutes, and a GPU that waits for its actor does no work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+import steady
+from PIL import Image
+from ray.cluster_utils import Cluster
+
+from rankray import config, synpic
+from rankray.config import SynPicConfig
+
+HERE = Path(__file__).parent
+POOL = {"num_gpus": 1, "num_cpus": 0.01, "max_size": 64}
+
+
+class Sleeper:
+    """A generator and a reward that take `item_s` an item; a picture is a function of its seed alone."""
+
+    def __init__(self, device: str, item_s: float, load_s: float = 0.0) -> None:
+        self.item_s = item_s
+        time.sleep(load_s)
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        time.sleep(self.item_s * len(prompts))
+        return [
+            Image.fromarray(np.random.default_rng(s).integers(0, 255, (8, 8, 3), dtype=np.uint8))
+            for s in seeds
+        ]
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        time.sleep(self.item_s * len(images))
+        return np.array([np.asarray(image).mean() for image in images], np.float32)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds an item of generators, each of `samples` pictures a prompt, and of rewards that score all of them."""
+
+    generators: dict[str, float]
+    rewards: dict[str, float]
+    samples: int = 1
+
+    @property
+    def items(self) -> dict[str, int]:
+        """A prompt, by model."""
+        drawn = dict.fromkeys(self.generators, self.samples)
+        return {**drawn, **dict.fromkeys(self.rewards, sum(drawn.values()))}
+
+    @property
+    def item_s(self) -> dict[str, float]:
+        return {**self.generators, **self.rewards}
+
+    @property
+    def row_s(self) -> float:
+        """GPU-seconds of a prompt."""
+        return sum(self.item_s[model] * count for model, count in self.items.items())
+
+
+def settings(
+    place: Path, name: str, costs: Costs, rows: int, idle: bool = False, **changes: Any
+) -> SynPicConfig:
+    """A job over `rows` prompts; `idle` models do the same and take no time."""
+    prompts = place / f"prompts-{rows}.txt"
+    prompts.write_text("\n".join(f"picture {n}" for n in range(rows)))
+
+    def models(found: dict[str, float], **more: Any) -> list[dict[str, Any]]:
+        options = {model: {"item_s": 0.0 if idle else item_s} for model, item_s in found.items()}
+        model = {"model": "elastic:Sleeper", "pool": POOL, **more}
+        return [{**model, "name": name, "options": option} for name, option in options.items()]
+
+    tables = {
+        "prompts": {"path": str(prompts)},
+        "generators": models(costs.generators, samples=costs.samples),
+        "rewards": models(costs.rewards),
+        "output": str(place / name),
+        "rehearse": True,
+        "execution": {"rows_per_block": 4, "report_interval_s": 2.0},
+    }
+    return config.build(SynPicConfig, config.with_options(tables, changes))
+
+
+NINE = Costs(
+    {"a": 0.90, "b": 0.60, "c": 0.35, "d": 0.25},
+    {"r": 0.08, "s": 0.06, "t": 0.05, "u": 0.04, "v": 0.02},
+)
+"""Four generators and five rewards, 3.1 s a prompt in all."""
+
+
+class Watch:
+    """What the meter of a job has counted: (seconds, GPU-seconds of work done, items by model), twice a second."""
+
+    def __init__(self, output: str, costs: Costs) -> None:
+        self.costs, self.output = costs, output
+        self.at: list[tuple[float, float, dict[str, int]]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.starts: dict[Any, Any] = {}
+        self.usage: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Watch:
+        self.begin = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        meter = None
+        while not self._stop.wait(0.5):
+            try:
+                meter = meter or ray.get_actor(f"synpic {self.output}", namespace="rankray")
+                asked = [meter.done.remote(), meter.starts.remote(), meter.snapshot.remote()]
+                (_, blocks), self.starts, self.usage = ray.get(asked, timeout=5)
+            except (ValueError, AttributeError, ray.exceptions.RayError):  # not there yet, or not whole
+                meter = None
+                continue
+            items: dict[str, int] = {}
+            for _, model, block in blocks:
+                items[model] = items.get(model, 0) + block.items
+            done_s = sum(count * self.costs.item_s[model] for model, count in items.items())
+            self.at.append((time.monotonic() - self.begin, done_s, items))
+
+    def rate(self, begin: float, end: float) -> float:
+        """GPU-seconds of work done a second between two moments: how many GPUs were at work."""
+        inside = [(at, done) for at, done, _ in self.at if begin <= at <= end]
+        return (inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0])
+
+
+@contextmanager
+def connected(address: str | None = None, **options: Any) -> Iterator[None]:
+    """A driver in the cluster at `address`, or in a Ray of its own."""
+    ray.init(address=address or "local", log_to_driver=False, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def prepare_nodes() -> None:
+    """What nodes inherit: where this file is, and no worker before it is needed, at no lower priority than others."""
+    paths = os.pathsep.join((str(HERE), str(HERE.parent)))
+    os.environ.update(
+        {"PYTHONPATH": paths, "RAY_prestart_worker_first_driver": "0", "RAY_worker_niceness": "0"}
+    )
+
+
+def rows_of(output: str) -> dict[str, Any]:
+    """prompt_id -> candidates."""
+    found = {}
+    for file in sorted((Path(output) / "data").glob("*.parquet")):
+        for row in pq.read_table(file).to_pylist():
+            assert row["prompt_id"] not in found
+            found[row["prompt_id"]] = row["candidates"]
+    return found
+
+
+def follow(place: Path, before_s: float = 25, grown_s: float = 75, after_s: float = 70) -> dict[str, Any]:
+    """1 -> 4 -> 2 nodes of 2 GPUs: GPUs at work against GPUs that are there, 30 s after each change and later."""
+    costs = Costs({"a": 0.5}, {"r": 0.5}, samples=2)
+    rows = int((2 * before_s + 8 * grown_s + 4 * after_s) / costs.row_s)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 0})
+    cluster.add_node(num_cpus=2, num_gpus=2)
+    try:
+        with connected(cluster.address):
+            job = settings(place, "follow", costs, rows)
+            moments: dict[str, float] = {}
+            with Watch(job.output, costs) as watch, ThreadPoolExecutor(1) as jobs:
+                running = jobs.submit(synpic.run, job)  # nodes are started by the main thread alone
+                while not watch.at or watch.at[-1][1] == 0:
+                    time.sleep(0.5)
+                moments["first"] = time.monotonic() - watch.begin
+                time.sleep(before_s)
+                joined = [cluster.add_node(num_cpus=2, num_gpus=2, wait=False) for _ in range(3)]
+                moments["joined"] = time.monotonic() - watch.begin
+                time.sleep(grown_s)
+                moments["lost"] = time.monotonic() - watch.begin
+                for node in joined[:2]:
+                    cluster.remove_node(node, allow_graceful=False)
+                result = running.result()
+                ended = time.monotonic() - watch.begin
+            counted = watch.at[-1][2]
+            twice = {m: counted[m] - rows * n for m, n in costs.items.items() if counted[m] != rows * n}
+            plain = settings(place, "plain", costs, rows, idle=True)
+            synpic.run(plain, say=lambda line: None)
+            equal = rows_of(result.path) == rows_of(plain.output)
+        (first, joined, lost) = (moments[name] for name in ("first", "joined", "lost"))
+        table = {
+            "1 node, 2 GPUs": (2, watch.rate(first + 5, joined)),
+            "4 nodes, 8 GPUs, from 30 s after": (8, watch.rate(joined + 30, lost)),
+            "2 nodes, 4 GPUs, from 30 s after": (4, watch.rate(lost + 30, min(ended, lost + after_s * 0.8))),
+        }
+        return {
+            "rows": rows,
+            "gpus_at_work": {
+                name: {"gpus": gpus, "at_work": round(rate, 2)} for name, (gpus, rate) in table.items()
+            },
+            "every_5_s": [
+                [round(at - first), round(watch.rate(at, at + 5), 1)]
+                for at in np.arange(first, ended - 5, 5).tolist()
+                if len([1 for t, *_ in watch.at if at <= t <= at + 5]) > 1
+            ],
+            "joined_at_s": round(joined - first),
+            "lost_at_s": round(lost - first),
+            "wall_s": round(ended - first),
+            "counted_twice": twice,
+            "equal_to_undisturbed": equal,
+        }
+    finally:
+        cluster.shutdown()
+
+
+def nine(place: Path, gpus: int, ideal_s: float) -> dict[str, Any]:
+    """Nine pools on `gpus` GPUs: the time beside sum(cost) / GPUs, without starting; speeds from a small job before."""
+    rows = int(ideal_s * gpus / NINE.row_s // 4 * 4)
+    with connected(num_cpus=max(4, gpus // 4), num_gpus=gpus, include_dashboard=False):
+        pilot = settings(place, f"pilot-{gpus}", NINE, 8)
+        synpic.run(pilot, say=lambda line: None)
+        changes = {"execution.measured": pilot.output}
+        job = settings(place, f"nine-{gpus}", NINE, rows, **changes)
+        lines: list[str] = []
+        with Watch(job.output, NINE) as watch:
+            result = synpic.run(job, say=lambda line: (lines.append(line), print(line, flush=True))[0])
+        starting_s = sum(sum(found) for found, _ in watch.starts.values())
+        wall_s = result.info["throughput"]["wall_s"]
+        ideal_s = rows * NINE.row_s / gpus
+        return {
+            "gpus": gpus,
+            "rows": rows,
+            "ideal_s": round(ideal_s, 1),
+            "wall_s": round(wall_s, 1),
+            "actors": sum(len(found) for found, _ in watch.starts.values()),
+            "starting_gpu_s": round(starting_s, 1),
+            "starting_s": round(starting_s / gpus, 1),
+            "ratio": round((wall_s - starting_s / gpus) / ideal_s, 3),
+            "layout": next(line.split("; ", 1)[1] for line in lines if "candidates x" in line),
+        }
+
+
+def main() -> None:
+    """Measures, prints, and adds to the JSON file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["follow", "nine", "autoscale", "start"])
+    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 64])
+    parser.add_argument("--ideal-s", type=float, default=60.0, help="seconds that nine pools should need")
+    parser.add_argument("--json", type=Path)
+    parsed = parser.parse_args()
+    prepare_nodes()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        if parsed.what == "follow":
+            found: Any = follow(place)
+        elif parsed.what == "nine":
+            found = [nine(place, gpus, parsed.ideal_s) for gpus in parsed.gpus]
+        else:
+            raise SystemExit("not yet")
+    print(json.dumps(found, indent=1))
+    if parsed.json is not None:
+        known = json.loads(parsed.json.read_text()) if parsed.json.exists() else {}
+        parsed.json.write_text(
+            json.dumps({**known, parsed.what: {"result": found, **steady.provenance()}}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()
