@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from rankray.generators import full_size as generators_full_size
 from rankray.rewards import REWARDS, RewardSpec
 from rankray.rewards import full_size as rewards_full_size
 from rankray.targets import Target, locate
+from rankray.weight_files import of_variant
 
 AUTOENCODERS = frozenset({"AutoencoderKL", "AutoencoderDC", "PaellaVQModel"})
 """Convolutions all through: in float32 PyTorch runs them in TF32, matrix products it does not."""
@@ -134,7 +134,7 @@ def own_parameters(place: Path, variant: str | None) -> int | None:
     Pickles are never opened: a parameter of theirs is taken for four bytes.
     """
     files = [place] if place.is_file() else sorted(place.rglob("*")) if place.name else []
-    tensors = [file for file in files if file.suffix == ".safetensors" and _of_variant(file, variant)]
+    tensors = [file for file in files if file.suffix == ".safetensors" and of_variant(file, variant)]
     if not tensors:
         return (
             sum(file.stat().st_size for file in files if file.suffix in PICKLES) // BYTES["float32"] or None
@@ -143,12 +143,6 @@ def own_parameters(place: Path, variant: str | None) -> int | None:
         return sum(math.prod(shape) for file in tensors for shape in _shapes(file)) or None
     except ValueError:  # a broken file, of which its actor will say more
         return None
-
-
-def _of_variant(file: Path, variant: str | None) -> bool:
-    """Whether `from_pretrained` would read it: `model.fp16.safetensors` for the variant fp16 and for no other."""
-    name = re.sub(r"-\d+-of-\d+", "", file.name)
-    return name.split(".")[1:-1] == ([variant] if variant else [])
 
 
 def _shapes(file: Path) -> Iterator[Sequence[int]]:

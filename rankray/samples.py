@@ -25,37 +25,45 @@ COLUMNS = 4
 GRID_SEED = 0
 
 
-def denoiser_with(
-    spec: GeneratorSpec, config: RankDPOConfig, weights: Mapping[str, Tensor], device: str
-) -> Any:
-    """The denoiser with trained weights in place, adapters merged, in the row's dtype."""
+def denoiser_with(spec: GeneratorSpec, config: RankDPOConfig, weights: Mapping[str, Tensor]) -> Any:
+    """The denoiser with trained weights in place, adapters merged: in float32 on the CPU, where nothing is rounded."""
     import torch
 
     from rankray.denoisers import parts
     from rankray.training import tuned_denoiser
 
-    denoiser = tuned_denoiser(spec, config, device)
+    denoiser = tuned_denoiser(spec, config)
     own = dict(denoiser.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
-            own[name].copy_(value.to(own[name].device))
+            own[name].copy_(value)
     if config.tuned.train == "lora":
         parts.merge_lora(denoiser)
-    return denoiser.eval().requires_grad_(False).to(getattr(torch, spec.dtype))
+    return denoiser.eval().requires_grad_(False)
+
+
+def place_denoiser(
+    pipe: Any, spec: GeneratorSpec, config: RankDPOConfig, weights: Mapping[str, Tensor], device: str
+) -> None:
+    """Puts the denoiser with trained weights into a pipeline that draws, in the row's dtype."""
+    import torch
+
+    from rankray.denoisers import parts
+
+    found = parts.cast(denoiser_with(spec, config, weights), device, getattr(torch, spec.dtype))
+    setattr(pipe, parts.row_of(spec).denoiser, found)
 
 
 def write_grid(job: TrainJob, weights: Mapping[str, Tensor], step: int, prompts: Sequence[str]) -> None:
     """Draws `COLUMNS` pictures of each prompt into OUTPUT/samples/step-N.png, a row a prompt; always the same seeds."""
     from PIL import Image
 
-    from rankray.denoisers import parts
     from rankray.generators.diffusers_pipeline import DiffusersGenerator
 
     fs, output = store.filesystem(job.output)
     fs.create_dir(f"{output}/samples", recursive=True)
     generator = DiffusersGenerator(job.spec, job.device)
-    name = parts.row_of(job.spec).denoiser
-    setattr(generator.pipe, name, denoiser_with(job.spec, job.config, weights, job.device))
+    place_denoiser(generator.pipe, job.spec, job.config, weights, job.device)
     texts = [text for text in prompts for _ in range(COLUMNS)]
     seeds = [
         schema.candidate_seed(GRID_SEED, schema.prompt_id(text), "samples", n % COLUMNS)
@@ -75,6 +83,7 @@ def write_grid(job: TrainJob, weights: Mapping[str, Tensor], step: int, prompts:
 
 def export_pipeline(spec: GeneratorSpec, config: RankDPOConfig, checkpoint: str, place: str) -> None:
     """Writes the tuned pipeline of a checkpoint (an URI) to `place`: OUTPUT/pipeline, as `save_pretrained` does."""
+    import torch
     from safetensors.torch import load_file
 
     from rankray.checkpoints import upload
@@ -84,8 +93,9 @@ def export_pipeline(spec: GeneratorSpec, config: RankDPOConfig, checkpoint: str,
         local = Path(scratch) / "checkpoint"
         download(checkpoint, local)
         name = "ema" if config.tuned.ema else "weights"
-        denoiser = denoiser_with(spec, config, load_file(local / f"{name}.safetensors"), "cpu")
-        parts.export(spec, denoiser, Path(scratch) / "pipeline")
+        denoiser = denoiser_with(spec, config, load_file(local / f"{name}.safetensors"))
+        asked = config.checkpoints.export_dtype
+        parts.export(spec, denoiser, Path(scratch) / "pipeline", getattr(torch, asked) if asked else None)
         fs, path = store.filesystem(place)
         upload(Path(scratch) / "pipeline", fs, path)
 

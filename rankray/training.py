@@ -151,7 +151,11 @@ class _Model:
         torch.set_num_threads(max(1, int(config.workers.num_cpus)))
         self.dtype = getattr(torch, config.tuned.dtype)
         self.device = f"cuda:{torch.cuda.current_device()}" if job.device == "cuda" else "cpu"
-        self.module = tuned_denoiser(job.spec, config, self.device)
+        found = tuned_denoiser(job.spec, config)
+        learnt = {name: p.detach() for name, p in found.named_parameters() if p.requires_grad}
+        # What the masters start from: kept until the engine has taken its slices, where the model rounds it.
+        self.start = learnt if self.dtype != torch.float32 else {}
+        self.module = parts.cast(found, self.device, self.dtype)
         self.noising = noising(job.spec, config)
         self.predict = parts.module_of(job.spec).predict
         self.empty = read_empty(job.place) if not job.encoders else _ask(job.encoders[0], "empty")
@@ -163,8 +167,8 @@ class _Model:
         self.ahead = read_reference(job.reference) if self.mode == "precomputed" and job.reference else {}
         own = sum(p.numel() for p in self.module.parameters())
         copied = sum(p.numel() for p in self.copy.parameters()) if self.copy is not None else 0
-        learnt = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
-        self.parameters = {"trained": learnt, "total": own, "held": own + copied}
+        trained = sum(value.numel() for value in learnt.values())
+        self.parameters = {"trained": trained, "total": own, "held": own + copied}
 
     def ref_error(
         self, engine: Any, batch: Any, computed: Any, rows: Sequence[Any], epochs: Sequence[int]
@@ -190,8 +194,8 @@ class _Model:
                 parts.enable_lora(engine.module, True)
 
 
-def tuned_denoiser(spec: GeneratorSpec, config: RankDPOConfig, device: str) -> Any:
-    """The denoiser with what is trained of it set to require gradients.
+def tuned_denoiser(spec: GeneratorSpec, config: RankDPOConfig) -> Any:
+    """The denoiser as published, in float32 on the CPU, with what is trained of it set to require gradients.
 
     Raises:
         ValueError: no module's name holds any of `tuned.train`.
@@ -202,12 +206,11 @@ def tuned_denoiser(spec: GeneratorSpec, config: RankDPOConfig, device: str) -> A
 
     torch.manual_seed(config.seed)  # adapters start at random
     tuned = config.tuned
-    denoiser: Any = parts.load_denoiser(spec, device, getattr(torch, tuned.dtype)).train()
+    denoiser: Any = parts.load_denoiser(spec, "cpu", torch.float32).train()
     if tuned.activation_checkpointing:
         denoiser.enable_gradient_checkpointing()
     if tuned.train == "lora":
         parts.add_lora(denoiser, spec, tuned.lora_rank, tuned.lora_alpha or tuned.lora_rank)
-        denoiser.to(device=device, dtype=getattr(torch, tuned.dtype))
     elif tuned.train == "full":
         denoiser.requires_grad_(True)
     else:
@@ -247,7 +250,11 @@ def _engine(job: TrainJob, model: _Model, world: int) -> tuple[Any, int]:
         config.workers, config.tuned, config.optimizer.clip, micro, accumulation, world
     )
     learnt = [p for p in model.module.parameters() if p.requires_grad]
-    return zero.start(model.module, zero.optimizer_for(learnt, config.optimizer), settings), accumulation
+    engine = zero.start(
+        model.module, zero.optimizer_for(learnt, config.optimizer), settings, weights=model.start
+    )
+    model.start = {}
+    return engine, accumulation
 
 
 def _micro_batch(model: _Model, job: TrainJob, local: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rankray.config import (
     MAX_CANDIDATES,
@@ -105,8 +105,10 @@ class TunedConfig(Strict):
 class OptimizerConfig(Strict):
     """How the weights move."""
 
-    name: Literal["adamw", "adamw_8bit", "adafactor", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-5, gt=0)
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(
+        1e-5, ge=0, description="0 trains nothing, and gives back the model as it was"
+    )
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.01, ge=0)
@@ -114,6 +116,16 @@ class OptimizerConfig(Strict):
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 is no limit")
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _by_weight(cls, name: Any) -> Any:
+        if name in ("adafactor", "adamw_8bit"):
+            raise ValueError(
+                f"{name} looks at whole tensors or blocks, and ZeRO hands a worker a slice of all: its steps would "
+                "depend on workers.count; take adamw"
+            )
+        return name
 
 
 class EncodingConfig(Strict):
@@ -156,6 +168,9 @@ class CheckpointsConfig(Strict):
 
     every: int = Field(50, ge=1, description="steps")
     keep: int = Field(2, ge=1, description="last checkpoints; the best is kept beside them")
+    export_dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+        None, description="of the pipeline's trained part; None is that of the published weights"
+    )
     sample_every: int = Field(0, ge=0, description="steps between picture grids; 0 draws none")
     sample_prompts: tuple[str, ...] = Field(
         (), description="prompts of the grids; four of the dataset's if empty"

@@ -100,15 +100,10 @@ class TrialActor:
 
     def _with_weights(self, job: TrainJob, model: GeneratorChoice, weights: Mapping[str, Any]) -> Any:
         """The model's pipeline with trained weights in its denoiser's place."""
-        from rankray.denoisers import parts
-        from rankray.samples import denoiser_with
+        from rankray.samples import place_denoiser
 
         painter = load(generators.resolve(model), self._device)
-        setattr(
-            painter.pipe,
-            parts.row_of(job.spec).denoiser,
-            denoiser_with(job.spec, job.config, weights, self._device),
-        )
+        place_denoiser(painter.pipe, job.spec, job.config, weights, self._device)
         return painter
 
     def _values(self, drawing: Drawing, painter: Any) -> dict[str, list[list[float]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,12 @@ def check(path: Path, pickles: bool) -> None:
                     "beside it; save it again with `save_pretrained(..., safe_serialization=True)`, or get one that is"
                 )
             _check_archive(file)
+
+
+def of_variant(file: Path, variant: str | None) -> bool:
+    """Whether `from_pretrained` would read it: `model.fp16.safetensors` for the variant fp16 and for no other."""
+    name = re.sub(r"-\d+-of-\d+", "", file.name)
+    return name.split(".")[1:-1] == ([variant] if variant else [])
 
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:

@@ -19,36 +19,27 @@ from rankray.training_config import OptimizerConfig, TunedConfig, WorkersConfig
 
 
 def optimizer_for(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The configured optimizer.
-
-    Raises:
-        ImportError: adamw_8bit without bitsandbytes.
-    """
+    """The configured optimizer: one that treats each weight by itself, so that slices of tensors will do."""
     rate, decay = config.learning_rate, config.weight_decay
     if config.name == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
-    if config.name == "adafactor":
-        return torch.optim.Adafactor(parameters, lr=rate, weight_decay=decay)
-    if config.name == "adamw_8bit":
-        import bitsandbytes
-
-        found: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
-            parameters, lr=rate, betas=config.betas, eps=config.eps, weight_decay=decay
-        )
-        return found
     return torch.optim.AdamW(parameters, lr=rate, betas=config.betas, eps=config.eps, weight_decay=decay)
 
 
 def deepspeed_config(
     workers: WorkersConfig, tuned: TunedConfig, clip: float, micro_batch: int, accumulation: int, world: int
 ) -> dict[str, Any]:
-    """DeepSpeed's own configuration. At stage 0 the caller clips."""
+    """DeepSpeed's own configuration. At stage 0 the caller clips.
+
+    Micro-batches' gradients are summed in float32: 64 of them in bfloat16 are off by 1 to 2 %, in float32 by 0.3 %.
+    Stage 1 sums in the model's dtype all the same, as DeepSpeed's other way of it never leaves out a step.
+    """
     zero: dict[str, Any] = {"stage": workers.zero_stage}
     if workers.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
         if workers.zero_stage == 3:
             zero["offload_param"] = {"device": "cpu"}
-    return {
+    found = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": micro_batch * accumulation * world,
@@ -60,10 +51,22 @@ def deepspeed_config(
         "bf16": {"enabled": tuned.dtype == "bfloat16", "check_grad_overflow": True},
         "steps_per_print": None,
     }
+    if workers.zero_stage > 1:
+        found["data_types"] = {"grad_accum_dtype": "fp32"}
+    return found
 
 
-def start(module: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping[str, Any]) -> Any:
-    """The DeepSpeed engine around a module, in the process group that Ray Train has made."""
+def start(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """The DeepSpeed engine around a module, in the process group that Ray Train has made.
+
+    Args:
+        weights: what the masters of a module in bfloat16 start from; its own weights are these, rounded.
+    """
     import deepspeed
 
     deepspeed.init_distributed(dist_init_required=False)
@@ -74,6 +77,8 @@ def start(module: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping[s
         config=dict(config),
         dist_init_required=False,
     )
+    if weights:
+        scatter(engine, weights)
     return engine
 
 

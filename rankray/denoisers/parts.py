@@ -15,6 +15,7 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from rankray import diffusion
@@ -22,6 +23,9 @@ from rankray.denoisers import DENOISERS, DenoiserSpec, family
 from rankray.generators import GeneratorSpec
 from rankray.loading import strictly
 from rankray.targets import locate
+from rankray.weight_files import of_variant
+
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
 def row_of(spec: GeneratorSpec) -> DenoiserSpec:
@@ -57,6 +61,11 @@ def load_denoiser(spec: GeneratorSpec, device: str, dtype: torch.dtype) -> nn.Mo
     return found.to(device)
 
 
+def cast(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
+    """The module, moved and cast; diffusers' own `to` warns whenever it is given a dtype."""
+    return nn.Module.to(module, device=device, dtype=dtype)
+
+
 def _denoiser_class(spec: GeneratorSpec) -> Any:
     place, where = _hub(spec)
     name = diffusers.DiffusionPipeline.load_config(place, **where)[row_of(spec).denoiser][1]
@@ -76,19 +85,24 @@ def denoiser_skeleton(spec: GeneratorSpec) -> nn.Module:
 def load_encoders(spec: GeneratorSpec, device: str, dtype: torch.dtype) -> Any:
     """The pipeline with its text encoders and autoencoder on `device` and its denoiser on the meta device.
 
-    The autoencoder is in float32 whatever `dtype` says: SDXL's overflows in half precision.
+    The autoencoder is in float32 whatever `dtype` says: SDXL's overflows in half precision. It is loaded so: cast up
+    from bfloat16, its latents would be off by 1 %.
     """
     place, where = _hub(spec)
     parts = {row_of(spec).denoiser: denoiser_skeleton(spec)}
     with strictly(spec.source, spec.revision):
         pipe = getattr(diffusers, spec.pipeline).from_pretrained(
-            place, dtype=dtype, use_safetensors=True, variant=spec.variant, **where, **spec.load, **parts
+            place,
+            dtype={"default": dtype, "vae": torch.float32},
+            use_safetensors=True,
+            variant=spec.variant,
+            **where,
+            **spec.load,
+            **parts,
         )
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and name != row_of(spec).denoiser:
             part.requires_grad_(False).eval().to(device)
-    if pipe.vae.dtype != torch.float32:
-        pipe.vae.to(torch.float32)
     return pipe
 
 
@@ -166,13 +180,39 @@ def merge_lora(denoiser: nn.Module) -> None:
         denoiser.get_submodule(parent).register_module(own, layer.get_base_layer())
 
 
-def export(spec: GeneratorSpec, denoiser: nn.Module, directory: Path) -> None:
-    """Saves the whole pipeline around a trained denoiser, as `save_pretrained` does, in the row's dtype."""
+def export(
+    spec: GeneratorSpec, denoiser: nn.Module, directory: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Saves the whole pipeline around a trained denoiser, as `save_pretrained` does, every part in the dtype of its
+    published weights; the denoiser in `dtype` where that is given."""
     place, where = _hub(spec)
-    dtype = getattr(torch, spec.dtype)
-    parts: Mapping[str, Any] = {row_of(spec).denoiser: denoiser.to(dtype)}
+    if not where["local_files_only"]:
+        place = diffusers.DiffusionPipeline.download(
+            place, use_safetensors=True, variant=spec.variant, revision=spec.revision
+        )
+    own, name = _published_dtypes(Path(place), spec.variant), row_of(spec).denoiser
+    parts: Mapping[str, Any] = {name: cast(denoiser, "cpu", dtype or own[name])}
     with strictly(spec.source, spec.revision):
         pipe = getattr(diffusers, spec.pipeline).from_pretrained(
-            place, dtype=dtype, use_safetensors=True, variant=spec.variant, **where, **spec.load, **parts
+            place,
+            dtype={"default": torch.float32, **own},
+            use_safetensors=True,
+            variant=spec.variant,
+            local_files_only=True,
+            **spec.load,
+            **parts,
         )
     pipe.save_pretrained(directory, safe_serialization=True)
+
+
+def _published_dtypes(place: Path, variant: str | None) -> dict[str, torch.dtype]:
+    """Part -> the least dtype that holds all floats of its safetensors files, from their headers."""
+    found: dict[str, torch.dtype] = {}
+    for file in place.glob("*/*.safetensors"):
+        if not of_variant(file, variant):
+            continue
+        with safe_open(file, "pt") as stream:
+            kinds = {stream.get_slice(key).get_dtype() for key in stream.keys()}  # noqa: SIM118
+        for dtype in (_FLOATS[kind] for kind in kinds if kind in _FLOATS):
+            found[file.parent.name] = torch.promote_types(found.get(file.parent.name, dtype), dtype)
+    return found

@@ -8,7 +8,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 IMPORT_NAMES = {"pillow": "PIL"}
 OPTIONAL = {
-    "bitsandbytes",
     "datasets",
     "sentencepiece",  # within the environment of vqascore
     "wandb",
