@@ -2,6 +2,8 @@
 
 A trial pass costs a second or two at the start of a run; a guess from parameter counts is off by a factor of two
 between attention kernels. Optimizer state comes on top of a trial's peak, so a size fits if the pass leaves 40 % free.
+Sizes double from 1, so a trial that fails is at most twice one that fits. Of all workers the smallest decides: those
+that cut a batch differently would wait for each other until NCCL gives up, half an hour later.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ SHARE = 0.6
 
 
 def largest_that_fits(model: Any, job: TrainJob, source: Any, local: int) -> int:
-    """The most prompts, by halving from `local`, whose forward and backward pass stays under `SHARE` of the GPU."""
+    """The most prompts, up to `local`, whose passes stay under `SHARE` of every GPU; every worker must call it."""
     import torch
 
     from rankray.batches import errors, make_batch
@@ -30,19 +32,35 @@ def largest_that_fits(model: Any, job: TrainJob, source: Any, local: int) -> int
         batch = make_batch([row] * size, [0] * size, model.noising, model.empty, model.device, job.reward)
         error = errors(model.module, model.predict, batch, batch.mask, model.noising, model.size, model.dtype)
         error.sum().backward()
-        model.module.zero_grad(set_to_none=True)
         return bool(torch.cuda.max_memory_allocated() < SHARE * total)
 
-    return halve_until(passes, local, torch.OutOfMemoryError)
+    found = double_while(passes, local)
+    model.module.zero_grad(set_to_none=True)
+    return least_of_all(found, model.device)
 
 
-def halve_until(passes: Callable[[int], bool], size: int, out_of_memory: type[BaseException]) -> int:
-    """The first of size, size/2, ... that passes; an out-of-memory error counts as not passing; at least 1."""
-    while size > 1:
+def double_while(passes: Callable[[int], bool], most: int) -> int:
+    """The last of 1, 2, 4, ... and `most` that passes; running out of memory counts as not passing; at least 1."""
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    found, size = 1, 1
+    while size <= most:
         try:
-            if passes(size):
-                return size
-        except out_of_memory:
-            pass
-        size = -(-size // 2)
-    return 1
+            if not passes(size):
+                break
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            break
+        found, size = size, min(2 * size, most) if size < most else most + 1
+    clear_device_cache(garbage_collection=True)
+    return found
+
+
+def least_of_all(size: int, device: str) -> int:
+    """The least of what all workers found."""
+    import torch
+
+    found = torch.tensor(size, device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+    return int(found.item())

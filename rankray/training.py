@@ -243,7 +243,7 @@ def _engine(job: TrainJob, model: _Model, world: int) -> tuple[Any, int]:
     from rankray import zero
 
     config = job.config
-    local = config.batch_size // world
+    local = -(-config.batch_size // world)  # the largest share, where elastic workers do not divide the batch
     micro = min(local, config.workers.micro_batch or _micro_batch(model, job, local))
     accumulation = -(-local // micro)
     settings = zero.deepspeed_config(

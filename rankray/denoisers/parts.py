@@ -185,8 +185,8 @@ def export(
 ) -> None:
     """Saves the whole pipeline around a trained denoiser, as `save_pretrained` does, every part in the dtype of its
     published weights; the denoiser in `dtype` where that is given."""
-    place, where = _hub(spec)
-    if not where["local_files_only"]:
+    place = locate(spec.source)
+    if not Path(place).is_dir():
         place = diffusers.DiffusionPipeline.download(
             place, use_safetensors=True, variant=spec.variant, revision=spec.revision
         )
