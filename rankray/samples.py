@@ -1,23 +1,29 @@
 """Pictures by a model that is being trained, and the pipeline that it becomes in the end.
 
-Both build the tuned denoiser anew from the starting weights and what was trained, and never touch the one in training.
-A grid therefore holds a second denoiser for as long as it is drawn: 5 GB for SDXL in half precision.
+Both build the tuned denoiser from the starting weights and what was trained, and never touch the one in training. While
+a grid is drawn, each worker holds a whole pipeline beside its training: 7 GB for SDXL in half precision.
 """
 
 from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from rankray import schema, store
+from rankray.actors import each_alone
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from rankray.generators import GeneratorSpec
+    from rankray.generators.diffusers_pipeline import DiffusersGenerator
     from rankray.training import TrainJob
     from rankray.training_config import RankDPOConfig
 
@@ -33,7 +39,10 @@ def denoiser_with(spec: GeneratorSpec, config: RankDPOConfig, weights: Mapping[s
     from rankray.training import tuned_denoiser
 
     denoiser = tuned_denoiser(spec, config)
-    own = dict(denoiser.named_parameters())
+    own = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
+    if own.keys() != weights.keys():
+        strange = sorted(own.keys() ^ weights.keys())
+        raise ValueError(f"trained weights do not fit the model: {len(strange)} names, such as {strange[0]}")
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)
@@ -42,40 +51,75 @@ def denoiser_with(spec: GeneratorSpec, config: RankDPOConfig, weights: Mapping[s
     return denoiser.eval().requires_grad_(False)
 
 
-def place_denoiser(
-    pipe: Any, spec: GeneratorSpec, config: RankDPOConfig, weights: Mapping[str, Tensor], device: str
+def place_weights(
+    pipe: Any, spec: GeneratorSpec, config: RankDPOConfig, weights: Iterable[tuple[str, Tensor]]
 ) -> None:
-    """Puts the denoiser with trained weights into a pipeline that draws, in the row's dtype."""
+    """Gives a pipeline that draws the trained weights, in the row's dtype: one by one into its denoiser's place, or as
+    a denoiser with adapters merged."""
     import torch
 
     from rankray.denoisers import parts
 
-    found = parts.cast(denoiser_with(spec, config, weights), device, getattr(torch, spec.dtype))
-    setattr(pipe, parts.row_of(spec).denoiser, found)
+    name, dtype = parts.row_of(spec).denoiser, getattr(torch, spec.dtype)
+    if config.tuned.train == "lora":
+        found = {key: value.cpu() for key, value in weights}
+        setattr(pipe, name, parts.cast(denoiser_with(spec, config, found), str(pipe.device), dtype))
+        return
+    own = dict(getattr(pipe, name).named_parameters())
+    with torch.no_grad():
+        for key, value in weights:
+            own[key].copy_(value)
 
 
-def write_grid(job: TrainJob, weights: Mapping[str, Tensor], step: int, prompts: Sequence[str]) -> None:
-    """Draws `COLUMNS` pictures of each prompt into OUTPUT/samples/step-N.png, a row a prompt; always the same seeds."""
-    from PIL import Image
-
+def painter(job: TrainJob, weights: Iterable[tuple[str, Tensor]]) -> DiffusersGenerator:
+    """The model with trained weights, ready to draw."""
     from rankray.generators.diffusers_pipeline import DiffusersGenerator
+
+    found = DiffusersGenerator(job.spec, job.device)
+    place_weights(found.pipe, job.spec, job.config, weights)
+    return found
+
+
+def write_grid(
+    job: TrainJob, painter: Any, step: int, prompts: Sequence[str], rank: int = 0, world: int = 1
+) -> None:
+    """Draws `COLUMNS` pictures of each prompt into OUTPUT/samples/step-N.png, a row a prompt; always the same seeds.
+
+    A picture depends on its prompt and seed alone, whichever worker draws it; one that fails is black.
+    """
+    import torch
+
+    places = [(row, column) for row in range(len(prompts)) for column in range(COLUMNS)][rank::world]
+    texts = [prompts[row] for row, _ in places]
+    seeds = [
+        schema.candidate_seed(GRID_SEED, schema.prompt_id(prompts[row]), "samples", column)
+        for row, column in places
+    ]
+
+    def paint(items: Sequence[tuple[str, int]]) -> list[Image.Image]:
+        found: list[Image.Image] = painter.generate([text for text, _ in items], [seed for _, seed in items])
+        return found
+
+    pictures = each_alone(paint, list(zip(texts, seeds, strict=True)))
+    height, width = job.spec.height, job.spec.width
+    grid = torch.zeros(len(prompts) * height, COLUMNS * width, 3, dtype=torch.uint8)
+    for (row, column), picture in zip(places, pictures, strict=True):
+        if not isinstance(picture, Exception):
+            pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+            grid[row * height : (row + 1) * height, column * width : (column + 1) * width] = pixels
+    grid = grid.to(painter.pipe.device)
+    torch.distributed.all_reduce(grid)
+    if rank == 0:
+        _keep_grid(job, grid.cpu().numpy(), step, prompts)
+
+
+def _keep_grid(job: TrainJob, grid: npt.NDArray[np.uint8], step: int, prompts: Sequence[str]) -> None:
+    from PIL import Image
 
     fs, output = store.filesystem(job.output)
     fs.create_dir(f"{output}/samples", recursive=True)
-    generator = DiffusersGenerator(job.spec, job.device)
-    place_denoiser(generator.pipe, job.spec, job.config, weights, job.device)
-    texts = [text for text in prompts for _ in range(COLUMNS)]
-    seeds = [
-        schema.candidate_seed(GRID_SEED, schema.prompt_id(text), "samples", n % COLUMNS)
-        for n, text in enumerate(texts)
-    ]
-    pictures = generator.generate(texts, seeds)
-    width, height = pictures[0].size
-    grid = Image.new("RGB", (COLUMNS * width, len(prompts) * height))
-    for n, picture in enumerate(pictures):
-        grid.paste(picture, ((n % COLUMNS) * width, (n // COLUMNS) * height))
     buffer = io.BytesIO()
-    grid.save(buffer, format="PNG")
+    Image.fromarray(grid).save(buffer, format="PNG")
     with fs.open_output_stream(f"{output}/samples/step-{step:06}.png") as stream:
         stream.write(buffer.getvalue())
     store.write_json(f"{output}/samples/prompts.json", {"prompts": list(prompts), "columns": COLUMNS}, fs)
@@ -84,26 +128,26 @@ def write_grid(job: TrainJob, weights: Mapping[str, Tensor], step: int, prompts:
 def export_pipeline(spec: GeneratorSpec, config: RankDPOConfig, checkpoint: str, place: str) -> None:
     """Writes the tuned pipeline of a checkpoint (an URI) to `place`: OUTPUT/pipeline, as `save_pretrained` does."""
     import torch
-    from safetensors.torch import load_file
 
-    from rankray.checkpoints import upload
+    from rankray.checkpoints import Stored, upload
     from rankray.denoisers import parts
 
     with tempfile.TemporaryDirectory(prefix="rankray-export-") as scratch:
-        local = Path(scratch) / "checkpoint"
-        download(checkpoint, local)
-        name = "ema" if config.tuned.ema else "weights"
-        denoiser = denoiser_with(spec, config, load_file(local / f"{name}.safetensors"))
+        local, name = Path(scratch) / "checkpoint", "ema" if config.tuned.ema else "weights"
+        download(checkpoint, local, name)
+        denoiser = denoiser_with(spec, config, Stored(local, name))
         asked = config.checkpoints.export_dtype
         parts.export(spec, denoiser, Path(scratch) / "pipeline", getattr(torch, asked) if asked else None)
         fs, path = store.filesystem(place)
         upload(Path(scratch) / "pipeline", fs, path)
 
 
-def download(uri: str, directory: Path) -> None:
-    """Copies a place on an Arrow filesystem to a local directory."""
+def download(uri: str, directory: Path, start: str) -> None:
+    """Copies those files of a place on an Arrow filesystem whose names start so to a local directory."""
     import pyarrow.fs as pafs
 
     fs, path = store.filesystem(uri)
     directory.mkdir(parents=True, exist_ok=True)
-    pafs.copy_files(path, str(directory), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+    for info in fs.get_file_info(pafs.FileSelector(path)):
+        if info.base_name.startswith(start):
+            pafs.copy_files(info.path, str(directory / info.base_name), fs, pafs.LocalFileSystem())

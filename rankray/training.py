@@ -80,7 +80,7 @@ def train(job: TrainJob) -> None:
     state = checkpoints.restore(engine, average)
     log = run_log.open_log(job, state, rank, world, model.parameters)
     source = _source(job)
-    checkpoints.keep_samples(job, engine, average, state.step, rank, log)
+    checkpoints.keep_samples(job, engine, average, state.step, rank, world, log)
 
     for loaded in feed(source, state.step, config.steps, config.batch_size, config.seed, rank, world):
         begin_s = time.perf_counter()
@@ -95,9 +95,9 @@ def train(job: TrainJob) -> None:
         if state.skipped > config.checkpoints.bad_steps:
             log.diverged(state)
             return
-        checkpoints.keep_samples(job, engine, average, state.step, rank, log)
+        checkpoints.keep_samples(job, engine, average, state.step, rank, world, log)
         if state.step % config.checkpoints.every == 0 or state.step == config.steps:
-            state = checkpoints.save(job, engine, average, state, rank, log)
+            state = checkpoints.save(job, engine, average, state, rank, world, log)
     log.close()
 
 

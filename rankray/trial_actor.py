@@ -100,10 +100,10 @@ class TrialActor:
 
     def _with_weights(self, job: TrainJob, model: GeneratorChoice, weights: Mapping[str, Any]) -> Any:
         """The model's pipeline with trained weights in its denoiser's place."""
-        from rankray.samples import place_denoiser
+        from rankray.samples import place_weights
 
         painter = load(generators.resolve(model), self._device)
-        place_denoiser(painter.pipe, job.spec, job.config, weights, self._device)
+        place_weights(painter.pipe, job.spec, job.config, weights.items())
         return painter
 
     def _values(self, drawing: Drawing, painter: Any) -> dict[str, list[list[float]]]:

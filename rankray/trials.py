@@ -254,7 +254,9 @@ def _pipeline(bench: Bench, config: RankDPOConfig, step: int) -> str:
 def _checkpoint(output: Output, name: str, step: int) -> str:
     """The URI of the checkpoint that a run wrote after `step` steps."""
     root = output.at("trials", name, "checkpoints")
-    for info in output.fs.get_file_info(pafs.FileSelector(root)):
+    # The last of that step: a kill may have left a part of one before.
+    infos = output.fs.get_file_info(pafs.FileSelector(root))
+    for info in sorted(infos, key=lambda info: str(info.base_name), reverse=True):
         state = f"{info.path}/state.json"
         there = output.fs.get_file_info(state).type != pafs.FileType.NotFound
         if there and store.read_json(state, output.fs)["run"]["step"] == step:

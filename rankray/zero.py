@@ -3,12 +3,13 @@
 ZeRO keeps a slice of every weight's float32 master and optimizer state on each worker, laid out differently for each
 stage and number of workers. A checkpoint here holds whole tensors by name, gathered one at a time, so it fits any stage
 and any number of workers and needs no pickle (DeepSpeed's own checkpoints do, and its universal ones a conversion
-between). The price is the gathering: 12 bytes a trained parameter through rank 0, 31 GB for all of SDXL's UNet.
+between). The price is the gathering: 12 bytes a trained parameter, 31 GB for all of SDXL's UNet, of which each worker
+keeps its share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -131,16 +132,13 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
-def gather(engine: Any, key: str | None = None, keep: bool = True) -> dict[str, Tensor]:
-    """Whole float32 tensors on the CPU: the masters, or the optimizer's state `key`. Every worker must call it.
+def each(engine: Any, key: str | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Whole float32 tensors by name, one at a time: the masters, or the optimizer's state `key`.
 
-    Args:
-        key: an optimizer state's name; None for the weights.
-        keep: whether this worker wants them; False returns an empty dictionary.
+    They are on the worker's device and may be the engine's own: copy them. Every worker must take all of them.
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    found: dict[str, Tensor] = {}
     for name, parameter in trained(engine).items():
         if engine.zero_optimization_stage() == 0:
             value = parameter.detach() if key is None else base_optimizer(engine).state[parameter][key]
@@ -148,9 +146,27 @@ def gather(engine: Any, key: str | None = None, keep: bool = True) -> dict[str, 
             value = safe_get_full_fp32_param(parameter)
         else:
             value = safe_get_full_optimizer_state(parameter, key)
-        if keep:
-            found[name] = value.detach().float().cpu().clone().reshape(_shape(parameter)).contiguous()
-    return found
+        yield name, value.detach().float().reshape(_shape(parameter))
+
+
+def gather(engine: Any, key: str | None = None, names: Container[str] | None = None) -> dict[str, Tensor]:
+    """What `each` goes through, on the CPU; of `names` alone where they are given. Every worker must call it."""
+    return {
+        name: torch.empty(value.shape).copy_(value)
+        for name, value in each(engine, key)
+        if names is None or name in names
+    }
+
+
+def share(engine: Any, rank: int, world: int) -> frozenset[str]:
+    """The trained tensors that a worker keeps for all, consecutive and of about as many weights as any other's."""
+    sizes = {name: _shape(parameter).numel() for name, parameter in trained(engine).items()}
+    total, before, found = max(1, sum(sizes.values())), 0, []
+    for name, size in sizes.items():
+        if (2 * before + size) * world // (2 * total) == rank:  # by a tensor's middle
+            found.append(name)
+        before += size
+    return frozenset(found)
 
 
 def _shape(parameter: Any) -> torch.Size:

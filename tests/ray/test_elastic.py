@@ -15,9 +15,9 @@ import ray
 import tomli_w
 from conftest import REPOSITORY, environment
 from ray.cluster_utils import Cluster
-from safetensors.torch import load_file
 
 from rankray import config, rankdpo, synpic
+from rankray.checkpoints import Stored
 from rankray.config import SynPicConfig
 from rankray.training_config import RankDPOConfig
 
@@ -50,7 +50,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def weights(run: Path) -> dict[str, Any]:
     last = sorted(place for place in (run / "checkpoints").glob("checkpoint_*") if place.is_dir())[-1]
-    return dict(load_file(last / "weights.safetensors"))
+    return dict(Stored(last, "weights"))
 
 
 def start(settings_: RankDPOConfig, file: Path, address: str) -> subprocess.Popen[str]:

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from rankray import config, rankdpo, store, synpic
+from rankray.checkpoints import Stored
 from rankray.config import SynPicConfig
 from rankray.training_config import RankDPOConfig
 
@@ -79,7 +80,7 @@ def train(dataset: Path, tmp_path: Path) -> Run:
 
 def weights(run: Path, name: str = "weights") -> dict[str, torch.Tensor]:
     last = sorted(place for place in (run / "checkpoints").glob("checkpoint_*") if place.is_dir())[-1]
-    return load_file(last / f"{name}.safetensors")
+    return dict(Stored(last, name))
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
