@@ -7,6 +7,7 @@ parameters a trainer holds 2.6.
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,9 @@ def export(
             **parts,
         )
     pipe.save_pretrained(directory, safe_serialization=True)
+    for config in (Path(place) / part / "config.json" for part in own.keys() - parts.keys()):
+        # As published: transformers would write the weights' dtype into it, and then load them so unasked.
+        shutil.copyfile(config, directory / config.parent.name / "config.json")
 
 
 def _published_dtypes(place: Path, variant: str | None) -> dict[str, torch.dtype]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -137,6 +138,8 @@ def test_at_learning_rate_zero_the_model_comes_out_as_it_was_published(
         for key, value in part.items():
             assert found[name][key].dtype == value.dtype, (name, key)
             assert torch.equal(found[name][key], value), (name, key)
+    whole = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
+    assert {part.dtype for part in whole.components.values() if hasattr(part, "dtype")} == {torch.float32}
     assert {value.dtype for value in due["unet"].values()} == {torch.float16}
     assert {value.dtype for value in due["vae"].values()} == {torch.float32}
 
