@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 
 from rankray.labels import Labelling
 
-ENCODED_VERSION = 1
+ENCODED_VERSION = 2
+"""Of what encoders make; 1 was encoded on GPUs with an autoencoder rounded to bfloat16."""
 IO_THREADS = 8
 OPEN_FILES = 64
 """Parquet files whose footers a reader keeps: at 256 rows each, those of 16,000 prompts."""

@@ -80,37 +80,40 @@ def painter(job: TrainJob, weights: Iterable[tuple[str, Tensor]]) -> DiffusersGe
     return found
 
 
-def write_grid(
-    job: TrainJob, painter: Any, step: int, prompts: Sequence[str], rank: int = 0, world: int = 1
-) -> None:
-    """Draws `COLUMNS` pictures of each prompt into OUTPUT/samples/step-N.png, a row a prompt; always the same seeds.
+def write_grid(job: TrainJob, painter: Any, step: int, prompts: Sequence[str], rank: int, world: int) -> None:
+    """Draws the grid of `draw_grid`, each worker its share, into OUTPUT/samples/step-N.png."""
+    from torch import distributed
 
-    A picture depends on its prompt and seed alone, whichever worker draws it; one that fails is black.
+    grid = draw_grid(job.spec, painter, prompts, rank, world).to(painter.pipe.device)
+    distributed.all_reduce(grid)
+    if rank == 0:
+        _keep_grid(job, grid.cpu().numpy(), step, prompts)
+
+
+def draw_grid(spec: GeneratorSpec, painter: Any, prompts: Sequence[str], rank: int, world: int) -> Tensor:
+    """A worker's share of `COLUMNS` pictures of each prompt, a row a prompt, black where others draw: uint8[H, W, 3].
+
+    Seeds are always the same, and a picture depends on its prompt and seed alone, whichever worker draws it. One that
+    fails is black.
     """
     import torch
 
     places = [(row, column) for row in range(len(prompts)) for column in range(COLUMNS)][rank::world]
-    texts = [prompts[row] for row, _ in places]
-    seeds = [
-        schema.candidate_seed(GRID_SEED, schema.prompt_id(prompts[row]), "samples", column)
+    items = [
+        (prompts[row], schema.candidate_seed(GRID_SEED, schema.prompt_id(prompts[row]), "samples", column))
         for row, column in places
     ]
 
-    def paint(items: Sequence[tuple[str, int]]) -> list[Image.Image]:
-        found: list[Image.Image] = painter.generate([text for text, _ in items], [seed for _, seed in items])
-        return found
+    def paint(some: Sequence[tuple[str, int]]) -> list[Image.Image]:
+        return list(painter.generate([text for text, _ in some], [seed for _, seed in some]))
 
-    pictures = each_alone(paint, list(zip(texts, seeds, strict=True)))
-    height, width = job.spec.height, job.spec.width
+    height, width = spec.height, spec.width
     grid = torch.zeros(len(prompts) * height, COLUMNS * width, 3, dtype=torch.uint8)
-    for (row, column), picture in zip(places, pictures, strict=True):
+    for (row, column), picture in zip(places, each_alone(paint, items), strict=True):
         if not isinstance(picture, Exception):
             pixels = torch.from_numpy(np.array(picture.convert("RGB")))
             grid[row * height : (row + 1) * height, column * width : (column + 1) * width] = pixels
-    grid = grid.to(painter.pipe.device)
-    torch.distributed.all_reduce(grid)
-    if rank == 0:
-        _keep_grid(job, grid.cpu().numpy(), step, prompts)
+    return grid
 
 
 def _keep_grid(job: TrainJob, grid: npt.NDArray[np.uint8], step: int, prompts: Sequence[str]) -> None:

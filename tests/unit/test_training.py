@@ -170,3 +170,39 @@ def test_each_part_is_loaded_as_it_computes(published: Path) -> None:
     for name, value in load_file(published / VAE).items():
         assert torch.equal(pipe.vae.state_dict()[name], value), name
     assert pipe.text_encoder.dtype == torch.bfloat16
+
+
+def test_workers_draw_the_grid_that_one_draws(make: Make) -> None:
+    job = make()
+    painter = samples.painter(job, [])
+    prompts = PROMPTS[:2]
+    whole = samples.draw_grid(job.spec, painter, prompts, 0, 1)
+    assert whole.shape == (128, 4 * 64, 3)
+    shares = [samples.draw_grid(job.spec, painter, prompts, rank, 3) for rank in range(3)]
+    assert torch.equal(torch.stack(shares).sum(0, dtype=torch.uint8), whole)
+    tiles = whole.unfold(0, 64, 64).unfold(1, 64, 64).flatten(0, 1)
+    assert len({tuple(tile.flatten().tolist()) for tile in tiles}) == 8, "no two pictures are the same"
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_pictures_are_drawn_with_what_was_trained(make: Make, tmp_path: Path, train: str) -> None:
+    """By the weights in a pipeline that draws as by the pipeline that is written."""
+    job = make(optimizer__learning_rate=1e-3, tuned__train=train)
+    weights = trained(job)
+    drawn = samples.painter(job, weights.items())
+    save_file(weights, tmp_path / "weights.safetensors")
+    changed = job.config.checkpoints.model_copy(update={"export_dtype": "float32"})
+    config_ = job.config.model_copy(update={"checkpoints": changed})
+    samples.export_pipeline(job.spec, config_, str(tmp_path), str(tmp_path / "pipeline"))
+    due = load_file(tmp_path / "pipeline" / UNET)
+    found = drawn.pipe.unet.state_dict()
+    assert found.keys() == due.keys()
+    assert all(torch.equal(found[name], value) for name, value in due.items())
+    start = load_file(pipeline_dir("shapes-sdxl") / UNET)
+    assert any(not torch.equal(value, start[name].float()) for name, value in due.items())
+
+
+def test_weights_of_another_model_are_refused(make: Make) -> None:
+    job = make()
+    with pytest.raises(ValueError, match=r"do not fit the model: [0-9]+ names, such as "):
+        samples.denoiser_with(job.spec, job.config, {"conv_in.weight": torch.zeros(1)})

@@ -201,3 +201,15 @@ def test_what_is_gathered_goes_on_at_any_stage(stage: int) -> None:
     for engine in (whole, other):
         take_steps(engine, 0, 1, steps=1)
     torch.testing.assert_close(zero.gather(other), zero.gather(whole), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_workers_keep_each_tensor_once_and_alike(world: int) -> None:
+    engine = engine_of(OptimizerConfig(), 3)
+    shares = [zero.share(engine, rank, world) for rank in range(world)]
+    sizes = {name: value.numel() for name, value in start_weights().items()}
+    assert sorted(name for part in shares for name in part) == sorted(sizes)
+    most = max(sum(sizes[name] for name in part) for part in shares)
+    assert most <= sum(sizes.values()) / world + max(sizes.values())
+    for part in shares:
+        assert zero.gather(engine, None, part).keys() == part
