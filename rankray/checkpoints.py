@@ -205,8 +205,12 @@ def keep_samples(
     every = job.config.checkpoints.sample_every
     if not every or step % every:
         return
+    from accelerate.utils.memory import release_memory
+
     from rankray import samples, zero
 
     with average.swapped() if average is not None else contextlib.nullcontext():
         painter = samples.painter(job, zero.each(engine))
     samples.write_grid(job, painter, step, log.sample_prompts(), rank, world)
+    del painter
+    release_memory()
