@@ -8,6 +8,7 @@ both count the keys anyway.
 
 from __future__ import annotations
 
+import os
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,10 @@ from safetensors.torch import load_file
 from rankray import hub
 from rankray.config import ConfigError
 from rankray.targets import locate
+
+# Of pickles that it loads from the hub, transformers asks a service there to open a pull request with safetensors, in a
+# thread of every actor: nobody's repository is touched from here.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
 
 _FAULTS = (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError)
 _ALLOWED = "position_ids"

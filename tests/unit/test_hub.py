@@ -61,6 +61,26 @@ def test_a_wrong_revision_is_named(hub: Hub, revision: str) -> None:
     )
 
 
+def test_a_commit_of_another_repository_is_none_of_this_one_s(hub: Hub) -> None:
+    other = hub.sha("owner/gated")
+    assert refused("owner/open", other) == (
+        f"hub repository 'owner/open' has no revision '{other}'; name a branch, tag or commit of it"
+    )
+
+
+def test_a_pull_request_and_a_tag_have_commits_of_their_own(hub: Hub, tmp_path: Path) -> None:
+    for reference in ("refs/pr/15", "v1.0"):
+        hub.references["owner/open", reference] = tmp_path / "repo"
+        found = weights_revision("owner/open", reference)
+        assert found == hub.sha("owner/open", reference) != hub.sha("owner/open")
+        assert weights_revision("owner/open", found) == found
+
+
+def test_a_renamed_repository_is_found_under_its_old_name(hub: Hub) -> None:
+    hub.moved["before/open"] = "owner/open"
+    assert weights_revision("before/open", "main") == hub.sha("owner/open")
+
+
 def test_an_unknown_repository_is_named(hub: Hub) -> None:
     due = "there is no hub repository 'owner/none', or it is private; check its name, and run `hf auth login`"
     assert refused("owner/none").startswith(due)

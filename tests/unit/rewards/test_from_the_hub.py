@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import TOKEN, Hub, asked, serving
+from published_repositories import publish
 from transformers import CLIPModel
 
 from rankray.random_weights.pipelines import awaken, sdxl
@@ -92,3 +93,26 @@ def test_gated_files_are_one_line_in_an_actor_too(hub: Hub, tmp_path: Path) -> N
         ]
     lines = asked(GATED, hub, tmp_path / "home-good", HF_TOKEN=TOKEN)
     assert not any("gated" in line for line in lines)
+
+
+PICKLED = """
+import threading
+import rankray.loading
+from transformers import CLIPModel
+
+CLIPModel.from_pretrained("openai/clip-vit-base-patch32", revision=__import__("sys").argv[1])
+for thread in threading.enumerate():
+    if thread is not threading.main_thread() and not thread.daemon:
+        thread.join(60)
+print("FOUND loaded")
+"""
+
+
+@pytest.mark.slow
+def test_no_pull_request_is_asked_for_where_pickles_are_loaded(tmp_path: Path) -> None:
+    with serving() as found:
+        publish(found, tmp_path / "hub", ["clipscore"])
+        name = "openai/clip-vit-base-patch32"
+        assert asked(PICKLED, found, tmp_path / "home", found.sha(name)) == [" loaded"]
+        assert f"{name}/pytorch_model.bin" in found.sent
+        assert [path for path in found.asked if "discussions" in path or "convert" in path] == []
