@@ -31,6 +31,7 @@ HEADER = ["model", "dtype", "batch", "weights", "planned", "peak", "planned", "p
 
 
 def generator(name: str, place: Path) -> list[str]:
+    """A generator's line of the table, from a hollow checkpoint in `place`."""
     row = GENERATORS[name]
     full_size.generator(str(row.full_size), place, hollow=True)
     call = {key: 2 if key == "num_inference_steps" else value for key, value in row.call.items()}
@@ -43,6 +44,7 @@ def generator(name: str, place: Path) -> list[str]:
 
 
 def reward(name: str, place: Path) -> list[str]:
+    """A reward's line."""
     row = REWARDS[name]
     spec = replace(row, source=str(place), options={**row.options, **full_size.HOLLOW_REWARDS[name](place)})
     with fake_cuda() as device:
@@ -54,6 +56,7 @@ def reward(name: str, place: Path) -> list[str]:
 
 
 def measured(name: str, spec: Any, weights: int, peak: int) -> list[str]:
+    """Bytes alive beside bytes planned, in GB."""
     plan = demand.footprint(Target(name, spec.target, {"spec": spec}))
     due = plan.allocated_gb(spec.batch_size)
     figures = (weights / 1e9, plan.weights_gb, peak / 1e9, due)
@@ -67,12 +70,14 @@ def measured(name: str, spec: Any, weights: int, peak: int) -> list[str]:
 
 
 def rows(names: list[str]) -> Iterator[list[str]]:
+    """Model by model."""
     for name in names:
         with tempfile.TemporaryDirectory() as place:
             yield (generator if name in GENERATORS else reward)(name, Path(place))
 
 
 def main() -> None:
+    """Prints each line as it is known, and then the table."""
     known = [*(name for name, row in GENERATORS.items() if row.full_size), *full_size.HOLLOW_REWARDS]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

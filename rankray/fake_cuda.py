@@ -14,8 +14,8 @@ guess proves nothing; a test says where it relies on one.
 
 Memory is that of eager PyTorch, operation by operation, as in `meta_run`; attention is one of the fused kernels.
 
-Backward passes of "cuda" tensors are what does not work: PyTorch's engine, built for CUDA, asks the driver for a stream.
-They run here on "cpu", of fake tensors all the same; forward passes and optimizers run on both.
+Backward passes of "cuda" tensors are what does not work: PyTorch's engine, built for CUDA, asks the driver for a
+stream. They run on "cpu", of fake tensors all the same; forward passes and optimizers run on both.
 """
 
 from __future__ import annotations
