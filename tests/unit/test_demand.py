@@ -75,7 +75,7 @@ def test_a_component_that_is_left_out_weighs_nothing() -> None:
 
 
 def test_what_transformers_keeps_in_float32_is_counted_so() -> None:
-    """T5's second feed-forward matrices, 24 of 10,240 x 4,096, where the rest is float16; bfloat16 has them in two bytes."""
+    """T5's `wo`, 24 matrices of 10,240 x 4,096, where the rest is float16; where it is bfloat16 they are too."""
     half, brain = of_generator(model="pixart-sigma"), of_generator(model="pixart-sigma", dtype="bfloat16")
     more = part(half, "text_encoder").weight_bytes - part(brain, "text_encoder").weight_bytes
     assert more == 2 * 24 * 10_240 * 4_096

@@ -62,7 +62,62 @@ class OneGpu:
             master.grad = grad if master.grad is None else master.grad + grad
             parameter.grad = None
 
-    def step(
+    def step(self) -> None:
+        self.optimizer.step()
+        for parameter, master in zip(self.learnt, self.masters, strict=True):
+            parameter.data.copy_(master.detach())
+            master.grad = None
+
+
+def hollow(name: str, place: Path) -> GeneratorSpec:
+    full_size.generator(name, place, hollow=True)
+    return replace(GENERATORS[name], source=str(place), variant=None)
+
+
+def ranked(spec: GeneratorSpec) -> dict[str, Any]:
+    """A row with four pictures."""
+    file = io.BytesIO()
+    Image.new("RGB", (spec.width, spec.height), "red").save(file, "PNG")
+    image = {"bytes": file.getvalue(), "path": None}
+    found = [
+        {"image": image, "win_probability": 1.0 - n / 3, "rank": n + 1, "scores": [0.0]} for n in range(4)
+    ]
+    return {"prompt_id": "p", "prompt": PROMPT, "candidates": found}
+
+
+def encoded(spec: GeneratorSpec, place: Path) -> pa.Table:
+    """Two prompts through the encoding actor, in the half precision that the job files name."""
+    with fake_cuda():
+        actor = EncodeActor(EncodeJob(spec, "cuda", "bfloat16", "float16", 8, str(place)))
+        return actor.encode([ranked(spec), {**ranked(spec), "prompt_id": "q"}])
+
+
+def job_of(name: str, spec: GeneratorSpec, place: Path, device: str, **options: Any) -> training.TrainJob:
+    tables = {"dataset": "/d", "output": str(place), "model": {"model": name}, "workers": {"num_gpus": 1}}
+    dotted = {"tuned.dtype": "bfloat16", "noise.prompt_dropout": 0.2, **options}
+    return training.TrainJob(
+        config=config.build(RankDPOConfig, config.with_options(tables, dotted)),
+        spec=spec,
+        revision="",
+        files=(),
+        files_uri=str(place),
+        layout=None,
+        place=str(place),
+        reference=None,
+        encoders=(),
+        reward=None,
+        labelling=None,
+        rows=2,
+        sample_prompts=(),
+        output=str(place),
+        device=device,
+    )
+
+
+Wrap = Callable[[Any], None]
+
+
+def step(
     name: str,
     place: Path,
     monkeypatch: pytest.MonkeyPatch,
