@@ -30,6 +30,7 @@ class Component:
         config: arguments of the class, or of its configuration in transformers.
         parameters: of the published checkpoint.
         buffers: elements of buffers beside them, such as fixed positions.
+        kept_float32: parameters among them that transformers keeps in float32 where the rest is float16: T5's `wo`.
         times: calls of it for one picture: "once", "steps", or the pipeline's argument that says how many.
         guided: guidance doubles its batch.
         tokens: of text that it is given.
@@ -43,6 +44,7 @@ class Component:
     config: Mapping[str, Any]
     parameters: int
     buffers: int
+    kept_float32: int
     times: str
     guided: bool
     tokens: int
@@ -69,6 +71,7 @@ def read(package: str, model: str) -> list[Component]:
             config=part["config"],
             parameters=part["parameters"],
             buffers=part.get("buffers", 0),
+            kept_float32=part.get("kept_float32", 0),
             times=part["call"]["times"],
             guided=part["call"]["guided"],
             tokens=part["call"].get("tokens", 0),

@@ -115,9 +115,10 @@ def _part(component: Component, dtype: str, size: float, *, times: int, sides: i
     computed = "float32" if dtype == component.upcast_from else dtype
     convolutions = component.kind.rpartition(".")[2] in AUTOENCODERS
     rate = "half" if computed != "float32" else "tf32" if convolutions else "float32"
+    wider = component.kept_float32 * (BYTES["float32"] - BYTES["float16"]) if dtype == "float16" else 0
     return Part(
         name=component.name,
-        weight_bytes=(component.parameters + component.buffers) * BYTES[dtype],
+        weight_bytes=(component.parameters + component.buffers) * BYTES[dtype] + wider,
         flops=component.flops_at(size) * times * sides,
         activation_bytes=component.activations_at(size) * BYTES[computed] * sides,
         rate=rate,

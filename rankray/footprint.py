@@ -56,10 +56,15 @@ class Footprint:
 
     def memory_gb(self, batch: int) -> float:
         """What an actor needs of a GPU with `batch` items at once, 1e9 bytes."""
-        activations = max(
-            (part.activation_bytes * (batch if part.together else 1) for part in self.parts), default=0.0
-        )
-        return self.weights_gb + WORKSPACE * activations / 1e9 + CONTEXT_GB
+        return self.weights_gb + WORKSPACE * self._activations_gb(batch) + CONTEXT_GB
+
+    def allocated_gb(self, batch: int) -> float:
+        """The tensors of it alone: what `benchmarks/memory_plan.py` counts one by one."""
+        return self.weights_gb + self._activations_gb(batch)
+
+    def _activations_gb(self, batch: int) -> float:
+        each = (part.activation_bytes * (batch if part.together else 1) for part in self.parts)
+        return max(each, default=0.0) / 1e9
 
     def largest_batch(self, room_gb: float, most: int) -> int:
         """The first of most, most/2, ... 1 that fits into `room_gb`; 0 where none does."""

@@ -31,24 +31,33 @@ SIDES = (512, 1024, 1536)
 """Pixels of a side; three sizes determine the polynomial of an exact quadratic."""
 
 
-class _Counted(TorchDispatchMode):
+class Counted(TorchDispatchMode):
     """FLOPs of all operations under it, and the most bytes of what they made that were alive at once.
 
-    `there` are tensors that were there before, such as weights, of which operations give views.
+    `there` are tensors that were there before, such as weights, of which operations give views. With `device`, bytes
+    are counted of tensors on devices of that type alone.
     """
 
-    def __init__(self, there: Iterable[Any] = ()) -> None:
+    def __init__(self, there: Iterable[Any] = (), device: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = self.now = self.peak = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in there}
+        self._device = device
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         counts = flop_registry.get(func._overloadpacket)
         if counts is not None:
             self.flops += counts(*args, **(kwargs or {}), out_val=made)
+        self.keep(made)
+        return made
+
+    def keep(self, made: Any) -> None:
+        """Counts what an operation made, as long as it lives."""
         for tensor in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, (tuple, list)):
+                self.keep(tensor)
+            elif isinstance(tensor, torch.Tensor) and self._device in (None, tensor.device.type):
                 storage = tensor.untyped_storage()
                 key, size = storage._cdata, storage.nbytes()
                 if key not in self._known:
@@ -56,7 +65,6 @@ class _Counted(TorchDispatchMode):
                     self.now += size
                     self.peak = max(self.peak, self.now)
                     weakref.finalize(storage, self._drop, key, size)
-        return made
 
     def _drop(self, key: int, size: int) -> None:
         self._known.discard(key)
@@ -217,7 +225,7 @@ SIZED = frozenset({_unet, _sd3, _pixart, _flux, _sana, _cascade, _decode})
 def measure(part: Component, module: Any, side: int) -> tuple[int, float]:
     """(FLOPs, elements alive at once) of one call for one item; bytes of 16-bit tensors, halved."""
     call = CALLS[part.kind.rpartition(".")[2]]
-    fused, counted = _FusedAttention(), _Counted([*module.parameters(), *module.buffers()])
+    fused, counted = _FusedAttention(), Counted([*module.parameters(), *module.buffers()])
     with torch.no_grad(), fused, counted:  # inference mode would hand composite operations over in one piece
         call(module, part, side)
     return counted.flops + fused.flops, counted.peak / 2

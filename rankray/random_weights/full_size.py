@@ -6,14 +6,20 @@ Modules are built without storage from the configurations in `rankray.generators
 a shard at a time, so that SDXL's 3.5 or T5's 4.8 billion parameters take the memory of a shard or two of 1 GB. The
 numbers are 16 million normal ones over and over, scaled by each layer's inputs: arithmetic and time are a trained
 model's, pictures are noise. Disk: 7 GB for `sdxl`, 16 for `sd3-medium`, 11 for `pixart-sigma`, 13 for `stable-cascade`.
+
+`hollow` checkpoints are the same files without the numbers: a hole in the disk, which reads as zeros and takes no room.
+Within `rankray.fake_cuda` they are all that a model needs to load, run and train at its full size.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +28,40 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPImageProcessor
 
 from rankray.generators import GENERATORS
 from rankray.generators.full_size import build, components, weights_gb
-from rankray.random_weights.vocabularies import clip_tokenizer, t5_tokenizer
-from rankray.rewards import REWARDS
+from rankray.random_weights import qalign
+from rankray.random_weights.vocabularies import GEMMA_TOKENS, clip_tokenizer, t5_tokenizer
+from rankray.rewards import REWARDS, aesthetic
+from rankray.rewards import full_size as rewards_full_size
 
 SHARD_BYTES = 1_000_000_000
 NUMBERS = 2**24
 """Distinct random numbers in a checkpoint."""
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def _diffusion(**changes: Any) -> dict[str, Any]:
     return {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", **changes}
+
+
+def _sd3() -> dict[str, Any]:
+    return {
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": clip_tokenizer(),
+        "tokenizer_3": t5_tokenizer(),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }
+
+
+def _flux(**scheduler: Any) -> dict[str, Any]:
+    return {
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": t5_tokenizer(),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(**scheduler),
+    }
 
 
 BESIDE: dict[str, Callable[[], dict[str, Any]]] = {
@@ -46,12 +72,7 @@ BESIDE: dict[str, Callable[[], dict[str, Any]]] = {
             **_diffusion(steps_offset=1, timestep_spacing="leading")
         ),
     },
-    "sd3-medium": lambda: {
-        "tokenizer": clip_tokenizer(),
-        "tokenizer_2": clip_tokenizer(),
-        "tokenizer_3": t5_tokenizer(),
-        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-    },
+    "sd3-medium": _sd3,
     "pixart-sigma": lambda: {
         "tokenizer": t5_tokenizer(),
         "scheduler": diffusers.DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02),
@@ -62,11 +83,26 @@ BESIDE: dict[str, Callable[[], dict[str, Any]]] = {
         "prior_tokenizer": clip_tokenizer(),
         "prior_scheduler": diffusers.DDPMWuerstchenScheduler(),
     },
+    "sd15": lambda: {
+        "tokenizer": clip_tokenizer(),
+        "scheduler": diffusers.PNDMScheduler(**_diffusion(steps_offset=1, skip_prk_steps=True)),
+        "feature_extractor": None,
+    },
+    "sd3.5-medium": _sd3,
+    "sd3.5-large": _sd3,
+    "flux-schnell": lambda: _flux(shift=1.0),
+    "flux-dev": lambda: _flux(shift=3.0, use_dynamic_shifting=True),
+    "sana": lambda: {
+        "tokenizer": t5_tokenizer(GEMMA_TOKENS),
+        "scheduler": diffusers.DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+        ),
+    },
 }
-"""What a pipeline has beside its components with weights, by the generator's name."""
+"""What a pipeline has beside its components with weights, by the generator's file of full size."""
 
 
-def generator(name: str, place: Path, dtype: str | None = None) -> None:
+def generator(name: str, place: Path, dtype: str | None = None, hollow: bool = False) -> None:
     """Writes a pipeline as `save_pretrained` would, in `dtype` or that of its row.
 
     Raises:
@@ -77,15 +113,16 @@ def generator(name: str, place: Path, dtype: str | None = None) -> None:
     for component in components(name):
         with init_empty_weights(include_buffers=False):
             parts[component.name] = build(component, "cpu")
-        write_module(parts[component.name], place / component.name, getattr(torch, dtype or row.dtype))
+        written = getattr(torch, dtype or row.dtype)
+        write_module(parts[component.name], place / component.name, written, hollow)
     for part, found in BESIDE[name]().items():
-        found.save_pretrained(place / part)
+        if found is not None:
+            found.save_pretrained(place / part)
         parts[part] = found
-    extra = {key: value for key, value in row.load.items() if key == "add_watermarker"}
-    getattr(diffusers, row.pipeline)(**parts, **extra).save_config(place)
+    getattr(diffusers, row.pipeline)(**parts, **row.load).save_config(place)
 
 
-def write_module(module: nn.Module, place: Path, dtype: torch.dtype) -> None:
+def write_module(module: nn.Module, place: Path, dtype: torch.dtype, hollow: bool = False) -> None:
     """A module of diffusers or transformers, without storage of its own, as `save_pretrained` would write it."""
     place.mkdir(parents=True, exist_ok=True)
     config: Any = module.config
@@ -96,7 +133,38 @@ def write_module(module: nn.Module, place: Path, dtype: torch.dtype) -> None:
         config.architectures, config.dtype = [type(module).__name__], dtype
         config.save_pretrained(place)
         stem = "model"
-    write_tensors(random_tensors(module, dtype), place, stem)
+    if hollow:
+        shapes = {name: value.shape for name, value in stored(module)}
+        write_hollow(shapes, dtype, place / f"{stem}.safetensors")
+    else:
+        write_tensors(random_tensors(module, dtype), place, stem)
+
+
+def stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of each parameter, once where two share it, and of each buffer that a checkpoint holds."""
+    # Without storage two names of one parameter are two; a library says which of them the other stands for.
+    tied = [re.compile(pattern) for pattern in getattr(module, "_tied_weights_keys", None) or ()]
+    for name, parameter in module.named_parameters():
+        if not any(pattern.fullmatch(name) for pattern in tied):
+            yield name, parameter
+    kept = module.state_dict().keys()
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if name in kept)
+
+
+def write_hollow(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, path: Path) -> None:
+    """A safetensors file of those tensors whose numbers are a hole."""
+    width, at = dtype.itemsize, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name, shape in shapes.items():
+        end = at + math.prod(shape) * width
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + at)
 
 
 def random_tensors(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -107,12 +175,11 @@ def random_tensors(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str,
     """
     numbers = torch.randn(NUMBERS, generator=torch.Generator().manual_seed(0))
     at = 0
-    # Without storage two names of one parameter are two; a library says which of them the other stands for.
-    tied = [re.compile(pattern) for pattern in getattr(module, "_tied_weights_keys", None) or ()]
-    for name, parameter in module.named_parameters():
-        if any(pattern.fullmatch(name) for pattern in tied):
-            continue
+    for name, parameter in stored(module):
         count = parameter.numel()
+        if not isinstance(parameter, nn.Parameter):
+            yield name, parameter.to(dtype) if parameter.is_floating_point() else parameter
+            continue
         if parameter.dim() < 2:
             yield name, torch.full(parameter.shape, 0.0 if name.endswith("bias") else 1.0, dtype=dtype)
             continue
@@ -120,10 +187,6 @@ def random_tensors(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str,
         some = (some[:count] * parameter[0].numel() ** -0.5).to(dtype)
         at = (at + count + 1) % NUMBERS  # the next one begins elsewhere
         yield name, some.repeat(-(-count // len(some)))[:count].view(parameter.shape)
-    kept = module.state_dict().keys()
-    for name, buffer in module.named_buffers():
-        if name in kept:
-            yield name, buffer.to(dtype) if buffer.is_floating_point() else buffer
 
 
 def write_tensors(tensors: Iterator[tuple[str, Tensor]], place: Path, stem: str) -> None:
@@ -163,39 +226,21 @@ def bytes_of(name: str, dtype: str | None = None) -> int:
     return int(weights_gb(name, dtype or GENERATORS[name].dtype) * 1e9)
 
 
-def _clip_h() -> CLIPConfig:
-    """CLIP ViT-H/14: 986 million parameters."""
-    text = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-    }
-    vision = {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-    }
-    tokenizer = clip_tokenizer()
-    words = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "pad_token_id": 1}
-    return CLIPConfig(
-        text_config={**text, **words, "eos_token_id": tokenizer.eos_token_id, "hidden_act": "gelu"},
-        vision_config={**vision, "image_size": 224, "patch_size": 14, "hidden_act": "gelu"},
-        projection_dim=1024,
-    )
-
-
 def _processor(place: Path) -> None:
     clip_tokenizer().save_pretrained(place)
     CLIPImageProcessor().save_pretrained(place)
 
 
-def pickscore(place: Path) -> None:
-    """A CLIP ViT-H/14 with its processor, in float16."""
+def clip(
+    place: Path, model: str = "clip-h", dtype: torch.dtype = torch.float16, hollow: bool = False
+) -> None:
+    """One of the rewards' CLIPs with its processor: by default ViT-H/14, 986 million parameters, in float16."""
+    (component,) = rewards_full_size.components(model)
     with init_empty_weights(include_buffers=False):
-        model = CLIPModel(_clip_h())
-    write_module(model, place, torch.float16)
+        module = build(component, "cpu")
+    # As published files have it, and as the tokenizer ends texts.
+    module.config.text_config.eos_token_id = clip_tokenizer().eos_token_id
+    write_module(module, place, dtype, hollow)
     _processor(place)
 
 
@@ -211,6 +256,54 @@ def hpsv2(place: Path) -> None:
 
 REWARDS_FULL: dict[str, tuple[Callable[[Path], None], int]] = {
     "hpsv2.1": (hpsv2, 1_973_000_000),
-    "pickscore": (pickscore, 1_973_000_000),
+    "pickscore": (clip, 1_973_000_000),
 }
 """By the rewards' names: what makes one at its published size, and its bytes on disk."""
+
+
+def _mps(place: Path) -> dict[str, Any]:
+    (component,) = rewards_full_size.components("mps")
+    module = build(component)
+    config = {"model_type": "mps", "clip": module.clip.config.to_dict(), "mps": asdict(module.config)}
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "config.json").write_text(json.dumps(config, default=str))
+    write_hollow(_shapes(module), torch.float32, place / "model.safetensors")
+    _processor(place)
+    return {"processor": str(place)}
+
+
+def _aesthetic(place: Path) -> dict[str, Any]:
+    clip(place / "clip", "clip-l", torch.float32, hollow=True)
+    torch.save(aesthetic.layers(768).state_dict(), place / REWARDS["aesthetic"].options["file"])
+    return {"clip": str(place / "clip")}
+
+
+def _qalign(place: Path) -> dict[str, Any]:
+    (component,) = rewards_full_size.components("qalign")
+    place.mkdir(parents=True, exist_ok=True)
+    config = {key: value for key, value in component.config.items() if key != "before"}
+    pieces = qalign.vocabulary()
+    more = [(f"<{n}>", 0.0, qalign.CONTROL) for n in range(config["vocab_size"] - len(pieces))]
+    qalign.write_beside(place, {**config, "bos_token_id": 1, "eos_token_id": 2}, pieces + more)
+    write_hollow(_shapes(build(component)), torch.float16, place / "model.safetensors")
+    return {}
+
+
+def _clip_reward(name: str, place: Path) -> dict[str, Any]:
+    clip(place, str(REWARDS[name].full_size), torch.float32, hollow=True)
+    return {"processor": str(place)}
+
+
+def _shapes(module: nn.Module) -> dict[str, Sequence[int]]:
+    return {name: value.shape for name, value in module.state_dict().items()}
+
+
+HOLLOW_REWARDS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "pickscore": functools.partial(_clip_reward, "pickscore"),
+    "clipscore": functools.partial(_clip_reward, "clipscore"),
+    "mps": _mps,
+    "aesthetic": _aesthetic,
+    "qalign-quality": _qalign,
+}
+"""By the rewards' names, of those that stand on no package: writes a hollow checkpoint of the published size; options
+that say where its parts are."""

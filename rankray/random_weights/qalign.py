@@ -10,6 +10,7 @@ import json
 import string
 import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -27,7 +28,6 @@ LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 def write(place: Path) -> None:
     """The whole checkpoint, 0.4 MB."""
     made = vocabulary()
-    write_vocabulary(place / "tokenizer.model", made)
     config = {
         "model_type": "mplug_owl2",
         "architectures": ["MPLUGOwl2LlamaForCausalLM"],
@@ -63,10 +63,18 @@ def write(place: Path) -> None:
             },
         },
     }
+    write_beside(place, config, made)
+    _save(Owl2(Sizes.from_config(config), before=0), place)
+
+
+def write_beside(place: Path, config: dict[str, Any], pieces: list[tuple[str, float, int]]) -> None:
+    """What a checkpoint has beside its weights: configuration, vocabulary, preprocessing."""
+    write_vocabulary(place / "tokenizer.model", pieces)
+    size = config["visual_config"]["visual_model"]["image_size"]
     (place / "config.json").write_text(json.dumps(config, indent=2))
     preprocessing = {
-        "crop_size": SIZE,
-        "size": SIZE,
+        "crop_size": size,
+        "size": size,
         "do_center_crop": True,
         "do_normalize": True,
         "do_resize": True,
@@ -75,7 +83,6 @@ def write(place: Path) -> None:
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
     (place / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2))
-    _save(Owl2(Sizes.from_config(config), before=0), place)
 
 
 def _drawn(key: str, tensor: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ CLIP_LENGTH = 77
 T5_TOKENS = 32_000
 """Beside them stand T5's 100 of its own; the model has places for 32,128."""
 T5_LENGTH = 512
+GEMMA_TOKENS = 255_900
+"""With T5's hundred, Gemma 2's 256,000."""
 
 
 def _merges() -> Iterator[tuple[str, str]]:
@@ -31,8 +33,8 @@ def _merges() -> Iterator[tuple[str, str]]:
             yield from ((first, last), (first, f"{last}</w>"))
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's 49,408 tokens in number, 77 long."""
+def clip_tokenizer(length: int = CLIP_LENGTH) -> CLIPTokenizer:
+    """CLIP's 49,408 tokens in number, 77 long, or as long as another's are."""
     letters = letters_of_bytes()
     known = [*letters, *(f"{letter}</w>" for letter in letters)]
     merges = list(islice(_merges(), CLIP_TOKENS - len(known) - 2))
@@ -40,21 +42,21 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(
         vocab={token: number for number, token in enumerate(tokens)},
         merges=merges,
-        model_max_length=CLIP_LENGTH,
+        model_max_length=length,
         bos_token=START,
         eos_token=END,
         pad_token=END,
     )
 
 
-def t5_tokenizer() -> T5Tokenizer:
-    """T5's 32,100 tokens in number (Unigram), 512 long."""
+def t5_tokenizer(tokens: int = T5_TOKENS) -> T5Tokenizer:
+    """T5's 32,100 tokens in number (Unigram), 512 long; or another's `tokens` and a hundred."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     pieces: list[tuple[str, float]] = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     pieces += [(chr(code), -6.0) for code in range(33, 127)]
     groups = ("".join(letters) for n in (2, 3, 4) for letters in product(ascii_lowercase, repeat=n))
-    pieces += [(group, -8.0) for group in islice(groups, T5_TOKENS - len(pieces))]
+    pieces += [(group, -8.0) for group in islice(groups, tokens - len(pieces))]
     inner: Any = Tokenizer(models.Unigram(pieces, unk_id=2))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()

@@ -71,7 +71,14 @@ def test_the_two_stages_of_a_cascade_have_steps_of_their_own() -> None:
 def test_a_component_that_is_left_out_weighs_nothing() -> None:
     without = of_generator(model="sd3-medium", options={"load": {"text_encoder_3": None}})
     usual = of_generator(model="sd3-medium")
-    assert usual.weights_gb - without.weights_gb == pytest.approx(2 * 4_762_310_656 / 1e9)
+    assert usual.weights_gb - without.weights_gb == pytest.approx(2 * (4_762_310_656 + 1_006_632_960) / 1e9)
+
+
+def test_what_transformers_keeps_in_float32_is_counted_so() -> None:
+    """T5's `wo`, 24 matrices of 10,240 x 4,096, where the rest is float16; where it is bfloat16 they are too."""
+    half, brain = of_generator(model="pixart-sigma"), of_generator(model="pixart-sigma", dtype="bfloat16")
+    more = part(half, "text_encoder").weight_bytes - part(brain, "text_encoder").weight_bytes
+    assert more == 2 * 24 * 10_240 * 4_096
 
 
 def test_sdxl_in_bfloat16_takes_what_was_published() -> None:

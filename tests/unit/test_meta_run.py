@@ -40,7 +40,7 @@ def test_two_linear_layers_by_hand() -> None:
 
 def test_attention_is_counted_and_its_scores_are_not_held() -> None:
     query = torch.empty(2, 4, 1000, 16, device="meta")
-    fused, counted = meta_run._FusedAttention(), meta_run._Counted()
+    fused, counted = meta_run._FusedAttention(), meta_run.Counted()
     with torch.no_grad(), fused, counted:
         attended = torch.nn.functional.scaled_dot_product_attention(query, query, value=query)
     assert attended.shape == query.shape
@@ -49,7 +49,7 @@ def test_attention_is_counted_and_its_scores_are_not_held() -> None:
 
 
 def test_what_is_dropped_is_no_longer_alive() -> None:
-    counted = meta_run._Counted()
+    counted = meta_run.Counted()
     with counted:
         for _ in range(3):
             torch.empty(100, dtype=torch.uint8, device="meta")
