@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,14 +142,19 @@ class Ended:
 
 @dataclass
 class Rehearsal:
-    """Jobs on one logical cluster; `nodes` and `gpus` of each are added when a job waits for them."""
+    """Jobs on one logical cluster.
+
+    Attributes:
+        nodes, gpus: how many nodes are added, and the GPUs of each.
+        changes: further ones of a job's tables, by its name: a smaller rehearsal.
+    """
 
     place: Path
     weights: Path
     nodes: int
     gpus: int
     cluster: Any
-    say: Callable[[str], None] = print
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     joined: list[Any] = field(default_factory=list)
 
     def join(self) -> None:
@@ -164,10 +169,14 @@ class Rehearsal:
         while self.joined:
             self.cluster.remove_node(self.joined.pop(), allow_graceful=False)
 
-    def job(self, name: str, changes: Mapping[str, Any] | None = None, late: bool = False) -> Ended:
+    def tables(self, name: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The rehearsal of `jobs/NAME.toml` here."""
+        return rehearsal(name, self.place, self.weights, {**self.changes.get(name, {}), **(more or {})})
+
+    def job(self, name: str, more: Mapping[str, Any] | None = None, late: bool = False) -> Ended:
         """Runs `jobs/NAME.toml`; with `late` the nodes join when it waits for them."""
         file = self.place / f"{name}.toml"
-        file.write_text(tomli_w.dumps(rehearsal(name, self.place, self.weights, changes)))
+        file.write_text(tomli_w.dumps(self.tables(name, more)))
         script = JOBS / f"{name.partition('-')[0]}.py"
         environment = {
             **os.environ,
@@ -222,7 +231,10 @@ def logical_cluster(place: Path, weights: Path, nodes: int, gpus: int) -> Iterat
         import ray
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": HEAD_CPUS, "num_gpus": 0})
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": HEAD_CPUS, "num_gpus": 0, "include_dashboard": False},
+        )
         try:
             ray.init(address=cluster.address, log_to_driver=False)
             yield Rehearsal(place, weights, nodes, gpus, cluster)
@@ -238,7 +250,7 @@ def check_pools(tables: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]
         AssertionError: they are not.
     """
     rows = {row["model"]: row for row in info["cost"]["models"]}
-    lines = []
+    lines = [f"  layout: {info['layout']}"]
     for choice in (*tables["generators"], *tables["rewards"]):
         pool, row = choice["pool"], rows[choice["model"]]
         claimed = 3600 * row["gpu_hours"] / row["alive_s"]
@@ -270,35 +282,34 @@ def check_training(place: Path, workers: int, ended: Ended) -> list[str]:
     ]
 
 
-def _rehearse(name: str, on: Rehearsal) -> None:
-    """One file on the cluster.
+def check_job(name: str, on: Rehearsal) -> Ended:
+    """`jobs/NAME.toml` on the cluster does what it says; prints what was seen.
 
     Raises:
         AssertionError: something is not as the file says.
     """
     begin_s = time.monotonic()
+    if name != "synpic":
+        on.join()  # Syn-Pic alone waits from the start
+        on.cluster.wait_for_nodes()
     ended = on.job(name, late=True)
     assert ended.code == 0, f"{name} ended with {ended.code}:\n{ended.text[-4000:]}"
-    tables = rehearsal(name, on.place, on.weights)
+    tables = on.tables(name)
     output = Path(tables["output"])
     if name == "synpic":
-        assert "waiting up to 1800 s" in ended.text
-        info = json.loads((output / "dataset.json").read_text())
-        found = [f"  layout: {info['layout']}", *check_pools(tables, info)]
+        found = check_pools(tables, json.loads((output / "dataset.json").read_text()))
     elif name == "evaluate":
+        sets = sorted((output / "sets").glob("*/*/dataset.json"))
+        assert len(sets) == len(tables["models"]) * len(tables["prompts"]), sets
         found = []
-        for place in sorted((output / "sets").glob("*/*/dataset.json")):
+        for place in sets:
             info = json.loads(place.read_text())
-            found += [
-                f"  {place.parent.relative_to(output)}: {info['layout']}",
-                *check_pools(_asked(tables, info), info),
-            ]
-        assert len(json.loads((output / "results.json").read_text())["sets"]) == len(tables["models"]) * 3
+            found += [f" {place.parent.relative_to(output)}", *check_pools(_asked(tables, info), info)]
     else:
         found = check_training(output, tables["workers"]["count"], ended)
-    on.say(
-        "\n".join([f"{name}: {time.monotonic() - begin_s:.0f} s, {ended.peak_gpus:g} GPUs at once", *found])
-    )
+    took = f"{name}: {time.monotonic() - begin_s:.0f} s, {ended.peak_gpus:g} GPUs given out at once"
+    print("\n".join([took, *found]), flush=True)
+    return ended
 
 
 def _asked(tables: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,7 +335,7 @@ def check_too_few(name: str, on: Rehearsal) -> None:
     assert "GPU" in last, last
     assert "Traceback" not in ended.text
     assert not output.exists(), f"{output} was begun"
-    on.say(f"{name} without GPUs: {last}")
+    print(f"{name} without GPUs: {last}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -347,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_too_few("synpic", on)
             chosen = options.names or SHIPPED
             for name in chosen:
-                _rehearse(name, on)
+                check_job(name, on)
             on.leave()
             for name in chosen:
                 check_too_few(name, on)
