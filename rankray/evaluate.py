@@ -92,8 +92,9 @@ def run(config: EvaluateConfig, say: Say = print, publish: Publish | None = None
     """
     plan = check(config)
     output = plan.output
-    if (found := _measured_already(plan)) is not None:
+    if output.exists(MARKER) or output.exists("_work", "identity.json"):
         outputs.claim(output, config, plan.revisions, MARKER, plan.contents)
+    if (found := _measured_already(plan)) is not None:
         say(f"{output.uri} is complete already; nothing to do")
         return Result(output.uri, found)
     connect()
