@@ -53,6 +53,7 @@ def smaller(rehearse: ModuleType, weights: Path, workers: int) -> dict[str, dict
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_shipped_gpu_configurations_on_logical_gpus(rehearse: ModuleType, tmp_path: Path) -> None:
     """Nodes that join late, fractions, a training of two workers with a GPU each, judges; and no GPU at all."""
