@@ -107,7 +107,9 @@ TABLES: dict[int, Quoted] = {
             "Position": "position",
             "Color Attribution": "color_attr",
         },
-        note="The transcription lost the Greek letters of both PixArt rows. The first row's figures are those that "
+        note="SDXL's row is GenEval's own, whose authors' script draws at guidance 9 in 50 steps; a model drawn "
+        "otherwise (rankray's row sdxl: guidance 5) is not on that level. "
+        "The transcription lost the Greek letters of both PixArt rows. The first row's figures are those that "
         "others print for PixArt-α; that the second is PixArt-Σ is inferred.",
     ),
     2: Quoted(
