@@ -2,8 +2,10 @@
 
 `find` gives raw boxes before any threshold, as GenEval's rules want them. Mask2Former's are made as the authors'
 framework makes them: the 100 best pairs of query and class, each with the box of its mask at the picture's own size and
-the class's probability times the mask's mean. Masks cost a byte a pixel (a megabyte each at 1024 x 1024), so they are
-kept only of boxes above a threshold.
+the class's probability times the mask's mean. Its pictures are prepared as there, too (`Frame`): transformers' port
+antialiases where OpenCV's bilinear does not, and stretches sides to multiples of 32 that the framework pads.
+
+Masks cost a byte a pixel (a megabyte each at 1024 x 1024), so they are kept only of boxes above a threshold.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from rankray.config import ConfigError
 from rankray.evals.loading import Part, batches, load, load_image_processor, load_model
 
 SEGMENTERS = ("mask2former", "maskformer")
+DIVISOR = 32
+"""Of the sides of what Mask2Former sees."""
 MASKS_AT_ONCE = 8
 """Masks that are scaled up together: 64 MB of float32 logits at 1408 x 1408."""
 
@@ -56,6 +60,50 @@ class Sighting:
 
     box: tuple[float, float, float, float, float]
     mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How mmdetection 2 shows Mask2Former pictures of one size.
+
+    Attributes:
+        shorter, longer: most pixels of a picture's shorter and longer side.
+        mean, std: per channel, of values in 0 .. 1.
+    """
+
+    shorter: int
+    longer: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, processor: Any) -> Frame | None:
+        """Of an image processor; None where it keeps no aspect ratio."""
+        size = processor.size
+        shorter, longer = (
+            size.get(edge) if isinstance(size, Mapping) else getattr(size, edge, None)
+            for edge in ("shortest_edge", "longest_edge")
+        )
+        if shorter is None or longer is None:
+            return None
+        return cls(shorter, longer, tuple(processor.image_mean), tuple(processor.image_std))
+
+    def pixels(self, images: Sequence[Image.Image], device: str) -> tuple[Tensor, tuple[int, int]]:
+        """float32[n, 3, high, wide] with sides of multiples of 32, and (height, width) of the picture in it.
+
+        Scaled bilinearly without antialiasing and rounded to bytes, as OpenCV does; padding is 0 after normalising.
+        """
+        width, height = images[0].size
+        scale = min(self.longer / max(width, height), self.shorter / min(width, height))
+        inner = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+        stacked = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])).to(
+            device
+        )
+        values = stacked.permute(0, 3, 1, 2).float()
+        scaled = interpolate(values, size=inner, mode="bilinear", align_corners=False).round() / 255
+        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.mean, self.std))
+        high, wide = (-edge % DIVISOR for edge in inner)
+        return pad((scaled - mean) / std, (0, wide, 0, high)), inner
 
 
 class Detector:
@@ -93,6 +141,7 @@ class Detector:
         self.model = load_model(kind, part)
         changes = {} if size is None else {"size": dict(size)}
         self.processor = load_image_processor(part, **changes)
+        self.frame = Frame.of(self.processor) if self.has_masks else None
         self.device, self.dtype, self.batch_size = part.device, getattr(torch, part.dtype), batch_size
 
     def find(
@@ -122,14 +171,19 @@ class Detector:
     def _see(
         self, images: list[Image.Image], names: list[set[str]], least: float
     ) -> list[dict[str, list[Sighting]]]:
-        inputs = self.processor(images=images, return_tensors="pt").to(self.device)
+        if self.frame is not None:
+            pixels, inner = self.frame.pixels(images, self.device)
+            inputs = {"pixel_values": pixels}
+        else:
+            inputs = self.processor(images=images, return_tensors="pt").to(self.device)
+            inner = tuple(inputs["pixel_values"].shape[-2:])
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         outputs = self.model(**inputs)
         width, height = images[0].size
         if self.has_masks:
-            shape = tuple(inputs["pixel_values"].shape[-2:])
+            shapes = (tuple(inputs["pixel_values"].shape[-2:]), inner, (height, width))
             return [
-                self._segments(classes.float(), masks, shape, (height, width), wanted, least)
+                self._segments(classes.float(), masks, shapes, wanted, least)
                 for classes, masks, wanted in zip(
                     outputs.class_queries_logits, outputs.masks_queries_logits, names, strict=True
                 )
@@ -142,12 +196,15 @@ class Detector:
         self,
         classes: Tensor,
         masks: Tensor,
-        shape: tuple[int, ...],
-        size: tuple[int, int],
+        shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, int]],
         wanted: set[str],
         least: float,
     ) -> dict[str, list[Sighting]]:
-        """Objects of one picture: classes [queries, classes + 1], masks [queries, h, w], logits."""
+        """Objects of one picture: classes [queries, classes + 1], masks [queries, h, w], logits.
+
+        `shapes`: (height, width) of what the model saw, of the picture in it, and of the picture itself.
+        """
+        seen_as, inner, size = shapes
         probabilities = classes.softmax(-1)[:, :-1]
         scores, pairs = probabilities.flatten().topk(len(classes))
         queries, labels = pairs // probabilities.shape[1], pairs % probabilities.shape[1]
@@ -156,7 +213,8 @@ class Detector:
         for start in range(0, len(places), MASKS_AT_ONCE):
             some = places[start : start + MASKS_AT_ONCE]
             logits = masks[queries[some]].float()[None]
-            logits = interpolate(logits, size=shape, mode="bilinear", align_corners=False)
+            logits = interpolate(logits, size=seen_as, mode="bilinear", align_corners=False)
+            logits = logits[..., : inner[0], : inner[1]]
             logits = interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
             for place, layer in zip(some, logits, strict=True):
                 seen = sighting(layer, float(scores[place]), least)

@@ -6,9 +6,6 @@ grey; the text of a colour is the mean of three templates. `geneval.verdict` doe
 resizes pictures to 800 pixels on the shorter side, at most 1,333 on the longer, which the option `size` repeats.
 
 A detector without masks (DETR and its kin) leaves the background in the crop, as the authors' code does.
-
-Departure: the port rounds sides up to a multiple of 32, which stretches a picture that is not square by up to 4 %; the
-authors' framework pads it.
 """
 
 from __future__ import annotations

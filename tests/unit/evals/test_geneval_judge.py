@@ -23,7 +23,15 @@ from transformers import (
 
 from rankray.config import ConfigError
 from rankray.evals import EvalSpec, geneval
-from rankray.evals.detection import ALIASES, Detector, Sighting, bare_mask2former, class_names, sighting
+from rankray.evals.detection import (
+    ALIASES,
+    Detector,
+    Frame,
+    Sighting,
+    bare_mask2former,
+    class_names,
+    sighting,
+)
 from rankray.evals.geneval_judge import GenEvalJudge
 from rankray.evals.loading import Part
 from rankray.random_weights.judges import COCO, small_spec
@@ -58,9 +66,11 @@ def seen(mask2former: Detector, pictures: list[Image.Image]) -> list[dict[str, l
 
 def by_hand(model: Any, place: Path, image: Image.Image) -> dict[str, list[tuple[float, ...]]]:
     """All boxes of one picture, class by class, from the model called alone."""
-    inputs = AutoImageProcessor.from_pretrained(place, backend="pil")(images=image, return_tensors="pt")
+    frame = Frame.of(AutoImageProcessor.from_pretrained(place, backend="pil"))
+    assert frame is not None
+    pixels, (high, wide) = frame.pixels([image], "cpu")
     with torch.no_grad():
-        out = model(**inputs)
+        out = model(pixel_values=pixels)
     scores = out.class_queries_logits[0].softmax(-1)[:, :-1]
     found: dict[str, list[tuple[float, ...]]] = {}
     ranked = sorted(
@@ -68,9 +78,9 @@ def by_hand(model: Any, place: Path, image: Image.Image) -> dict[str, list[tuple
     )
     for score, query, label in ranked[: scores.shape[0]]:
         logits = interpolate(
-            out.masks_queries_logits[0, query][None, None], inputs.pixel_values.shape[-2:], mode="bilinear"
+            out.masks_queries_logits[0, query][None, None], pixels.shape[-2:], mode="bilinear"
         )
-        logits = interpolate(logits, image.size[::-1], mode="bilinear")[0, 0].numpy()
+        logits = interpolate(logits[..., :high, :wide], image.size[::-1], mode="bilinear")[0, 0].numpy()
         ys, xs = np.where(logits > 0)
         if len(xs):
             quality = (1 / (1 + np.exp(-logits[ys, xs]))).mean()
@@ -96,6 +106,29 @@ def test_boxes_are_those_of_the_model_alone(
                 ys, xs = np.where(one.mask)
                 assert one.mask.shape == picture.size[::-1]
                 assert one.box[:4] == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+
+
+def test_a_picture_is_shown_as_by_the_authors_framework() -> None:
+    """6 x 4, to 3 pixels on the shorter side: by 3/4 to 4.5, rounded to 5, x 3.
+
+    Places of the five in the six columns are 0.1, 1.3, 2.5, 3.7, 4.9: between them, and no wider.
+    """
+    columns = np.array([0, 100, 0, 0, 200, 0], np.uint8)
+    picture = Image.fromarray(np.tile(columns[None, :, None], (4, 1, 3)))
+    frame = Frame(3, 100, (0.5, 0.5, 0.5), (0.25, 0.5, 1.0))
+    pixels, inner = frame.pixels([picture, picture], "cpu")
+    assert (tuple(pixels.shape), inner) == ((2, 3, 32, 32), (3, 5))
+    levels = torch.tensor([10.0, 70.0, 0.0, 140.0, 20.0])
+    for channel, std in enumerate((0.25, 0.5, 1.0)):
+        due = ((levels / 255 - 0.5) / std).expand(3, 5)
+        torch.testing.assert_close(pixels[1, channel, :3, :5], due)
+    assert not pixels[:, :, 3:].any()
+    assert not pixels[:, :, :, 5:].any()
+    # The longer side decides where it would be too long: 1333 / 2000 of 2000 x 1000.
+    assert Frame(800, 1333, (0,) * 3, (1,) * 3).pixels([Image.new("RGB", (2000, 1000))], "cpu")[1] == (
+        667,
+        1333,
+    )
 
 
 def test_only_what_is_asked_is_found_and_masks_only_of_the_sure(
