@@ -41,7 +41,11 @@ def test_it_waits_for_no_longer_than_it_was_told(monkeypatch: pytest.MonkeyPatch
     seen = iter([nodes((8, 0)), nodes((8, 0)), nodes((8, 2))])
     wanted: list[list[dict[str, float]]] = []
     monkeypatch.setattr(layout, "alive_nodes", lambda: next(seen))
-    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: wanted.append(bundles))
+
+    def ask(bundles: list[dict[str, float]]) -> None:
+        wanted.append(bundles)
+
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", ask)
     monkeypatch.setattr(training_nodes, "ASK_EVERY_S", 0.01)
     said: list[str] = []
     training_nodes.require(asked, 60.0, said.append)
