@@ -81,7 +81,8 @@ def fake_cuda(answer: bool = False, counted: str = "cuda") -> Iterator[_Faked]:
         stack.enter_context(mock.patch.object(of_diffusers, "set_module_tensor_to_device", _set_tensor))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
         stack.enter_context(mock.patch.object(FakeTensor, "numpy", _numpy, create=True))
-        stack.enter_context(mock.patch.object(torch.cuda, "current_device", return_value=0))
+        for name, found in {"init": None, "device_count": 1, "current_device": 0}.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, return_value=found))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_FusedAttention())
         yield stack.enter_context(_Faked(answer, counted))
