@@ -212,7 +212,8 @@ def _attention(
         made = ops._scaled_dot_product_efficient_attention(
             query, key, value, bias, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale
         )[0]
-    return made[..., :width].reshape(*leading, *made.shape[-2:-1], width)
+    found: Tensor = made[..., :width].reshape(*leading, *made.shape[-2:-1], width)
+    return found
 
 
 def _bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:

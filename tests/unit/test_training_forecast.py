@@ -13,7 +13,7 @@ import small_dataset
 from rankray import config, hardware, training_forecast
 from rankray.encode_actors import EncodeActor, EncodeJob
 from rankray.generators import GENERATORS
-from rankray.layout import Node
+from rankray.seats import Node
 from rankray.training_config import RankDPOConfig
 
 JOBS = Path(__file__).parents[2] / "jobs"
