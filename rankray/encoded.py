@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -251,3 +251,25 @@ def step_rows(step: int, batch_size: int, rows: int, seed: int) -> list[tuple[in
 def epochs_of(steps: int, batch_size: int, rows: int) -> int:
     """Epochs that a run of so many steps begins."""
     return -(-steps * batch_size // rows)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a run reads of an encoded set: each row in epochs 0 to `whole` - 1, and those of `last` once more.
+
+    400 steps of 1,024 prompts are 7.06 epochs of 58,000: the eighth reads 3,600 prompts, not all of them.
+    """
+
+    whole: int
+    last: frozenset[str]
+
+    def epochs(self, prompt_id: str) -> range:
+        """The epochs in which a row that takes part is read."""
+        return range(self.whole + (prompt_id in self.last))
+
+
+def reads(prompt_ids: Iterable[str], steps: int, batch_size: int, seed: int) -> Reads:
+    """What `step_rows` gives to a run of so many steps over the rows of these prompts."""
+    ids = sorted(prompt_ids)
+    whole, rest = divmod(steps * batch_size, len(ids))
+    return Reads(whole, frozenset(ids[row] for row in epoch_order(len(ids), seed, whole)[:rest]))

@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 import ray.data
 
 from rankray import output as outputs
-from rankray import stages, store
+from rankray import stages, store, training_nodes
 from rankray.actors import Actors
 from rankray.config import ConfigError
 from rankray.encode_actors import REFERENCE_SCHEMA, EncodeJob, ReferenceJob, layout_of
-from rankray.encoded import ENCODED_VERSION, Layout
+from rankray.encoded import ENCODED_VERSION, Layout, index
+from rankray.labels import Labelling
 from rankray.output import Output
 from rankray.streaming import stream
 from rankray.training_config import EncodingConfig, WorkersConfig
@@ -63,15 +64,20 @@ def encoded_place(dataset: store.RankedDataset, job: EncodeJob, revision: str, c
 
 
 def encode(
-    dataset: store.RankedDataset, job: EncodeJob, config: EncodingConfig, say: Callable[[str], None]
+    dataset: store.RankedDataset,
+    job: EncodeJob,
+    config: EncodingConfig,
+    say: Callable[[str], None],
+    wait_s: float = 0.0,
 ) -> EncodedSet:
     """Encodes what is left of `dataset` into `job.place`.
 
     Raises:
-        ConfigError: the place cannot be written.
+        ConfigError: the place cannot be written, or no node has room for an encoder within `wait_s`.
     """
     output = _open(job.place)
     if not output.exists("encoded.json"):
+        training_nodes.require(training_nodes.encoders(config), wait_s, say)
         say(f"encoding {dataset.info['rows']:,} prompts into {output.uri}")
 
         def build(rows: ray.data.Dataset) -> ray.data.Dataset:
@@ -88,14 +94,21 @@ def encode(
     return EncodedSet(output.uri, tuple(output.files("data")), Layout.from_json(found), found["rows"])
 
 
+def prompt_ids(encoded: EncodedSet, labelling: Labelling | None) -> list[str]:
+    """Ids of the prompts of an encoded set that take part, in the order of `rankray.encoded.index`."""
+    fs, _ = store.filesystem(encoded.uri)
+    ids = [place.prompt_id for place in index(encoded.files, fs)]
+    return ids if labelling is None else [name for name in ids if labelling.takes(name)]
+
+
 def reference_place(encoded: EncodedSet, job: ReferenceJob, revision: str) -> str:
-    """Where the reference errors belong: beside the encoded set, by the hash of model, noise and epochs."""
+    """Where the reference errors belong: beside the encoded set, by the hash of model, noise and what is read."""
     config = job.config
     content: dict[str, Any] = {
         "revision": revision,
         "dtype": config.tuned.dtype,
         "seed": config.seed,
-        "epochs": job.epochs,
+        "read": [job.reads.whole, len(job.reads.last)],
         "noise": config.noise.model_dump(),
     }
     if job.labelling is not None:  # labels do not matter to the reference, only whom it is asked about
@@ -104,14 +117,22 @@ def reference_place(encoded: EncodedSet, job: ReferenceJob, revision: str) -> st
 
 
 def precompute(
-    encoded: EncodedSet, job: ReferenceJob, place: str, workers: WorkersConfig, say: Callable[[str], None]
+    encoded: EncodedSet,
+    job: ReferenceJob,
+    place: str,
+    workers: WorkersConfig,
+    say: Callable[[str], None],
+    told: str,
 ) -> str:
-    """Computes what is left of the reference errors, with as many actors as trainers; returns the place."""
+    """Computes what is left of the reference errors, with as many actors as trainers; returns the place.
+
+    `told` is said before, where anything is left.
+    """
     output = _open(place)
     if output.exists("reference.json"):
         say(f"reference errors already there: {output.uri}")
         return output.uri
-    say(f"reference errors of {job.epochs} epochs of {encoded.rows:,} prompts")
+    say(told)
     actors = actors_of(workers.count, workers.max_count, workers.num_cpus, workers.num_gpus)
 
     def build(rows: ray.data.Dataset) -> ray.data.Dataset:
@@ -119,7 +140,9 @@ def precompute(
 
     fs, _ = store.filesystem(encoded.uri)
     _run(encoded.files, fs, output, encoded.rows, build, {"schema": REFERENCE_SCHEMA})
-    store.write_json(output.at("reference.json"), {"epochs": job.epochs, "rows": encoded.rows}, output.fs)
+    store.write_json(
+        output.at("reference.json"), {"whole_epochs": job.reads.whole, "rows": encoded.rows}, output.fs
+    )
     output.remove("_work")
     return output.uri
 

@@ -40,6 +40,9 @@ JobConfig = SynPicConfig | RankDPOConfig | AblationConfig | EvaluateConfig
 IO_THREADS = 16
 """58,000 prompts are 3,625 files, and an object store takes some 50 ms for one."""
 
+NO_LONGER = frozenset({"objective.reference"})
+"""Keys that identities once had: work that was begun with them goes on."""
+
 MAX_EXAMPLES = 20
 """Failures that `dataset.json` quotes; all of them stand in the rows."""
 
@@ -143,7 +146,8 @@ def claim(
     place = marker if complete else "_work/identity.json"
     if complete or output.exists(place):
         found = store.read_json(output.at(place), output.fs)
-        lines = differing_keys(found["identity"], identity)
+        begun = {key: value for key, value in found["identity"].items() if key not in NO_LONGER}
+        lines = differing_keys(begun, identity)
         if lines:
             raise ConfigError(
                 f"{output.uri} was begun with another configuration; take another output, or go back to it:\n  "

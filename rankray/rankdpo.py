@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 import rankray
-from rankray import denoisers, generators, labels, schema, store
+from rankray import denoisers, generators, labels, schema, store, training_forecast, training_nodes
 from rankray import output as outputs
 from rankray.config import ConfigError, GeneratorChoice, device_of, nearest
 from rankray.generators import GeneratorSpec
@@ -85,7 +85,8 @@ def run(
         say(f"{output.uri} is complete already; nothing to do")
         return Result(output.uri, store.read_json(output.at("run.json"), output.fs))
     connect()
-    check_cluster(config)
+    training_nodes.require(training_nodes.workers(config.workers), config.workers.wait_for_nodes_s, say)
+    plan = _settled(plan, say)
     outputs.claim(output, config, revisions, "run.json")
     say(f"output: {output.uri}")
     with exclusive("rankdpo", output.uri):
@@ -183,19 +184,9 @@ def check_reward(config: TrainingSettings, names: list[str]) -> int | None:
     return names.index(name)
 
 
-def check_cluster(config: RankDPOConfig) -> None:
-    """Whether Ray has what the least number of workers takes.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    cluster, workers = ray.cluster_resources(), config.workers
-    for name, each in (("GPU", workers.num_gpus), ("CPU", workers.num_cpus)):
-        if workers.count * each > cluster.get(name, 0.0) + 1e-6:
-            raise ConfigError(
-                f"{workers.count} workers need {workers.count * each:g} {name}, and the cluster has "
-                f"{cluster.get(name, 0.0):g}; lower workers.count or workers.num_{name.lower()}s, or add nodes"
-            )
+def _settled(plan: Plan, say: Say) -> Plan:
+    found = training_forecast.settled(plan.config, plan.spec, plan.dataset, plan.device, say)
+    return replace(plan, config=found)
 
 
 def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
@@ -235,10 +226,9 @@ class _Encoded:
     def __init__(self, plan: Plan, say: Say) -> None:
         from rankray import encoding
         from rankray.encode_actors import EncodeActor, EncodeJob, ReferenceJob
-        from rankray.encoded import epochs_of
+        from rankray.encoded import reads as reads_of
 
         self.plan, config, dataset = plan, plan.config, plan.dataset
-        epochs = epochs_of(config.steps, config.batch_size, plan.rows)
         settings = config.encoding
         device = device_of(settings.num_gpus, config.rehearse)
         dtype = "float32" if device == "cpu" else "bfloat16"
@@ -248,6 +238,8 @@ class _Encoded:
         self.names: tuple[str, ...] = ()
         self.reference: str | None = None
         if settings.mode == "stream":
+            wanted = [*training_nodes.encoders(settings), *training_nodes.workers(config.workers)]
+            training_nodes.require(wanted, config.workers.wait_for_nodes_s, say)
             actor = ray.remote(EncodeActor)
             options = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus, "max_restarts": -1}
             self.names = tuple(f"encoder {n} of {self.place}" for n in range(settings.min_size))
@@ -255,12 +247,15 @@ class _Encoded:
             self._actors = [actor.options(name=name, **options).remote(job) for name in self.names]
             self.files, self.files_uri, self.layout = dataset.files, dataset.path, None
             return
-        encoded = encoding.encode(dataset, job, settings, say)
+        encoded = encoding.encode(dataset, job, settings, say, config.workers.wait_for_nodes_s)
         self.files, self.files_uri, self.layout = encoded.files, encoded.uri, encoded.layout.as_json()
         if config.objective.reference == "precomputed" and config.objective.name not in REFERENCE_FREE:
-            ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, epochs, plan.labelling)
+            ids = encoding.prompt_ids(encoded, plan.labelling)
+            reads = reads_of(ids, config.steps, config.batch_size, config.seed)
+            ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, reads, plan.labelling)
             place = encoding.reference_place(encoded, ahead, plan.revision)
-            self.reference = encoding.precompute(encoded, ahead, place, config.workers, say)
+            told = training_forecast.ahead_line(ahead, len(ids), plan.dataset)
+            self.reference = encoding.precompute(encoded, ahead, place, config.workers, say, told)
 
     def job(self, output: str) -> TrainJob:
         """What a worker needs to train into `output`."""
@@ -296,7 +291,7 @@ def prepare(config: RankDPOConfig, say: Say = print) -> TrainJob:
     """
     plan = check(config)
     connect()
-    return _Encoded(plan, say).job(config.output)
+    return _Encoded(_settled(plan, say), say).job(config.output)
 
 
 def _train(job: Any, output: Output) -> str:
@@ -377,7 +372,7 @@ def _summary(plan: Plan, output: Output, checkpoint: str) -> dict[str, Any]:
         "workers": config.workers.count,
         "zero_stage": config.workers.zero_stage,
         "lora_rank": config.tuned.lora_rank if config.tuned.train == "lora" else 0,
-        "reference": config.objective.reference,
+        "reference": config.objective.reference,  # as it was chosen, where "auto" left it open
         "encode": config.encoding.mode,
         "parameters": {"trained": parameters["trained"], "total": parameters["total"]},
         "held_parameters": parameters["held"],

@@ -43,9 +43,10 @@ class ObjectiveConfig(Strict):
     )
     options: dict[str, Any] = Field({}, description="further arguments of the loss, such as {pairs = 'all'}")
     reward: str | None = Field(None, description="the reward whose scores weigh weighted_sft")
-    reference: Literal["copy", "adapter_off", "precomputed"] = Field(
+    reference: Literal["auto", "copy", "adapter_off", "precomputed"] = Field(
         "copy",
-        description="where reference errors come from: a second model, the model without LoRA, or a stage ahead",
+        description="where reference errors come from: a second model, the model without LoRA, a stage ahead; "
+        "auto takes a second model where the GPUs have room for it",
     )
 
     @model_validator(mode="after")
@@ -153,6 +154,9 @@ class WorkersConfig(Strict):
     )
     num_cpus: float = Field(1.0, gt=0)
     num_gpus: float = Field(0.0, ge=0, description="GPUs of one worker: 0 or 1")
+    wait_for_nodes_s: float = Field(
+        0.0, ge=0, description="how long to wait for nodes that the encoders and workers.count workers need"
+    )
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: bool = Field(
         False, description="optimizer state in host memory (stages 1 to 3), parameters too (3)"
@@ -210,6 +214,11 @@ class TrainingSettings(Strict):
             raise ValueError(
                 "objective.reference adapter_off needs LoRA: set tuned.train = 'lora', or take copy"
             )
+        if self.objective.reference == "precomputed" and self.encoding.mode == "stream":
+            raise ValueError(
+                "objective.reference precomputed reads the encoded set, and encoding.mode = 'stream' keeps none: take "
+                "copy, auto, or encoding.mode = 'store'"
+            )
         if self.workers.num_gpus not in (0.0, 1.0):
             raise ValueError("workers.num_gpus is 0 or 1; more workers take more GPUs")
         if self.workers.zero_stage == 0 and self.tuned.dtype != "float32":
@@ -255,6 +264,7 @@ class RankDPOConfig(TrainingSettings):
                 "encoding": {"mode", "place", "min_size", "max_size", "num_cpus", "num_gpus", "batch_size"},
             },
         )
+        del content["objective"]["reference"]  # the values are the same to rounding, whoever computes them
         del content["model"]["pool"], content["model"]["batch_size"], content["model"]["seed_name"]
         if self.labels == LabelsConfig():
             del content["labels"]  # a run that was begun before there were any goes on

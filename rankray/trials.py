@@ -95,6 +95,9 @@ def _lone(trials: Mapping[str, RankDPOConfig]) -> dict[str, RankDPOConfig]:
     found = {}
     for name, trial in trials.items():
         objective = trial.objective
+        if objective.reference == "auto":
+            taken = "adapter_off" if trial.tuned.train == "lora" else "precomputed"
+            objective = objective.model_copy(update={"reference": taken})
         if objective.reference == "precomputed" and sharers[_kind(trial)] == 1:
             objective = objective.model_copy(update={"reference": "copy"})
         found[name] = trial.model_copy(update={"objective": objective})

@@ -14,8 +14,10 @@ Importing this module loads neither torch nor diffusers.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rankray import weight_copies
 from rankray.config import ConfigError
@@ -23,6 +25,34 @@ from rankray.generators import GeneratorSpec
 from rankray.targets import locate
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+Configs = Mapping[str, Mapping[str, Any]]
+"""`config.json` of each component that is loaded, by its name in the pipeline."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _clip_tokens(configs: Configs) -> int:
+    """Tokens that prompts are padded to; what the published configurations leave out is CLIP's own 77."""
+    return int(configs["text_encoder"].get("max_position_embeddings", 77))
+
+
+def _sd15_text(configs: Configs, call: Mapping[str, Any]) -> Shapes:
+    return {"text": (_clip_tokens(configs), configs["unet"]["cross_attention_dim"])}
+
+
+def _sdxl_text(configs: Configs, call: Mapping[str, Any]) -> Shapes:
+    return {**_sd15_text(configs, call), "pooled": (configs["text_encoder_2"]["projection_dim"],)}
+
+
+def _sd3_text(configs: Configs, call: Mapping[str, Any]) -> Shapes:
+    tokens, model = _clip_tokens(configs) + call.get("max_sequence_length", 256), configs["transformer"]
+    return {"text": (tokens, model["joint_attention_dim"]), "pooled": (model["pooled_projection_dim"],)}
+
+
+def _pixart_text(configs: Configs, call: Mapping[str, Any]) -> Shapes:
+    tokens = call.get("max_sequence_length", 300)
+    return {"text": (tokens, configs["transformer"]["caption_channels"]), "text_mask": (tokens,)}
 
 
 @dataclass(frozen=True)
@@ -33,25 +63,30 @@ class DenoiserSpec:
         pipeline: class name in diffusers.
         denoiser: the pipeline's component that is trained.
         module: where `encode_prompts` and `predict` stand.
+        text: what `encode_prompts` gives for a prompt, by the components' configurations and the row's `call`.
         lora_targets: names of the layers that get an adapter.
     """
 
     pipeline: str
     denoiser: str
     module: str
+    text: Callable[[Configs, Mapping[str, Any]], Shapes]
     lora_targets: tuple[str, ...] = _ATTENTION
 
 
 DENOISERS: dict[str, DenoiserSpec] = {
-    "sd15": DenoiserSpec("StableDiffusionPipeline", "unet", "rankray.denoisers.sd15"),
-    "sdxl": DenoiserSpec("StableDiffusionXLPipeline", "unet", "rankray.denoisers.sdxl"),
+    "sd15": DenoiserSpec("StableDiffusionPipeline", "unet", "rankray.denoisers.sd15", _sd15_text),
+    "sdxl": DenoiserSpec("StableDiffusionXLPipeline", "unet", "rankray.denoisers.sdxl", _sdxl_text),
     "sd3": DenoiserSpec(
         "StableDiffusion3Pipeline",
         "transformer",
         "rankray.denoisers.sd3",
+        _sd3_text,
         (*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     ),
-    "pixart_sigma": DenoiserSpec("PixArtSigmaPipeline", "transformer", "rankray.denoisers.pixart_sigma"),
+    "pixart_sigma": DenoiserSpec(
+        "PixArtSigmaPipeline", "transformer", "rankray.denoisers.pixart_sigma", _pixart_text
+    ),
 }
 
 

@@ -21,6 +21,7 @@ from rankray.encoded import (
     epoch_order,
     epochs_of,
     index,
+    reads,
     step_rows,
 )
 
@@ -90,6 +91,19 @@ def test_every_epoch_holds_each_row_once_whatever_the_batch(rows: int, batch: in
     for epoch in range(3):
         assert sorted(row for e, row in seen if e == epoch) == list(range(rows))
     assert epochs_of(steps, batch, rows) == max(e for e, _ in seen) + 1
+
+
+@given(st.integers(1, 40), st.integers(1, 17), st.integers(1, 12), st.integers(0, 5))
+def test_reads_are_the_pairs_of_all_steps_and_no_others(rows: int, batch: int, steps: int, seed: int) -> None:
+    ids = [f"p{row:02}" for row in range(rows)]
+    due = {(ids[row], epoch) for step in range(steps) for epoch, row in step_rows(step, batch, rows, seed)}
+    found = reads(ids[::-1], steps, batch, seed)
+    assert {(name, epoch) for name in ids for epoch in found.epochs(name)} == due
+
+
+def test_the_paper_s_run_reads_its_eighth_epoch_in_part() -> None:
+    found = reads(map(str, range(58_000)), 400, 1024, 0)
+    assert (found.whole, len(found.last)) == (7, 3_600)
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:

@@ -82,6 +82,8 @@ FLOORS = {
     "run_log": 2,
     "training": 2,
     "rankdpo": 2,
+    "training_forecast": 2,
+    "training_nodes": 2,
     "align": 2,
     "evaluation": 2,
     "trials": 2,

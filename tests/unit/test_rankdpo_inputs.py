@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 from PIL import Image
 
 from rankray import config, rankdpo, schema
@@ -164,15 +163,6 @@ def test_a_loss_that_needs_scores_which_the_dataset_lacks(tmp_path: Path) -> Non
 def test_settings_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(Path("/d"), **changes)
-
-
-def test_more_workers_than_the_cluster_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
-    with pytest.raises(ConfigError, match="4 workers need 4 GPU, and the cluster has 2; lower workers"):
-        rankdpo.check_cluster(settings(Path("/d"), workers__count=4, workers__num_gpus=1))
-    with pytest.raises(ConfigError, match="4 workers need 32 CPU, and the cluster has 16"):
-        rankdpo.check_cluster(settings(Path("/d"), workers__count=4, workers__num_cpus=8))
-    rankdpo.check_cluster(settings(Path("/d"), workers__count=2, workers__num_gpus=1))
 
 
 def test_the_command_says_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
