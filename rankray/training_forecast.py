@@ -24,7 +24,7 @@ from rankray.demand import own_parameters
 from rankray.encode_actors import ReferenceJob
 from rankray.generators import GeneratorSpec, full_size
 from rankray.hardware import CONTEXT_GB, WORKSPACE, GpuType
-from rankray.layout import Node, alive_nodes
+from rankray.seats import Node, alive_nodes
 from rankray.targets import locate
 from rankray.training_config import REFERENCE_FREE, RankDPOConfig, TrainingSettings
 

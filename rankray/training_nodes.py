@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from rankray import layout
+from rankray import seats
 from rankray.config import ConfigError
-from rankray.layout import Claim, Node
+from rankray.seats import Claim, Node
 from rankray.stages import IO_CPUS
 from rankray.training_config import EncodingConfig, WorkersConfig
 
@@ -25,7 +25,7 @@ def workers(config: WorkersConfig) -> list[Claim]:
 
 def encoders(config: EncodingConfig) -> list[Claim]:
     """What the encoding pool claims at its least size; reading and writing stand beside it."""
-    beside = {"CPU": layout.CHECKPOINT_CPUS + layout.IO_TASKS * IO_CPUS}
+    beside = {"CPU": seats.CHECKPOINT_CPUS + seats.IO_TASKS * IO_CPUS}
     own = Claim("encoders", config.min_size, _needs(config.num_cpus, config.num_gpus))
     return [own, *([Claim("reading and writing", 1, beside)] if config.mode == "store" else [])]
 
@@ -36,7 +36,7 @@ def require(wanted: Sequence[Claim], wait_s: float, say: Callable[[str], None]) 
     Raises:
         ConfigError: they have none.
     """
-    nodes = layout.alive_nodes()
+    nodes = seats.alive_nodes()
     short = shortage(wanted, nodes)
     if short and wait_s > 0:
         from ray.autoscaler.sdk import request_resources
@@ -46,7 +46,7 @@ def require(wanted: Sequence[Claim], wait_s: float, say: Callable[[str], None]) 
         deadline = time.monotonic() + wait_s
         while short and time.monotonic() < deadline:
             time.sleep(min(ASK_EVERY_S, wait_s))
-            nodes = layout.alive_nodes()
+            nodes = seats.alive_nodes()
             short = shortage(wanted, nodes)
         request_resources(bundles=[])  # a request that stands would keep nodes for good
     if short:
@@ -60,18 +60,18 @@ def require(wanted: Sequence[Claim], wait_s: float, say: Callable[[str], None]) 
 
 def shortage(wanted: Sequence[Claim], nodes: Sequence[Node]) -> str:
     """What is missing, such as "8 workers need 8 GPU, and the cluster has 4"; empty where all find room."""
-    total = layout.totals(nodes)
+    total = seats.totals(nodes)
     for claim in wanted:
         for name, each in claim.needs.items():
-            if claim.count * each > total.get(name, 0.0) + layout.SLACK:
+            if claim.count * each > total.get(name, 0.0) + seats.SLACK:
                 return (
                     f"{claim.count} {claim.owner} need {claim.count * each:g} {name}, and the cluster has "
                     f"{total.get(name, 0.0):g}"
                 )
-    seats, missing = layout.place(wanted, nodes)
+    found, missing = seats.place(wanted, nodes)
     if missing is None:
         return ""
-    held = sum(seat.claim is missing for seat in seats)
+    held = sum(seat.claim is missing for seat in found)
     share = " and ".join(f"{amount:g} {name}" for name, amount in missing.needs.items())
     return (
         f"{missing.count} {missing.owner} need {share} each, and beside the rest the nodes hold {held} such"

@@ -13,7 +13,7 @@ import small_dataset
 from rankray import config, hardware, store, training_forecast
 from rankray.encode_actors import EncodeActor, EncodeJob
 from rankray.generators import GENERATORS
-from rankray.layout import Node
+from rankray.seats import Node
 from rankray.training_config import RankDPOConfig
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -50,7 +50,7 @@ def test_sd3_s_encoded_set_is_said_to_be_hundreds_of_gigabytes() -> None:
         settings("rankdpo-sd3"), found, 58_000, 4, {"encoded": "s3://b/d", "output": "s3://b/o"}, "copy"
     )
     (line,) = training_forecast.disk_lines(made)
-    assert line.startswith("on disk: encoded set (4.83 MB a prompt) 280 GB, checkpoints (up to 4 of 24 GB)")
+    assert line.startswith("on disk: encoded set (6.93 MB a prompt) 402 GB, checkpoints (up to 4 of 24 GB)")
 
 
 @pytest.mark.parametrize("model", ["shapes-sdxl", "shapes-sd3", "shapes-pixart"])

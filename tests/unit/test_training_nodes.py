@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rankray import layout, training_nodes
+from rankray import seats, training_nodes
 from rankray.config import ConfigError
-from rankray.layout import Node
+from rankray.seats import Node
 from rankray.training_config import EncodingConfig, WorkersConfig
 
 
@@ -40,14 +40,18 @@ def test_it_waits_for_no_longer_than_it_was_told(monkeypatch: pytest.MonkeyPatch
     asked = training_nodes.workers(WorkersConfig(count=2, num_gpus=1))
     seen = iter([nodes((8, 0)), nodes((8, 0)), nodes((8, 2))])
     wanted: list[list[dict[str, float]]] = []
-    monkeypatch.setattr(layout, "alive_nodes", lambda: next(seen))
-    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: wanted.append(bundles))
+    monkeypatch.setattr(seats, "alive_nodes", lambda: next(seen))
+
+    def ask(bundles: list[dict[str, float]]) -> None:
+        wanted.append(bundles)
+
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", ask)
     monkeypatch.setattr(training_nodes, "ASK_EVERY_S", 0.01)
     said: list[str] = []
     training_nodes.require(asked, 60.0, said.append)
     assert said == ["waiting up to 60 s for nodes: 2 workers need 2 GPU, and the cluster has 0"]
     assert wanted == [[{"GPU": 1.0, "CPU": 1.0}] * 2, []], "what was asked of the autoscaler is withdrawn"
-    monkeypatch.setattr(layout, "alive_nodes", lambda: nodes((8, 0)))
+    monkeypatch.setattr(seats, "alive_nodes", lambda: nodes((8, 0)))
     with pytest.raises(
         ConfigError, match="2 workers need 2 GPU, and the cluster has 0; lower workers"
     ) as caught:
