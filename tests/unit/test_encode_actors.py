@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small_dataset
 import torch
 
-from rankray import batches, config, store
+from rankray import batches, config
 from rankray.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
 from rankray.encoded import Reads
 from rankray.generators import GENERATORS
@@ -28,7 +29,8 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, pa.Table]:
     root = tmp_path_factory.mktemp("encoded")
-    rows = list(store.read(str(small_dataset.write(root / "dataset"))).rows())
+    place = small_dataset.write(root / "dataset")
+    rows = pq.read_table(f"{place}/data").to_pylist()
     table = EncodeActor(EncodeJob(SPEC, "cpu", "float32", "float32", 4, str(root / "set"))).encode(rows)
     return str(root / "set"), table
 

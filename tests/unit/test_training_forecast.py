@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import small_dataset
 
-from rankray import config, hardware, store, training_forecast
+from rankray import config, hardware, training_forecast
 from rankray.encode_actors import EncodeActor, EncodeJob
 from rankray.generators import GENERATORS
 from rankray.seats import Node
@@ -57,7 +57,7 @@ def test_sd3_s_encoded_set_is_said_to_be_hundreds_of_gigabytes() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_an_encoded_set_is_as_large_as_was_said(tmp_path: Path, model: str, dtype: str) -> None:
     place = small_dataset.write(tmp_path / "dataset")
-    rows = list(store.read(str(place)).rows())
+    rows = pq.read_table(f"{place}/data").to_pylist()
     full = [row for row in rows if all(c["image"] is not None for c in row["candidates"])]
     job = EncodeJob(GENERATORS[model], "cpu", "float32", dtype, 4, str(tmp_path / "encoded"))
     table: pa.Table = EncodeActor(job).encode(full)
