@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ import small_dataset
 
 from rankray import config, hardware, training_forecast
 from rankray.encode_actors import EncodeActor, EncodeJob
+from rankray.encoded import Layout, encoded_table
 from rankray.generators import GENERATORS
 from rankray.seats import Node
 from rankray.training_config import RankDPOConfig
@@ -68,9 +70,25 @@ def test_an_encoded_set_is_as_large_as_was_said(tmp_path: Path, model: str, dtyp
     arrays += sum(map(len, row["text"].values()))
     candidates = len(full[0]["candidates"])
     assert said.prompt_bytes(candidates, dtype) - training_forecast.ROW_BYTES == arrays
+
+
+def test_parquet_adds_next_to_nothing_at_full_size(tmp_path: Path) -> None:
+    """Random numbers of SDXL's shapes, which no compression makes smaller."""
+    said = training_forecast.facts(GENERATORS["sdxl"])
+    assert said is not None
+    draw = np.random.default_rng(0).standard_normal
+    candidate = {"win_probability": 0.5, "rank": 1, "scores": [1.0] * 5}
+    rows = [
+        {"prompt_id": f"{n:064}", "prompt": "a red circle " * 5, "candidates": [candidate] * 4}
+        for n in (0, 1)
+    ]
+    latents = [[(draw(said.latent), draw(said.latent)) for _ in range(4)] for _ in rows]
+    text = {name: draw((2, *shape)) for name, shape in said.text.items()}
+    layout = Layout(said.latent, said.text, "float16", (1024, 1024))
+    table = encoded_table(rows, latents, text, layout)
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=1)
-    size = (tmp_path / "rows.parquet").stat().st_size / len(full)
-    assert 0.5 * said.prompt_bytes(candidates, dtype) < size < 1.3 * said.prompt_bytes(candidates, dtype)
+    size = (tmp_path / "rows.parquet").stat().st_size / 2
+    assert size == pytest.approx(said.prompt_bytes(4, "float16"), rel=0.02)
 
 
 def test_the_reference_is_a_copy_where_the_gpus_have_room_for_it() -> None:
