@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
-from conftest import REPOSITORY, environment
+from conftest import REPOSITORY, Ended
 
 from rankray import config
 
@@ -26,8 +25,9 @@ def small(output: Path, trials: str) -> Path:
     tables |= {
         "output": str(output),
         "trials": trials,
+        "rehearse": True,
         "seeds": 2,
-        "generators": [{"model": "shapes-sdxl", "samples": 3}],
+        "generators": [{"model": "shapes-sdxl", "samples": 3, "pool": {"num_gpus": 1}}],
         "labels": {"samples": {"shapes-sdxl": 3}},
         "objectives": [one for one in tables["objectives"] if one["name"] in {"rank_dpo", "sft"}],
         "rows": [row for row in tables["rows"] if row["name"] in ROWS],
@@ -35,7 +35,10 @@ def small(output: Path, trials: str) -> Path:
         "along": {"row": "rank", "steps": 4, "every": 2},
     }
     tables["curves"][0]["points"] = [{"x": 0.5, "row": "prompts-half"}, {"x": 1, "row": "rank"}]
-    tables["training"] |= {"steps": 2, "batch_size": 8}
+    for one in tables["rewards"]:
+        one["pool"] = {"num_gpus": 0.5}
+    tables["training"] |= {"steps": 2, "batch_size": 8, "encoding": {"num_gpus": 0.5}}
+    tables["training"]["workers"]["num_gpus"] = 1
     for part, limit in (("prompts", 40), ("validation", 6), ("held_out", 8)):
         place = tables[part] if part == "prompts" else tables[part]["prompts"]
         place["limit"] = limit
@@ -47,19 +50,15 @@ def small(output: Path, trials: str) -> Path:
     return file
 
 
-def run(file: Path) -> None:
-    script = REPOSITORY / "jobs" / "ablate.py"
-    subprocess.run([sys.executable, str(script), "--config", str(file)], env=environment(), check=True)
-
-
-def figures(output: Path, trials: str) -> dict[str, Any]:
-    run(small(output, trials))
+def figures(job: Callable[..., Ended], output: Path, trials: str) -> dict[str, Any]:
+    ended = job("ablate", "--config", str(small(output, trials)))
+    assert ended.code == 0, ended.text
     found: dict[str, Any] = json.loads((output / "ablation.json").read_text())
     return found
 
 
-def test_actors_and_jobs_come_to_the_same_figures(tmp_path: Path) -> None:
-    by_actors = figures(tmp_path / "actors", "actors")
+def test_actors_and_jobs_come_to_the_same_figures(job: Callable[..., Ended], tmp_path: Path) -> None:
+    by_actors = figures(job, tmp_path / "actors", "actors")
     assert [row["name"] for row in by_actors["rows"]] == sorted(
         ROWS, key=[row["name"] for row in config.read_toml(FILE)["rows"]].index
     )
@@ -71,11 +70,11 @@ def test_actors_and_jobs_come_to_the_same_figures(tmp_path: Path) -> None:
 
     # The same again finds everything finished and does nothing.
     before = (tmp_path / "actors" / "ablation.json").stat().st_mtime_ns
-    run(tmp_path / "actors.toml")
+    assert job("ablate", "--config", str(tmp_path / "actors.toml")).code == 0
     assert (tmp_path / "actors" / "ablation.json").stat().st_mtime_ns == before
 
-    by_jobs = figures(tmp_path / "jobs", "jobs")
-    for actor, job in zip(by_actors["rows"], by_jobs["rows"], strict=True):
-        assert actor["seeds"] == job["seeds"]
+    by_jobs = figures(job, tmp_path / "jobs", "jobs")
+    for actor, run in zip(by_actors["rows"], by_jobs["rows"], strict=True):
+        assert actor["seeds"] == run["seeds"]
         for name, found in actor["rewards"].items():
-            assert found["after"] == pytest.approx(job["rewards"][name]["after"], abs=2e-3)
+            assert found["after"] == pytest.approx(run["rewards"][name]["after"], abs=2e-3)

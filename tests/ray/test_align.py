@@ -1,4 +1,4 @@
-"""Algorithm 3 end to end: two rounds through `ray job submit`, killed in each phase, ending as if it had not been."""
+"""Algorithm 3 end to end on pools and workers that claim GPUs: one round; two, killed in each phase."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import CPUS, GPUS, Ended
 from safetensors.torch import load_file
 
 from rankray import store
@@ -22,12 +24,16 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 OPTIONS = {
     "prompts.limit": "12",
-    "generators": '[{model = "shapes-sdxl", samples = 2, steps = 4}]',
-    "rewards": '[{model = "shapes-pickscore"}]',
+    "rehearse": "true",
+    "model": '{model = "shapes-sdxl", pool = {num_gpus = 1, num_cpus = 0.5}}',
+    "generators": '[{model = "shapes-sdxl", samples = 2, steps = 4, pool = {num_gpus = 1, num_cpus = 0.5}}]',
+    "rewards": '[{model = "shapes-pickscore", pool = {num_gpus = 0.5, num_cpus = 0.5}}]',
     "execution.rows_per_block": "4",
     "training.steps": "6",
     "training.batch_size": "4",
     "training.workers.num_cpus": "0.4",
+    "training.workers.num_gpus": "1",
+    "training.encoding.num_gpus": "0.5",
     "training.checkpoints.every": "2",
     "training.checkpoints.sample_every": "0",
     "held_out.prompts.limit": "8",
@@ -42,36 +48,10 @@ PHASES = {
 }
 
 
-def command(output: Path, rounds: int = 2) -> list[str]:
-    options = [word for key, value in OPTIONS.items() for word in (f"--{key}", value)]
-    options += ["--rounds", str(rounds)]
-    config = str(ROOT / "jobs" / "align-shapes.toml")
-    return [
-        sys.executable,
-        str(ROOT / "jobs" / "align.py"),
-        "--config",
-        config,
-        "--output",
-        str(output),
-        *options,
-    ]
-
-
-def start(output: Path, rounds: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command(output, rounds),
-        env={**os.environ, "RAY_ADDRESS": "local"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def finish(output: Path, rounds: int) -> str:
-    process = start(output, rounds)
-    printed = process.communicate()[0].decode()
-    assert process.returncode == 0, printed[-4000:]
-    return printed
+def options(output: Path, rounds: int = 2) -> list[str]:
+    given = [word for key, value in OPTIONS.items() for word in (f"--{key}", value)]
+    config = ("--config", str(ROOT / "jobs" / "align-shapes.toml"))
+    return [*config, "--output", str(output), *given, "--rounds", str(rounds)]
 
 
 def weights(output: Path, number: int) -> dict[str, object]:
@@ -81,9 +61,11 @@ def weights(output: Path, number: int) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_rounds_end_to_end(tmp_path: Path, rounds: int) -> None:
+def test_rounds_end_to_end(job: Callable[..., Ended], tmp_path: Path, rounds: int) -> None:
     """Each round draws with the model of the one before, and the summary compares all of them with the start."""
-    printed = finish(tmp_path / "o", rounds)
+    ended = job("align", *options(tmp_path / "o", rounds))
+    assert ended.code == 0, ended.text
+    printed = ended.text
     info = json.loads((tmp_path / "o" / "align.json").read_text())
     assert [set(found["gain"]) for found in info["rounds"]] == [{"shapes-pickscore", "checker"}] * rounds
     assert "| metric | before | after |" in printed
@@ -91,10 +73,11 @@ def test_rounds_end_to_end(tmp_path: Path, rounds: int) -> None:
     made = [store.read(str(tmp_path / "o" / f"round-{n + 1}" / "synpic")).info for n in range(rounds)]
     assert len({dataset["generators"][0]["revision"] for dataset in made}) == rounds
     assert [dataset["seed"] for dataset in made] == [made[0]["seed"] + n for n in range(rounds)]
+    assert all(dataset["cost"]["totals"]["gpu_hours"] > 0 for dataset in made)
     assert (tmp_path / "o" / "report.html").exists()
     if rounds == 2:
-        again = finish(tmp_path / "o", rounds)
-        assert again.count("is complete already; nothing to do") == 7
+        again = job("align", *options(tmp_path / "o", rounds))
+        assert again.text.count("is complete already; nothing to do") == 7
 
 
 @pytest.mark.slow
@@ -102,6 +85,7 @@ def test_killed_in_each_phase_it_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By `ray job submit`, on a Ray that outlives each of its drivers."""
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", f'{{"CPU": {CPUS}, "GPU": {GPUS}}}')
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     demo = runpy.run_path(str(ROOT / "scripts" / "demo.py"))
     with demo["private_ray"]() as environment:
@@ -129,7 +113,7 @@ def test_killed_in_each_phase_it_ends_as_if_it_had_not_been(
 
 
 def submit(output: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    words = ["python", "jobs/align.py", "--config", "jobs/align-shapes.toml", *command(output)[4:]]
+    words = ["python", "jobs/align.py", "--config", "jobs/align-shapes.toml", *options(output)[2:]]
     return subprocess.Popen(
         ["ray", "job", "submit", "--working-dir", ".", "--", *words], cwd=ROOT, env=environment
     )

@@ -25,8 +25,10 @@ def demo() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_failing_job_fails_the_demo_and_its_ray_is_gone(tmp_path: Path) -> None:
+    """On a Ray of its own, whatever others there are; the job claims no GPU, as it is refused."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     before = set(Path(tempfile.gettempdir()).glob("rankray-*"))
     process = subprocess.Popen(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
+from conftest import nothing_left
+from ray.cluster_utils import Cluster
 from toy_package_wheel import wheel
 
 from rankray import config, environments, store, synpic
@@ -17,18 +17,14 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(environments.HOME, str(tmp_path / "envs"))
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two versions of a package as the table's environments; overlays go to the session's own home."""
     table = {f"toy-{version}": wheel(tmp_path / "w", version) for version in ("1.0", "2.0")}
     monkeypatch.setattr(environments, "ENVIRONMENTS", table)
-    paths = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=paths)
-    yield
-    ray.shutdown()
 
 
 def settings(output: Path, **execution: Any) -> SynPicConfig:
-    pool = {"num_cpus": 0.1}
+    pool = {"num_cpus": 0.1, "num_gpus": 0.5}
     judges = [
         {
             "model": "toy_models:Versioned",
@@ -42,12 +38,13 @@ def settings(output: Path, **execution: Any) -> SynPicConfig:
         "generators": [{"model": "toy_models:Noise", "samples": 2, "pool": pool}],
         "rewards": judges,
         "output": str(output),
+        "rehearse": True,
         "execution": execution,
     }
     return config.build(SynPicConfig, tables)
 
 
-def test_versions_side_by_side(cluster: None, tmp_path: Path) -> None:
+def test_versions_side_by_side(cluster: Cluster, wheels: None, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         synpic.run(settings(tmp_path / "o"), say=lambda line: None)
     lines = str(caught.value).splitlines()
@@ -58,6 +55,7 @@ def test_versions_side_by_side(cluster: None, tmp_path: Path) -> None:
     assert lines[2].startswith("run `rankray envs build toy-1.0 toy-2.0` on each such node")
     assert not (tmp_path / "o").exists()
     synpic.run(settings(tmp_path / "o", build_environments=True), say=lambda line: None)
+    nothing_left()
     scores = {
         tuple(candidate["scores"])
         for row in store.read(str(tmp_path / "o")).rows()

@@ -5,40 +5,29 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import JOB_TIMEOUT_S, REPOSITORY, Ended, environment, run
+from conftest import RED, REHEARSE, Ended, model, start, wait_for
+from ray.cluster_utils import Cluster
 
 from rankray import store
 
 pytestmark = pytest.mark.ray
 
-NOISE = '{model="toy_models:Noise", name="%s", options={size=64, log="%s"}, pool={num_cpus=0.1}}'
+Job = Callable[..., Ended]
 
 
-def command(output: Path, log: Path, names: tuple[str, ...]) -> list[str]:
-    models = ", ".join(NOISE % (name, log) for name in names)
-    red = '{model="toy_models:Brightness", name="red", pool={num_cpus=0.1}}'
+def options(output: Path, log: Path, *names: str) -> list[str]:
+    models = ", ".join(model("Noise", name, "num_gpus=1", size=64, log=str(log)) for name in names)
     return [
-        *(sys.executable, str(REPOSITORY / "jobs" / "evaluate.py"), "--output", str(output)),
-        *("--models", f"[{models}]", "--baseline", names[0]),
-        *("--evals", "shapes", "--metrics", f"[{red}]"),
+        *("--output", str(output), "--models", f"[{models}]", "--baseline", names[0], *REHEARSE),
+        *("--evals", "shapes", "--metrics", f"[{RED}]"),
         *("--prompts.shapes", "shapes:heldout", "--prompts.shapes.limit", "12"),
         *("--prompts.shapes.samples", "1", "--execution.rows_per_block", "3"),
     ]
-
-
-@pytest.fixture
-def evaluate(tmp_path: Path) -> Callable[..., Ended]:
-    """`evaluate(output, log, *names)` measures toy models of those names."""
-
-    return lambda output, log, *names: run(command(output, log, names), tmp_path)
 
 
 def results(output: Path) -> dict[str, Any]:
@@ -46,11 +35,9 @@ def results(output: Path) -> dict[str, Any]:
     return found
 
 
-def test_two_models_are_one_table_and_are_not_drawn_again(
-    evaluate: Callable[..., Ended], tmp_path: Path
-) -> None:
+def test_two_models_are_one_table_and_are_not_drawn_again(job: Job, tmp_path: Path) -> None:
     output, log = tmp_path / "o", tmp_path / "log"
-    ended = evaluate(output, log, "one", "two")
+    ended = job("evaluate", *options(output, log, "one", "two"))
     assert ended.code == 0, ended.text
     found = results(output)
     # Equal models draw equal pictures, as they have equal seeds.
@@ -58,6 +45,7 @@ def test_two_models_are_one_table_and_are_not_drawn_again(
     assert (overall["name"], overall["prompts"], overall["difference"]["two"]["gain"]) == ("overall", 12, 0.0)
     assert found["metrics"][0]["wins"][0]["ties"] == 12
     assert found["changed"] == []
+    assert found["cost"]["totals"]["gpu_hours"] > 0
     assert "| one (baseline) |" in (output / "results.md").read_text()
     assert (output / "report.html").exists()
     place = output / "sets" / "one" / "shapes"
@@ -67,32 +55,26 @@ def test_two_models_are_one_table_and_are_not_drawn_again(
     seeds = log.read_text().split()
     assert len(seeds) == 24
     assert len(set(seeds)) == 12
-    again = evaluate(output, log, "one", "two")
+    again = job("evaluate", *options(output, log, "one", "two"))
     assert (again.code, len(log.read_text().split())) == (0, 24), again.text
     assert "is complete already; nothing to do" in again.text
 
 
 @pytest.mark.slow
 def test_a_kill_repeats_no_finished_row_and_a_third_model_is_measured_alone(
-    evaluate: Callable[..., Ended], tmp_path: Path
+    job: Job, cluster: Cluster, tmp_path: Path
 ) -> None:
     output, log = tmp_path / "o", tmp_path / "log"
-    process = subprocess.Popen(
-        command(output, log, ("one", "two")), env=environment(), cwd=tmp_path, start_new_session=True
-    )
-    deadline = time.monotonic() + JOB_TIMEOUT_S
-    while not (output / "sets" / "one" / "shapes" / "dataset.json").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    process = start(cluster.address, "evaluate", *options(output, log, "one", "two"))
+    wait_for((output / "sets" / "one" / "shapes" / "dataset.json").exists, process)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    ended = evaluate(output, log, "one", "two")
+    process.communicate()
+    ended = job("evaluate", *options(output, log, "one", "two"))
     assert ended.code == 0, ended.text
     made = {found["model"]: found["images_made"] for found in results(output)["sets"]}
     assert made["one"] == 12
     drawn = len(log.read_text().split())
-    ended = evaluate(output, log, "one", "two", "three")
+    ended = job("evaluate", *options(output, log, "one", "two", "three"))
     assert ended.code == 0, ended.text
     assert len(log.read_text().split()) == drawn + 12
-    assert [model["name"] for model in results(output)["models"]] == ["one", "two", "three"]
+    assert [found["name"] for found in results(output)["models"]] == ["one", "two", "three"]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
+from conftest import nothing_left
 from PIL import Image
+from ray.cluster_utils import Cluster
 
 from rankray import config, convert, pickapic, rankdpo, shapes, store
 from rankray.shapes.renderer import render
@@ -22,13 +22,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 CAPTIONS = 12
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def jpeg(prompt: str, seed: int) -> bytes:
     buffer = io.BytesIO()
     picture = Image.fromarray(render(prompt, np.random.default_rng(seed)))
@@ -36,7 +29,7 @@ def jpeg(prompt: str, seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_model_is_trained_on_imported_choices(cluster: None, tmp_path: Path) -> None:
+def test_a_model_is_trained_on_imported_choices(cluster: Cluster, tmp_path: Path) -> None:
     """Pairs of the right picture and another prompt's, two a caption; four steps, and pairs counted are the file's."""
     prompts = shapes.prompts("train")[: 2 * CAPTIONS]
     rows = []
@@ -67,9 +60,12 @@ def test_a_model_is_trained_on_imported_choices(cluster: None, tmp_path: Path) -
         "batch_size": 12,
         "objective": {"name": "rank_dpo", "beta": 200.0},
         "optimizer": {"name": "adamw", "learning_rate": 3e-4},
-        "workers": {"count": 1, "num_cpus": 0.5, "max_failures": 0},
+        "workers": {"count": 1, "num_cpus": 0.5, "num_gpus": 1, "max_failures": 0},
+        "encoding": {"num_gpus": 0.5},
+        "rehearse": True,
     }
     rankdpo.run(config.build(RankDPOConfig, settings), say=lambda line: None)
+    nothing_left()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["prompts"], line["pairs"]) for line in lines] == [(12, 12)] * 4, "each row is one pair"
     assert lines[0]["implicit_accuracy"] == 0.5, "at the start the model is the reference"

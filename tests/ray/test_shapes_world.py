@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import polars
 import pytest
-from conftest import REPOSITORY, Ended, rows
+import tomli_w
+from conftest import REHEARSE, REPOSITORY, Ended, rows
 from PIL import Image
 
-from rankray import store
+from rankray import config, store
 
 pytestmark = pytest.mark.ray
 
@@ -34,11 +35,17 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def dataset(job: Callable[..., Ended], prompts: Path, tmp_path: Path) -> Path:
-    config = str(REPOSITORY / "jobs" / "synpic-shapes.toml")
-    ended = job(
-        tmp_path / "o", "--config", config, "--prompts.path", str(prompts), "--execution.rows_per_block", "4"
-    )
+    """Seven pools on eight GPUs, one each."""
+    tables = config.read_toml(REPOSITORY / "jobs" / "synpic-shapes.toml")
+    for one in (*tables["generators"], *tables["rewards"]):
+        one["pool"] = {"num_gpus": 1, "num_cpus": 0.5}
+    tables["prompts"] = {"path": str(prompts)}
+    file = tmp_path / "gpus.toml"
+    file.write_text(tomli_w.dumps(tables))
+    block = ("--execution.rows_per_block", "4")
+    ended = job("synpic", "--config", str(file), "--output", str(tmp_path / "o"), *block, *REHEARSE)
     assert ended.code == 0, ended.text
+    assert "streaming: all 7 pools fit" in ended.text
     return tmp_path / "o"
 
 

@@ -1,92 +1,63 @@
-"""The whole job on a user's own models: rows, layouts, kills, faults and refusals, through the job script."""
+"""The whole job on a user's own models: rows, layouts, kills, faults and refusals, on pools that claim GPUs."""
 
 from __future__ import annotations
 
 import collections
 import os
 import re
+import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Ended, command, environment, rows
+from conftest import (
+    BAD,
+    ODD,
+    PLAIN,
+    REHEARSE,
+    SEED,
+    Ended,
+    Toys,
+    finish,
+    here,
+    model,
+    rows,
+    start,
+    toy_options,
+    wait_for,
+)
+from ray.cluster_utils import Cluster
 
 from rankray import store
-from rankray.layout import RESERVED_CPUS
 from rankray.schema import candidate_seed, prompt_id
 
 pytestmark = pytest.mark.ray
 
 Job = Callable[..., Ended]
-REWARDS = (
-    "--rewards",
-    '[{model="toy_models:Brightness", name="red", pool={num_cpus=0.1}}, '
-    '{model="toy_models:Brightness", name="green", options={channel=1}, pool={num_cpus=0.1}}]',
-)
-
-
-def generators(delay_s: float = 0.0, log: str = "", pool: str = "{num_cpus=0.1}") -> tuple[str, str]:
-    noise = 'model="toy_models:Noise"'
-    options = f'options={{delay_s={delay_s}, log="{log}"}}'
-    return (
-        "--generators",
-        f'[{{{noise}, name="noise", samples=2, {options}, pool={pool}}}, '
-        f'{{{noise}, name="coarse", options={{size=4}}, pool={pool}}}]',
-    )
-
-
-def options(prompts: Path, *more: str, **named: object) -> list[str]:
-    block = ("--execution.rows_per_block", "4")
-    return ["--prompts.path", str(prompts), *generators(**named), *REWARDS, *block, *more]  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    return written(tmp_path)
-
-
-def written(directory: Path) -> Path:
-    path = directory / "prompts.txt"
-    path.write_text("".join(f"prompt number {i}\n" for i in range(40)))
-    return path
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The rows that those prompts make, whatever the delays and the logs."""
-    place = tmp_path_factory.mktemp("undisturbed")
-    made = subprocess.run(
-        command(place / "o", *options(written(place))),
-        env=environment(),
-        cwd=place,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    return rows(place / "o")
+def undisturbed(toys: Toys) -> dict[str, object]:
+    """The rows that the toys' prompts make, whatever the delays and the logs."""
+    found = rows(toys.output)
+    assert len(found) == 40
+    return found
 
 
-def test_rows_are_what_algorithm_1_makes_of_the_scores(job: Job, prompts: Path, tmp_path: Path) -> None:
-    with prompts.open("ab") as file:
-        file.write(b"prompt number 3\n\n  \nprompt \xff broken\n")
-    ended = job(tmp_path / "o", *options(prompts, "--seed", "5"))
-    assert ended.code == 0, ended.text
-    assert "44 lines read" in ended.text
-    assert "40 prompts, 1 duplicates, 2 empty, 1 not UTF-8" in ended.text
-    assert "streaming: all 4 pools fit" in ended.text
-    found = rows(tmp_path / "o")
-    assert set(found) == {prompt_id(f"prompt number {i}") for i in range(40)}
-    for row in found.values():
+def test_rows_are_what_algorithm_1_makes_of_the_scores(toys: Toys) -> None:
+    assert "44 lines read" in toys.ended.text
+    assert "40 prompts, 1 duplicates, 2 empty, 1 not UTF-8" in toys.ended.text
+    assert "streaming: all 4 pools fit" in toys.ended.text
+    found = rows(toys.output)
+    assert set(found) == {prompt_id(prompt) for prompt in (*PLAIN, *ODD, *BAD)}
+    for prompt in (*PLAIN, *ODD):
+        row = found[prompt_id(prompt)]
         candidates = row["candidates"]
         assert [c["generator"] for c in candidates] == ["noise", "noise", "coarse"]
         expected = [
-            candidate_seed(5, row["prompt_id"], name, i)
+            candidate_seed(SEED, row["prompt_id"], name, i)
             for name, i in (("noise", 0), ("noise", 1), ("coarse", 0))
         ]
         assert [c["seed"] for c in candidates] == expected
@@ -96,99 +67,18 @@ def test_rows_are_what_algorithm_1_makes_of_the_scores(job: Job, prompts: Path, 
         assert [c["win_probability"] for c in candidates] == phi.tolist()
         order = sorted(range(3), key=lambda i: (-phi[i], i))
         assert [c["rank"] for c in candidates] == [order.index(i) + 1 for i in range(3)]
-    assert store.validate(str(tmp_path / "o")).rows == 40
-    assert (tmp_path / "o" / "report.html").stat().st_size > 10_000
-    assert not (tmp_path / "o" / "_work").exists()
+        assert all(c["error"] is None for c in candidates)
+    assert store.validate(str(toys.output)).rows == 40
+    assert (toys.output / "report.html").stat().st_size > 10_000
+    assert not (toys.output / "_work").exists()
 
 
-def test_layout_pools_and_blocks_change_no_row(
-    job: Job, prompts: Path, undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
-    ways = {
-        # Two such generators and two rewards are just too many for this machine, whatever its size.
-        "packed": options(prompts, pool=f"{{num_cpus={(os.cpu_count() - RESERVED_CPUS) / 2}}}"),
-        "other": options(
-            prompts, "--execution.rows_per_block", "7", pool="{num_cpus=0.1, min_size=2, max_size=2}"
-        ),
-    }
-    said = {}
-    for name, way in ways.items():
-        ended = job(tmp_path / name, *way)
-        assert ended.code == 0, ended.text
-        said[name] = ended.text
-    assert "phases: 2, because all pools together need" in said["packed"]
-    assert len(undisturbed) == 40
-    for name in ways:
-        assert rows(tmp_path / name) == undisturbed, name
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        time.sleep(0.1)
-
-
-def lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
-
-
-@pytest.mark.parametrize("mode", ["streaming", pytest.param("phases", marks=pytest.mark.slow)])
-def test_a_killed_driver_costs_only_blocks_in_flight(
-    job: Job, prompts: Path, undisturbed: dict[str, Any], tmp_path: Path, mode: str
-) -> None:
-    log, output = tmp_path / "log", tmp_path / "killed"
-    way = options(prompts, "--execution.mode", mode, delay_s=0.15, log=str(log))
-    process = subprocess.Popen(
-        command(output, *way),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    wait_for(lambda: len(lines(log)) >= 40)
-    wait_for(lambda: any(output.rglob("checkpoint-*/*.parquet")))
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    os.killpg(process.pid, signal.SIGKILL)  # the Ray that the driver had started: a machine that is lost
-    finished = sum(1 for _ in output.rglob("checkpoint-*/*.parquet"))
-    assert finished > 0
-    ended = job(output, *way)
-    assert ended.code == 0, ended.text
-    assert "resuming: " in ended.text
-    assert rows(output) == undisturbed
-    drawn = collections.Counter(lines(log))
-    assert len(drawn) == 80
-    again = sum(count - 1 for count in drawn.values())
-    assert again <= 80 - 8 * finished, (
-        f"{again} images were drawn again although {finished} blocks of 8 were finished"
-    )
-
-
-def test_a_killed_actor_is_replaced(prompts: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    log, output = tmp_path / "log", tmp_path / "o"
-    way = options(prompts, delay_s=0.15, log=str(log))
-    process = subprocess.Popen(
-        command(output, *way), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    wait_for(lambda: len(lines(log)) >= 16)
-    actor = next(iter(tmp_path.glob("pid-*")))
-    os.kill(int(actor.name.removeprefix("pid-")), signal.SIGKILL)
-    text, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, text
-    assert rows(output) == undisturbed
-    assert len(list(tmp_path.glob("pid-*"))) == 2
-
-
-def test_bad_items_cost_themselves(job: Job, tmp_path: Path) -> None:
-    prompts = tmp_path / "p.txt"
-    odd = ["<b>&amp;</b><script>alert(1)</script>", "🦊 émoji", "nul \0 inside", "long " * 2000]
-    bad = ["unpaintable thing", "unjudgeable thing", "miscounted thing"]
-    prompts.write_text("\n".join([*odd, *bad, *(f"plain {i}" for i in range(13))]))
-    ended = job(tmp_path / "o", *options(prompts, "--execution.tolerance", "0.2"))
-    assert ended.code == 0, ended.text
-    found = {row["prompt"]: row["candidates"] for row in rows(tmp_path / "o").values()}
-    assert len(found) == 20
+def test_bad_items_cost_themselves_and_the_exit_code(toys: Toys) -> None:
+    """Every row is there, and the process says that more failed than the tolerance allows."""
+    assert toys.ended.code == 3
+    assert "more than execution.tolerance = 0.01 allows" in toys.ended.text
+    assert "Traceback" not in toys.ended.text
+    found = {row["prompt"]: row["candidates"] for row in rows(toys.output).values()}
     for candidate in found["unpaintable thing"]:
         assert candidate["error"] == "ValueError: cannot paint that"
         assert (candidate["image"], candidate["rank"], candidate["win_probability"]) == (None, 0, "nan")
@@ -198,104 +88,188 @@ def test_bad_items_cost_themselves(job: Job, tmp_path: Path) -> None:
         assert candidate["error"].startswith("red: ValueError: a score is nan; green: ")
     assert "0 results" not in found["miscounted thing"][0]["error"]
     assert "one number an image is due" in found["miscounted thing"][0]["error"]
-    clean = [c for prompt, row in found.items() if prompt not in bad for c in row]
-    assert all(c["error"] is None and c["rank"] in (1, 2, 3) for c in clean)
-    info = store.read(str(tmp_path / "o")).info
+    info = store.read(str(toys.output)).info
     assert info["failures"]["by_model"] == {"noise": 2, "coarse": 1, "red": 6, "green": 6}
-    assert "<script>alert(1)" not in (tmp_path / "o" / "report.html").read_text()
+    assert "<script>alert(1)" not in (toys.output / "report.html").read_text()
+    more = here(
+        "synpic", "--output", str(toys.output), *toy_options(toys.prompts), "--execution.tolerance", "0.2"
+    )
+    assert more.code == 0, more.text
 
-    refused = job(tmp_path / "strict", *options(prompts))
-    assert refused.code == 3
-    assert "more than execution.tolerance = 0.01 allows" in refused.text
-    assert rows(tmp_path / "strict") == rows(tmp_path / "o")
+
+def test_pools_claim_gpus_and_parts_of_them(toys: Toys) -> None:
+    """Else these tests would say nothing of GPU pools, as 2,214 of them once did."""
+    bill = {row["model"]: row for row in store.read(str(toys.output)).info["cost"]["models"]}
+    claimed = {name: round(3600 * row["gpu_hours"] / row["alive_s"], 6) for name, row in bill.items()}
+    assert claimed == {"noise": 1.0, "coarse": 1.0, "red": 0.25, "green": 0.5}
+
+
+def test_too_few_gpus_make_phases_and_change_no_row(
+    job: Job, toys: Toys, undisturbed: dict[str, object], tmp_path: Path
+) -> None:
+    files = ("--images.store", "files")
+    ended = job(
+        "synpic", "--output", str(tmp_path / "o"), *toy_options(toys.prompts, *files, pool="num_gpus=4")
+    )
+    assert ended.code == 3, ended.text
+    assert "phases: 2, because all pools together need 8.75 GPU of 8" in ended.text
+    assert rows(tmp_path / "o") == undisturbed
+    assert store.validate(str(tmp_path / "o")).rows == 40
+    pictures = [path.suffix for path in (tmp_path / "o" / "images").iterdir()]
+    assert pictures == [".png"] * (3 * 39)
+    assert all(
+        candidate["image"] is None or candidate["image"]["bytes"] is None
+        for row in store.read(str(tmp_path / "o")).rows()
+        for candidate in row["candidates"]
+    )
+
+
+def test_pools_of_two_and_other_blocks_change_no_row(
+    job: Job, toys: Toys, undisturbed: dict[str, object], tmp_path: Path
+) -> None:
+    way = toy_options(toys.prompts, pool="num_gpus=0.5, min_size=2, max_size=2")
+    ended = job("synpic", "--output", str(tmp_path / "o"), *way, "--execution.rows_per_block", "7")
+    assert ended.code == 3, ended.text
+    assert rows(tmp_path / "o") == undisturbed
+    actors = {row["model"]: row["actors"] for row in store.read(str(tmp_path / "o")).info["cost"]["models"]}
+    assert actors == {"noise": 2, "coarse": 2, "red": 1, "green": 1}
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("mode", "address"),
+    [
+        ("streaming", "local"),  # its Ray is killed with it: a machine that is lost
+        pytest.param("phases", "", marks=pytest.mark.slow),  # its Ray lives on
+    ],
+)
+def test_a_killed_driver_costs_only_blocks_in_flight(
+    job: Job,
+    toys: Toys,
+    undisturbed: dict[str, object],
+    cluster: Cluster,
+    tmp_path: Path,
+    mode: str,
+    address: str,
+) -> None:
+    log, output = tmp_path / "log", tmp_path / "killed"
+    way = toy_options(toys.prompts, "--execution.mode", mode, delay_s=0.15, log=str(log))
+    process = start(address or cluster.address, "synpic", "--output", str(output), *way)
+    wait_for(lambda: len(lines(log)) >= 40, process)
+    wait_for(lambda: any(output.rglob("checkpoint-*/*.parquet")), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    finished = sum(1 for _ in output.rglob("checkpoint-*/*.parquet"))
+    assert finished > 0
+    ended = job("synpic", "--output", str(output), *way)
+    assert ended.code == 3, ended.text
+    assert "resuming: " in ended.text
+    assert rows(output) == undisturbed
+    drawn = collections.Counter(lines(log))
+    assert len(drawn) == 78
+    again = sum(count - 1 for count in drawn.values())
+    # The block with the prompt that cannot be drawn holds 6 pictures.
+    assert again <= 78 - (8 * finished - 2), (
+        f"{again} images were drawn again although {finished} blocks of 8 were finished"
+    )
+
+
+def test_a_killed_actor_is_replaced(
+    toys: Toys, undisturbed: dict[str, object], cluster: Cluster, tmp_path: Path
+) -> None:
+    log, output = tmp_path / "log", tmp_path / "o"
+    way = toy_options(toys.prompts, "--execution.tolerance", "0.2", delay_s=0.15, log=str(log))
+    process = start(cluster.address, "synpic", "--output", str(output), *way)
+    wait_for(lambda: len(lines(log)) >= 16, process)
+    actor = next(iter(tmp_path.glob("pid-*")))
+    os.kill(int(actor.name.removeprefix("pid-")), signal.SIGKILL)
+    ended = finish(process)
+    assert ended.code == 0, ended.text
+    assert rows(output) == undisturbed
+    assert len(list(tmp_path.glob("pid-*"))) == 2
 
 
 def test_a_model_that_always_fails_stops_the_job_and_loses_nothing(
-    job: Job, prompts: Path, tmp_path: Path
+    job: Job, toys: Toys, tmp_path: Path
 ) -> None:
-    broken = '[{model="toy_models:Noise", name="noise"}, {model="toy_models:Broken", name="broken"}]'
-    way = [*options(prompts), "--generators", broken, "--execution.rows_per_block", "8"]
-    ended = job(tmp_path / "o", *way)
+    models = f"[{model('Noise', 'noise', 'num_gpus=1')}, {model('Broken', 'broken', 'num_gpus=1')}]"
+    way = [*toy_options(toys.prompts), "--generators", models, "--execution.rows_per_block", "8"]
+    ended = job("synpic", "--output", str(tmp_path / "o"), *way)
     assert ended.code == 1
     # Some blocks are in an actor at once: the error that Ray shows may be a later one's.
     assert re.search(r"generator 'broken' failed for each of its first (8|16|24|32|40) items", ended.text), (
         ended.text
     )
     assert "RuntimeError: no prompt is good enough" in ended.text
+    assert "Traceback" not in ended.text.split("synpic: ")[-1]
     assert not (tmp_path / "o" / "dataset.json").exists()
     assert not list((tmp_path / "o" / "data").glob("*.parquet")), (
         "a row that a broken model failed is kept for good"
     )
 
 
-def test_finished_and_foreign_outputs(job: Job, prompts: Path, tmp_path: Path) -> None:
-    output, log = tmp_path / "o", tmp_path / "log"
-    way = options(prompts, log=str(log))
-    assert job(output, *way).code == 0
-    drawn, before = len(lines(log)), (output / "dataset.json").read_bytes()
-    again = job(output, *way)
+def test_finished_and_foreign_outputs(toys: Toys, tmp_path: Path) -> None:
+    """None of them asks for a Ray."""
+    output = tmp_path / "o"
+    shutil.copytree(toys.output, output)
+    way = ("--output", str(output), *toy_options(toys.prompts, "--execution.tolerance", "0.2"))
+
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+
+    before = state()
+    again = here("synpic", *way)
     assert again.code == 0
     assert "is complete already; nothing to do" in again.text
-    assert (len(lines(log)), (output / "dataset.json").read_bytes()) == (drawn, before)
-    other = job(output, *way, "--seed", "1")
+    assert state() == before
+    other = here("synpic", *way, "--seed", "1")
     assert other.code == 2
     assert "was begun with another configuration" in other.text
-    assert "seed: 0 there, 1 here" in other.text
-    with prompts.open("a") as file:
-        file.write("one prompt more\n")
-    longer = job(output, *way)
-    assert longer.code == 2
-    assert "is complete with 40 prompts" in longer.text
+    assert f"seed: {SEED} there, 1 here" in other.text
+    longer = tmp_path / "longer.txt"
+    longer.write_bytes(toys.prompts.read_bytes() + b"one prompt more\n")
+    more = here("synpic", *way, "--prompts.path", str(longer))
+    assert more.code == 2
+    assert "is complete with 40 prompts" in more.text
+    assert state() == before
 
 
-SLOW = pytest.mark.slow
+def refusal(*words: str) -> str:
+    """What a job says of something that it refuses with exit code 2."""
+    ended = here("synpic", *words)
+    assert ended.code == 2, ended.text
+    assert "Traceback" not in ended.text
+    return ended.text
 
 
-@pytest.mark.parametrize(
-    "images",
-    [
-        ("png", "files"),
-        pytest.param(("webp", "inline"), marks=SLOW),
-        pytest.param(("jpeg", "files"), marks=SLOW),
-    ],
-)
-def test_image_formats_and_places(job: Job, prompts: Path, tmp_path: Path, images: tuple[str, str]) -> None:
-    way = options(prompts, "--prompts.limit", "6", "--images.format", images[0], "--images.store", images[1])
-    ended = job(tmp_path / "o", *way)
-    assert ended.code == 0, ended.text
-    assert store.validate(str(tmp_path / "o")).rows == 6
-    candidate = next(iter(rows(tmp_path / "o").values()))["candidates"][0]
-    if images[1] == "files":
-        assert Path(candidate["image"]["path"]).suffix == f".{images[0]}"
-        assert candidate["image"]["bytes"] is None
-        assert len(list((tmp_path / "o" / "images").iterdir())) == 18
-    else:
-        assert candidate["image"]["bytes"][8:12] == b"WEBP"
-
-
-def refusal(argv: list[str]) -> str:
-    """What the command line says, without a Ray, for something that it refuses with exit code 2."""
-    ended = subprocess.run(
-        [*command(Path("/nowhere"))[:2], *argv],
-        env=environment(),
-        text=True,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 2, ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stderr
-    return ended.stderr
-
-
-def test_refusals_are_one_line_and_leave_nothing(prompts: Path, tmp_path: Path) -> None:
-    base = ["--output", str(tmp_path / "o"), *options(prompts)]
-    assert "unknown option '--sede' (did you mean 'seed'?)" in refusal([*base, "--sede", "1"])
-    assert "did you mean 'sdxl'?" in refusal([*base, "--generators", '[{model="sdlx", samples=2}]'])
-    assert "did you mean 'pickscore'?" in refusal([*base, "--rewards", '[{model="pikscore"}]'])
-    assert str(tmp_path / "no.txt") in refusal([*base, "--prompts.path", str(tmp_path / "no.txt")])
+def test_refusals_are_one_line_and_leave_nothing(toys: Toys, tmp_path: Path) -> None:
+    base = ["--output", str(tmp_path / "o"), *toy_options(toys.prompts)]
+    assert "did you mean 'sdxl'?" in refusal(*base, "--generators", '[{model="sdlx", samples=2}]')
+    assert "did you mean 'pickscore'?" in refusal(*base, "--rewards", '[{model="pikscore"}]')
+    assert str(tmp_path / "no.txt") in refusal(*base, "--prompts.path", str(tmp_path / "no.txt"))
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
-    assert "empty" in refusal([*base, "--prompts.path", str(empty)])
-    assert "cannot be written" in refusal([*base, "--output", "/proc/nothing/here"])
+    assert "empty" in refusal(*base, "--prompts.path", str(empty))
+    assert "cannot be written" in refusal(*base, "--output", "/proc/nothing/here")
     assert not list((tmp_path / "o").rglob("*.parquet"))
+
+
+def test_a_process_that_is_refused_says_so_in_one_line(toys: Toys, tmp_path: Path) -> None:
+    """No Ray starts: there is none at that address."""
+    words = ["--output", str(tmp_path / "o"), *toy_options(toys.prompts), "--sede", "1"]
+    ended = finish(start("127.0.0.1:1", "synpic", *words))
+    assert ended.code == 2
+    assert ended.text == "synpic: unknown option '--sede' (did you mean 'seed'?); --help lists all\n"
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_cluster_without_gpus_works(job: Job, toys: Toys, tmp_path: Path) -> None:
+    """The one job here whose pools claim no GPU, as machines without any have it."""
+    words = [word for word in toy_options(toys.prompts, pool="num_gpus=0") if word not in REHEARSE]
+    words += ["--rewards", f"[{model('Brightness', 'red', 'num_gpus=0')}]", "--prompts.limit", "8"]
+    ended = job("synpic", "--output", str(tmp_path / "o"), *words)
+    assert ended.code == 0, ended.text
+    assert store.read(str(tmp_path / "o")).info["cost"]["totals"]["gpu_hours"] == 0.0
