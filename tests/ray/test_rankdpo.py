@@ -59,7 +59,7 @@ def settings(dataset: Path, output: Path, **changes: Any) -> RankDPOConfig:
 def in_this_process(job: TrainJob, output: Output) -> str:
     """Ray Train's own local mode in the place of workers: the same `train`, alone, checkpoints stored as they come.
 
-    Local mode only remembers a checkpoint's place, so they are copied here as its storage would.
+    Local mode only remembers a checkpoint's place, so they are moved here as its storage would.
     """
     from rankray import training, zero
 
@@ -68,7 +68,7 @@ def in_this_process(job: TrainJob, output: Output) -> str:
     def report(metrics: dict[str, Any], checkpoint: Any = None, **how: Any) -> None:
         if checkpoint is not None:
             name = f"checkpoint_{len(list(stored.glob('checkpoint_*'))):06}"
-            shutil.copytree(checkpoint.path, stored / name)
+            shutil.move(checkpoint.path, stored / name)
 
     zero.alone()
     with pytest.MonkeyPatch.context() as patch:
@@ -180,7 +180,9 @@ def test_streaming_encoders_train_the_same_model(train: Run) -> None:
 
 def test_what_comes_out_loads_with_diffusers_alone_and_draws(by_workers: Run) -> None:
     """One worker of Ray Train, its last checkpoint, its average, its pictures."""
-    run = by_workers("exported", tuned__ema=0.5, checkpoints__sample_every=2, checkpoints__export_dtype="float32")
+    run = by_workers(
+        "exported", tuned__ema=0.5, checkpoints__sample_every=2, checkpoints__export_dtype="float32"
+    )
     code = (
         "import sys, torch, diffusers\n"
         "pipe = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])\n"
