@@ -76,18 +76,27 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
-        found = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": CPUS,
-                "num_gpus": GPUS,
-                "object_store_memory": 512 * 1024**2,
-                "include_dashboard": False,
-            },
-        )
+        found = started()
         yield found
         found.shutdown()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def started() -> Cluster:
+    """A Ray of this session; on a busy machine it misses the 30 s that Ray gives it, and is tried again."""
+    node = {
+        "num_cpus": CPUS,
+        "num_gpus": GPUS,
+        "object_store_memory": 512 * 1024**2,
+        "include_dashboard": False,
+    }
+    for last in (False, False, True):
+        try:
+            return Cluster(initialize_head=True, head_node_args=node)
+        except Exception:
+            if last:
+                raise
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager
