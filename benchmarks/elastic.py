@@ -12,8 +12,13 @@ is a number of its own: on two cores 64 processes import for minutes, and a GPU 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -29,6 +34,7 @@ import pyarrow.parquet as pq
 import ray
 import steady
 from PIL import Image
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.cluster_utils import Cluster
 
 from rankray import config, synpic
@@ -171,6 +177,131 @@ def prepare_nodes() -> None:
     )
 
 
+@contextmanager
+def autoscaling(nodes: int, gpus: int, idle_s: float) -> Iterator[str]:
+    """The address of a head without GPUs, whose autoscaler brings `nodes` of `gpus` GPUs at most and takes them away.
+
+    Ray's own fake node provider. Ray's `AutoscalingCluster` does the same, but begins and ends with `ray stop`, which
+    ends every Ray of the machine, and reads a file that the wheel lacks.
+    """
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    kinds = {
+        "ray.head.default": {"resources": {"CPU": 4}, "node_config": {}, "max_workers": 0},
+        "gpu": {
+            "resources": {"CPU": 2, "GPU": gpus},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": nodes,
+        },
+    }
+    provider = {
+        "type": "external",
+        "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
+        **dict.fromkeys(("use_node_id_as_ip", "disable_node_updaters", "disable_launch_config_check"), True),
+        "launch_multiple": True,
+        "head_node_id": FAKE_HEAD_NODE_ID,
+        "gcs_address": address,
+    }
+    settings_ = {
+        "cluster_name": "elastic",
+        "max_workers": nodes,
+        "provider": provider,
+        "available_node_types": kinds,
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 10.0,
+        "idle_timeout_minutes": idle_s / 60,
+        "auth": {},
+    }
+    fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
+    named = dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), FAKE_HEAD_NODE_ID)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(settings_, file)
+        file.flush()
+        command = ["ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=4", "--num-gpus=0"]
+        command += ["--include-dashboard=false", f"--autoscaling-config={file.name}"]
+        head = subprocess.Popen(
+            [str(Path(sys.executable).with_name("ray")), *command[1:]],
+            env={**os.environ, **fake, **named},
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            yield address
+        finally:
+            head.terminate()
+            head.wait()
+            for pid in _of_cluster(address):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _of_cluster(address: str) -> list[int]:
+    """Processes that were started for the cluster at `address`: they have it on their command line."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = place.read_bytes().decode().split("\0")
+        except OSError:  # it is gone
+            continue
+        if any(word.endswith(f"={address}") for word in words):
+            found.append(int(place.parent.name))
+    return found
+
+
+def autoscale(
+    place: Path, nodes: int = 3, gpus: int = 2, idle_s: float = 10, rows: int = 240
+) -> dict[str, Any]:
+    """A job on a head alone: how many nodes it has, second by second, until the autoscaler has them back."""
+    costs = Costs({"a": 0.5}, {"r": 0.5}, samples=2)
+    with autoscaling(nodes, gpus, idle_s) as address, connected_when_up(address):
+        job = settings(place, "autoscale", costs, rows, **{"execution.wait_for_nodes_s": 300})
+        at: list[tuple[float, int]] = []
+        begin, stop = time.monotonic(), threading.Event()
+
+        def count() -> None:
+            while not stop.wait(1.0):
+                alive = sum(node["Alive"] and node["Resources"].get("GPU", 0) > 0 for node in ray.nodes())
+                at.append((round(time.monotonic() - begin, 1), alive))
+
+        counting = threading.Thread(target=count, daemon=True)
+        counting.start()
+        with Watch(job.output, costs) as watch:
+            synpic.run(job)
+        ended = round(time.monotonic() - begin, 1)
+        while at[-1][1] and time.monotonic() - begin < ended + 60 + 10 * idle_s:
+            time.sleep(1)
+        stop.set()
+        counting.join()
+    changes = [at[0], *(after for before, after in itertools.pairwise(at) if before[1] != after[1])]
+    return {
+        "nodes": changes,
+        "most": max(count for _, count in at),
+        "ended_at_s": ended,
+        "given_back_at_s": at[-1][0] if not at[-1][1] else None,
+        "gpu_s": rows * costs.row_s,
+        "items": watch.at[-1][2],
+    }
+
+
+@contextmanager
+def connected_when_up(address: str, wait_s: float = 180) -> Iterator[None]:
+    """`connected`, as soon as the head answers."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            ray.init(address=address, log_to_driver=False)
+            break
+        except (ConnectionError, RuntimeError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def rows_of(output: str) -> dict[str, Any]:
     """prompt_id -> candidates."""
     found = {}
@@ -181,23 +312,33 @@ def rows_of(output: str) -> dict[str, Any]:
     return found
 
 
+def add_node(cluster: Cluster, gpus: int = 2, tries: int = 4) -> Any:
+    """A node that has joined; on a busy machine it may take longer than Ray waits for it."""
+    for _ in range(tries - 1):
+        try:
+            return cluster.add_node(num_cpus=1, num_gpus=gpus)
+        except Exception as error:
+            print(f"a node did not come up: {error}", flush=True)
+    return cluster.add_node(num_cpus=1, num_gpus=gpus)
+
+
 def follow(place: Path, before_s: float = 25, grown_s: float = 75, after_s: float = 70) -> dict[str, Any]:
     """1 -> 4 -> 2 nodes of 2 GPUs: GPUs at work against GPUs that are there, 30 s after each change and later."""
     costs = Costs({"a": 0.5}, {"r": 0.5}, samples=2)
     rows = int((2 * before_s + 8 * grown_s + 4 * after_s) / costs.row_s)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 0})
-    cluster.add_node(num_cpus=2, num_gpus=2)
+    add_node(cluster)
     try:
         with connected(cluster.address):
             job = settings(place, "follow", costs, rows)
             moments: dict[str, float] = {}
             with Watch(job.output, costs) as watch, ThreadPoolExecutor(1) as jobs:
                 running = jobs.submit(synpic.run, job)  # nodes are started by the main thread alone
-                while not watch.at or watch.at[-1][1] == 0:
+                while (not watch.at or watch.at[-1][1] == 0) and not running.done():
                     time.sleep(0.5)
                 moments["first"] = time.monotonic() - watch.begin
                 time.sleep(before_s)
-                joined = [cluster.add_node(num_cpus=2, num_gpus=2, wait=False) for _ in range(3)]
+                joined = [add_node(cluster) for _ in range(3)]
                 moments["joined"] = time.monotonic() - watch.begin
                 time.sleep(grown_s)
                 moments["lost"] = time.monotonic() - watch.begin
@@ -263,6 +404,20 @@ def nine(place: Path, gpus: int, ideal_s: float) -> dict[str, Any]:
         }
 
 
+def start(place: Path, load_s: float = 5.0) -> dict[str, Any]:
+    """From submit to the first image and of each part, on one node: what a job says of its own start."""
+    costs = Costs({"a": 0.25, "b": 0.25}, {"r": 0.05}, samples=1)
+    begin = time.monotonic()
+    with connected(num_cpus=4, num_gpus=4, include_dashboard=False):
+        ray_s = time.monotonic() - begin
+        job = settings(place, "start", costs, 32)
+        tables = job.model_dump(mode="json", exclude_none=True)
+        for model in (*tables["generators"], *tables["rewards"]):
+            model["options"]["load_s"] = load_s
+        found = synpic.run(config.build(SynPicConfig, tables)).info["throughput"]["start"]
+    return {"ray_s": round(ray_s, 1), "load_s": load_s, **found}
+
+
 def main() -> None:
     """Measures, prints, and adds to the JSON file."""
     parser = argparse.ArgumentParser(
@@ -280,8 +435,10 @@ def main() -> None:
             found: Any = follow(place)
         elif parsed.what == "nine":
             found = [nine(place, gpus, parsed.ideal_s) for gpus in parsed.gpus]
+        elif parsed.what == "autoscale":
+            found = autoscale(place)
         else:
-            raise SystemExit("not yet")
+            found = start(place)
     print(json.dumps(found, indent=1))
     if parsed.json is not None:
         known = json.loads(parsed.json.read_text()) if parsed.json.exists() else {}

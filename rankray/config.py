@@ -11,9 +11,9 @@ import difflib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,6 +43,18 @@ class Strict(BaseModel):
 Config = TypeVar("Config", bound=Strict)
 
 
+def _whole_or_part(gpus: float) -> float:
+    if gpus > 1 and gpus % 1:
+        raise ValueError(
+            f"{gpus:g} GPUs: part of one is below 1, and several are whole; take {gpus // 1:g} or {gpus // 1 + 1:g}"
+        )
+    return gpus
+
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_or_part)]
+"""GPUs of one actor, as Ray gives them out: a fraction of one, or whole ones."""
+
+
 class PromptsConfig(Strict):
     """Where the prompts come from."""
 
@@ -64,7 +76,7 @@ class Pool(Strict):
     )
     max_size: int | None = Field(None, ge=1, description="actors at most, as nodes join; None is min_size")
     num_cpus: float | None = Field(None, ge=0)
-    num_gpus: float | None = Field(None, ge=0, description="a fraction packs several models on one GPU")
+    num_gpus: Gpus | None = Field(None, description="a fraction packs several models on one GPU")
     memory_gb: float | None = Field(None, gt=0, description="host memory that Ray reserves for an actor")
     gpu_memory_gb: float | None = Field(
         None, gt=0, description="what an actor needs of a GPU; None is worked out from the model's parts"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from rankray.actors import Stage
 from rankray.config import ConfigError
-from rankray.seats import SLACK, Node, actor_demand, alive_nodes, claims, fits, shortage
+from rankray.seats import SLACK, Node, actor_demand, alive_nodes, claims, fits, reachable_nodes, shortage
 
 START_S = 60.0
 """A phase's processes, imports and loading, where nothing was measured: a few GB of weights from a local disk."""
@@ -253,11 +253,23 @@ def _phases(stages: Sequence[Stage], nodes: Sequence[Node]) -> tuple[tuple[Stage
 def wait_for_nodes(stages: Sequence[Stage], wait_s: float, say: Callable[[str], None]) -> list[Node]:
     """The alive nodes, once all of `stages` fit them together or `wait_s` has passed.
 
-    Tells the autoscaler what the pools need, so that a cluster which starts with a head alone grows to it.
+    Tells the autoscaler what the pools need, so that a cluster which starts with a head alone grows to it. Where its
+    greatest size is known and holds the pools one by one only, they are waited for one by one.
+
+    Raises:
+        ConfigError: a pool needs more than the autoscaler may ever bring.
     """
-    nodes = alive_nodes()
+    nodes, reachable = alive_nodes(), reachable_nodes()
     if wait_s <= 0 or fits(claims(stages), nodes):
         return nodes
+    for stage in stages if reachable is not None else ():
+        if missing := shortage([stage], reachable or []):
+            could = missing.replace("that the cluster has", "that its autoscaler may bring")
+            raise ConfigError(
+                f"the pool of '{stage.target.name}' needs {could}; raise its greatest size, or lower the "
+                "pool's min_size, num_cpus or num_gpus"
+            )
+    parts = [list(stages)] if reachable is None or fits(claims(stages), reachable) else [[s] for s in stages]
     from ray.autoscaler.sdk import request_resources
 
     bundles = [
@@ -268,7 +280,7 @@ def wait_for_nodes(stages: Sequence[Stage], wait_s: float, say: Callable[[str], 
     request_resources(bundles=bundles)
     deadline = time.monotonic() + wait_s
     say(f"waiting up to {wait_s:g} s for nodes: the pools together need {shortage(stages, nodes)}")
-    while not fits(claims(stages), nodes) and time.monotonic() < deadline:
+    while not all(fits(claims(part), nodes) for part in parts) and time.monotonic() < deadline:
         time.sleep(2.0)
         nodes = alive_nodes()
     return nodes

@@ -66,6 +66,19 @@ def alive_nodes() -> list[Node]:
     return [node_of(entry["Resources"]) for entry in ray.nodes() if entry["Alive"]]
 
 
+def reachable_nodes() -> list[Node] | None:
+    """The head, and all workers that the cluster's autoscaler may ever bring; None where nobody says how many."""
+    found = ray._private.state.state.get_cluster_config()
+    groups = [] if found is None else [group for group in found.node_group_configs if group.resources]
+    if not groups or any(group.max_count < 0 for group in groups):
+        return None
+    heads = [
+        entry for entry in ray.nodes() if entry["Alive"] and "node:__internal_head__" in entry["Resources"]
+    ]
+    workers = [node_of(dict(group.resources)) for group in groups for _ in range(group.max_count)]
+    return [*(node_of(entry["Resources"]) for entry in heads), *workers]
+
+
 def node_of(resources: Mapping[str, float]) -> Node:
     """A node by the resources that `ray.nodes()` names; a GPU given only in part is none, as Ray counts devices."""
     own = {name: amount for name, amount in resources.items() if name not in {"CPU", "memory", "GPU"}}

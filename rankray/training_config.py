@@ -16,6 +16,7 @@ from rankray.config import (
     REHEARSE,
     ExecutionConfig,
     GeneratorChoice,
+    Gpus,
     ImagesConfig,
     PricesConfig,
     PromptsConfig,
@@ -137,7 +138,7 @@ class EncodingConfig(Strict):
     min_size: int = Field(1, ge=1, description="encoding actors")
     max_size: int | None = Field(None, ge=1)
     num_cpus: float = Field(0.25, ge=0)
-    num_gpus: float = Field(0.0, ge=0)
+    num_gpus: Gpus = 0.0
     batch_size: int = Field(16, ge=1, description="pictures encoded at once")
 
 
@@ -152,7 +153,7 @@ class WorkersConfig(Strict):
         description="elastic: how often to look for new nodes; growing repeats steps since a checkpoint",
     )
     num_cpus: float = Field(1.0, gt=0)
-    num_gpus: float = Field(0.0, ge=0, description="GPUs of one worker: 0 or 1")
+    num_gpus: Gpus = Field(0.0, description="GPUs of one worker: 0 or 1")
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: bool = Field(
         False, description="optimizer state in host memory (stages 1 to 3), parameters too (3)"

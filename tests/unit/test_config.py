@@ -54,6 +54,10 @@ def test_k_counts_samples() -> None:
             {"generators": [{"model": "sdxl", "pool": {"min_size": 3, "max_size": 2}}]},
             "max_size 2 is below min_size 3",
         ),
+        (
+            {"generators": [{"model": "sdxl", "samples": 2, "pool": {"num_gpus": 1.5}}]},
+            r"generators\.0\.pool\.num_gpus: 1\.5 GPUs: part of one is below 1, and several are whole; take 1 or 2",
+        ),
         ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
         ({"images": {"format": "gif"}}, "images.format = 'gif': input should be 'png', 'webp' or 'jpeg'"),
         ({"rewards": []}, "rewards = .*at least 1 item"),
@@ -157,3 +161,8 @@ def test_the_papers_configuration_is_the_papers() -> None:
         "imagereward",
     ]
     assert settings.prompts.limit == 58000
+
+
+@pytest.mark.parametrize("gpus", [0, 0.25, 1, 2, 8.0])
+def test_parts_of_a_gpu_and_whole_ones_are_taken(gpus: float) -> None:
+    assert config.Pool(num_gpus=gpus).num_gpus == gpus
