@@ -312,21 +312,22 @@ def rows_of(output: str) -> dict[str, Any]:
     return found
 
 
-def add_node(cluster: Cluster, gpus: int = 2, tries: int = 4) -> Any:
-    """A node that has joined; on a busy machine it may take longer than Ray waits for it."""
+def add_node(cluster: Cluster, tries: int = 5, **resources: int) -> Any:
+    """A node that has joined; on a busy machine it may take longer than the half minute that Ray waits for it."""
     for _ in range(tries - 1):
         try:
-            return cluster.add_node(num_cpus=1, num_gpus=gpus)
-        except Exception as error:
+            return cluster.add_node(**(resources or {"num_cpus": 1, "num_gpus": 2}))
+        except Exception as error:  # noqa: BLE001 - Ray raises no narrower one
             print(f"a node did not come up: {error}", flush=True)
-    return cluster.add_node(num_cpus=1, num_gpus=gpus)
+    return cluster.add_node(**(resources or {"num_cpus": 1, "num_gpus": 2}))
 
 
-def follow(place: Path, before_s: float = 25, grown_s: float = 75, after_s: float = 70) -> dict[str, Any]:
+def follow(place: Path, before_s: float = 20, grown_s: float = 75, after_s: float = 65) -> dict[str, Any]:
     """1 -> 4 -> 2 nodes of 2 GPUs: GPUs at work against GPUs that are there, 30 s after each change and later."""
     costs = Costs({"a": 0.5}, {"r": 0.5}, samples=2)
     rows = int((2 * before_s + 8 * grown_s + 4 * after_s) / costs.row_s)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 0})
+    cluster = Cluster()
+    add_node(cluster, num_cpus=4, num_gpus=0)  # the head
     add_node(cluster)
     try:
         with connected(cluster.address):

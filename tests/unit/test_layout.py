@@ -213,10 +213,10 @@ def test_planning_for_a_hundred_nodes_takes_no_time(cpus: float) -> None:
     models = [stage(f"m{i}", cpus=cpus, gpus=0.5, size=16, memory_gb=1) for i in range(9)]
     times = []
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = time.process_time()
         layout.plan(models, nodes, "auto")
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 0.15  # 4 to 25 ms on one free core
+        times.append(time.process_time() - begin)
+    assert min(times) < 0.15  # 6 to 29 ms
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 4), st.integers(1, 3)), min_size=1, max_size=8), st.floats(2, 16))
