@@ -169,15 +169,20 @@ def job_work(
     stages: Sequence[Stage],
     rows: int,
     own: Mapping[str, float],
+    start_s: float | None,
     planned: Sequence[Stage],
     nodes: Sequence[Node],
 ) -> Work:
-    """`work_of` those of a job's `stages` that are `planned`, on the GPUs that the nodes name, or else `NAMELESS`."""
-    found = {model.name: model for model in models_of(config, stages, {})}
-    models = [found[stage.target.name] for stage in planned]
+    """`work_of` those of a job's `stages` that are `planned`, on the GPUs that the nodes name, or else `NAMELESS`.
+
+    `own` are seconds of one actor for one item, and `start_s` those of its start, as far as they were measured.
+    """
+    by_name = {model.name: model for model in models_of(config, stages, {})}
+    models = [by_name[stage.target.name] for stage in planned]
     types = [gpu for node in nodes if node.gpus and (gpu := _type_of(node)) is not None]
     gpu = types[0] if types else NAMELESS
-    return work_of(models, planned, gpu, rows, config.execution.rows_per_block, own)
+    found = work_of(models, planned, gpu, rows, config.execution.rows_per_block, own)
+    return found if start_s is None else replace(found, start_s=start_s)
 
 
 def _missing(stage: Stage, config: SynPicConfig, held: Held) -> float:

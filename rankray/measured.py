@@ -46,8 +46,9 @@ def read_measured(path: str, config: SynPicConfig) -> tuple[dict[str, Measured],
     return found, lines
 
 
-def of_actors(path: str | None, usage: Iterable[ActorUsage]) -> dict[str, float]:
-    """Seconds of one actor for one item, by label: of the dataset at `path`, or better of the job's earlier runs.
+def of_actors(path: str | None, usage: Iterable[ActorUsage]) -> tuple[dict[str, float], float | None]:
+    """(by label seconds of one actor for one item; of one actor's start): of the dataset at `path`, where there is one,
+    and better of the job's earlier runs, which say nothing of starts.
 
     For a plan on the cluster that measured them, whatever its GPUs are called.
 
@@ -55,11 +56,13 @@ def of_actors(path: str | None, usage: Iterable[ActorUsage]) -> dict[str, float]
         ConfigError: there is no finished dataset at `path`.
     """
     try:
-        rows = [] if path is None else store.read(path).info["cost"]["models"]
+        info = {} if path is None else store.read(path).info
     except store.DatasetError as error:
         raise ConfigError(f"nothing measured: {error}") from None
-    rows = [*rows, *ledger(usage, PricesConfig())["models"]]
-    return {row["model"]: row["busy_s"] / row["items"] for row in rows if row["items"] > row["failures"]}
+    rows = [*info.get("cost", {}).get("models", []), *ledger(usage, PricesConfig())["models"]]
+    item_s = {row["model"]: row["busy_s"] / row["items"] for row in rows if row["items"] > row["failures"]}
+    starts = info.get("throughput", {}).get("start", {}).get("models", {}).values()
+    return item_s, max((row["start_s"] for row in starts), default=None)
 
 
 def _benchmark(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:

@@ -64,13 +64,11 @@ def laid_out(
     rows: int,
     say: Callable[[str], None],
 ) -> tuple[WorkOf, list[Node], Layout]:
-    """How `plan[done:]` will run.
-
-    What is known of any stages' work on any nodes; the nodes, once they have come; the layout of `plan[done:]`."""
+    """What is known of any stages' work on any nodes; the nodes, once they have come; the layout of `plan[done:]`."""
     left = plan[done:]
     nodes = layout.wait_for_nodes(left, config.execution.wait_for_nodes_s, say)
-    own = measured.of_actors(config.execution.measured, outputs.all_usage(output)[0])
-    work_of = functools.partial(forecast.job_work, config, models, rows, own)
+    own, start_s = measured.of_actors(config.execution.measured, outputs.all_usage(output)[0])
+    work_of = functools.partial(forecast.job_work, config, models, rows, own, start_s)
     if end := _begun(output, len(plan), done):
         going_on = layout.together(plan[done:end], nodes, work_of(plan[done:end], nodes))
         if going_on is not None:

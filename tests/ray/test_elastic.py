@@ -1,4 +1,7 @@
-"""Training that grows onto a node that joins, goes on when the node is lost, and ends with the same weights."""
+"""Training that grows onto a node that joins, goes on when the node is lost, and ends with the same weights.
+
+Workers claim a (logical) GPU each, as they do on a cluster, and compute on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,8 @@ def settings(dataset: Path, output: Path, **changes: Any) -> RankDPOConfig:
         "batch_size": 8,
         "objective": {"beta": 200.0},
         "optimizer": {"name": "sgd", "learning_rate": 1e-4},
-        "workers": {"count": 1, "num_cpus": 1.9, "zero_stage": 2, "resize_every_s": 5.0},
+        "workers": {"count": 1, "num_cpus": 1.0, "num_gpus": 1, "zero_stage": 2, "resize_every_s": 5.0},
+        "rehearse": True,
         "encoding": {"num_cpus": 0.5},
         "checkpoints": {"every": 5},
     }
@@ -72,7 +76,7 @@ def wait_for_steps(run: Path, workers: int, process: subprocess.Popen[str]) -> N
 
 def test_a_node_joins_and_is_lost(tmp_path: Path) -> None:
     # Room for one worker on each node.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 1})
     try:
         ray.init(address=cluster.address, log_to_driver=False)
         tables = {
@@ -85,7 +89,7 @@ def test_a_node_joins_and_is_lost(tmp_path: Path) -> None:
         grown = settings(tmp_path / "dataset", tmp_path / "elastic", **{"workers.max_count": 2})
         process = start(grown, tmp_path / "elastic.toml", cluster.address)
         wait_for_steps(tmp_path / "elastic", 1, process)
-        joined = cluster.add_node(num_cpus=2)
+        joined = cluster.add_node(num_cpus=2, num_gpus=1)
         wait_for_steps(tmp_path / "elastic", 2, process)
         cluster.remove_node(joined, allow_graceful=False)
         assert process.wait(400) == 0, (tmp_path / "elastic.log").read_text()[-4000:]
