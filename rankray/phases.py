@@ -69,14 +69,14 @@ def laid_out(
     nodes = layout.wait_for_nodes(left, config.execution.wait_for_nodes_s, say)
     own, start_s = measured.of_actors(config.execution.measured, outputs.all_usage(output)[0])
     work_of = functools.partial(forecast.job_work, config, models, rows, own, start_s)
-    if end := _begun(output, len(plan), done):
+    if end := begun(output, len(plan), done):
         going_on = layout.together(plan[done:end], nodes, work_of(plan[done:end], nodes))
         if going_on is not None:
             return work_of, nodes, going_on
     return work_of, nodes, layout.plan(left, nodes, config.execution.mode, work_of(left, nodes))
 
 
-def _begun(output: Output, stages_: int, done: int) -> int | None:
+def begun(output: Output, stages_: int, done: int) -> int | None:
     """The end of the phase that an earlier run was killed in: cut elsewhere, its finished rows would be lost."""
     names = ((end, "data" if end == stages_ else f"upto-{end}") for end in range(done + 1, stages_ + 1))
     return next((end for end, name in names if output.files("_work", f"checkpoint-{name}")), None)

@@ -11,7 +11,7 @@ import small_dataset
 from rankray.config import ConfigError, PricesConfig, SynPicConfig
 from rankray.cost import ActorUsage, ledger
 from rankray.hardware import GPU_TYPES
-from rankray.measured import Measured, read_measured
+from rankray.measured import Measured, of_actors, read_measured
 
 A100 = "NVIDIA A100-SXM4-80GB"
 
@@ -118,3 +118,19 @@ def test_another_json_file_is_refused(tmp_path: Path) -> None:
         ConfigError, match=r"other\.json is no result of benchmarks/full_size\.py \(TypeError\)"
     ):
         read_measured(str(tmp_path / "other.json"), settings())
+
+
+def test_actors_of_unnamed_gpus_are_measured_for_their_own_cluster(tmp_path: Path) -> None:
+    place = dataset(
+        tmp_path, [used("sdxl", "generator", 1.0, gpu=""), used("mps", "reward", 0.25)], settings()
+    )
+    assert of_actors(place, []) == ({"sdxl": 3.0, "mps": 3.0}, None)
+    info = json.loads((tmp_path / "dataset.json").read_text())
+    starts = {"sdxl": {"actors": 2, "start_s": 30.0, "load_s": 20.0}, "mps": {"start_s": 12.0}}
+    info["throughput"] = {"start": {"models": starts}}
+    (tmp_path / "dataset.json").write_text(json.dumps(info))
+    own = [used("sdxl", "generator", 1.0, busy_s=200.0)]
+    assert of_actors(place, own) == ({"sdxl": 2.0, "mps": 3.0}, 30.0), "what the job saw itself comes first"
+    assert of_actors(None, own) == ({"sdxl": 2.0}, None)
+    with pytest.raises(ConfigError, match="nothing measured"):
+        of_actors(str(tmp_path / "elsewhere"), [])
