@@ -22,6 +22,21 @@ CHECKPOINT_FILTER_BYTES = 256 * 1024**2
 """Memory that Ray reserves for the actor that filters finished ids (its default is 1 GiB): 58,000 ids are 4 MB."""
 
 
+NOISE = ("Specifying both num_cpus and num_gpus for map tasks is experimental", "Progress bars disabled")
+"""What Ray Data warns of at every pool or pipeline, and no user of a job can change: pools claim both on purpose,
+CPUs for coding pictures beside the GPU, and bars would fill a log."""
+
+
+def _of_use(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(NOISE)
+
+
+def hush() -> None:
+    """Keeps `NOISE` out of the log, and nothing else."""
+    for name in ("execution.operators.map_operator", "progress"):
+        logging.getLogger(f"ray.data._internal.{name}").addFilter(_of_use)
+
+
 def stream(
     files: Sequence[str],
     fs: pafs.FileSystem,
@@ -38,6 +53,7 @@ def stream(
     pools while they run; without it Ray Data does.
     """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    hush()
     context = ray.data.DataContext.get_current()
     config = CheckpointConfig(
         id_column="prompt_id",
