@@ -17,8 +17,8 @@ import pytest
 from conftest import Ended, command, environment, rows
 
 from rankray import store
-from rankray.layout import RESERVED_CPUS
 from rankray.schema import candidate_seed, prompt_id
+from rankray.seats import RESERVED_CPUS
 
 pytestmark = pytest.mark.ray
 
