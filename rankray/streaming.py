@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
-from rankray import balance, seats, stages
+from rankray import balance, stages
 from rankray.output import Output
 
 CHECKPOINT_FILTER_BYTES = 256 * 1024**2
@@ -35,15 +35,6 @@ def hush() -> None:
     """Keeps `NOISE` out of the log, and nothing else."""
     for name in ("execution.operators.map_operator", "progress"):
         logging.getLogger(f"ray.data._internal.{name}").addFilter(_of_use)
-
-
-def _limits() -> ray.data.ExecutionResources:
-    """What an autoscaler may ever bring, where it says so: a request for more than that brings no node at all."""
-    nodes = seats.reachable_nodes()
-    if nodes is None:
-        return ray.data.ExecutionResources.for_limits()
-    total = seats.totals(nodes)
-    return ray.data.ExecutionResources.for_limits(cpu=total.get("CPU", 0.0), gpu=total.get("GPU", 0.0))
 
 
 def stream(
@@ -78,7 +69,6 @@ def stream(
     context.enable_progress_bars = sys.stdout.isatty()  # in a log they are 30 lines every 10 s
     context.issue_detectors_config.detectors = []  # advice about memory, 20 lines every 30 s
     balance.follow(context, balanced)
-    context.execution_options.resource_limits = _limits()
     try:
         dataset = ray.data.read_parquet(
             list(files),
@@ -95,4 +85,3 @@ def stream(
     finally:
         context.checkpoint_config = None
         balance.follow(context, None)
-        context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits()
