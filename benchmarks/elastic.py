@@ -173,7 +173,12 @@ def prepare_nodes() -> None:
     """What nodes inherit: where this file is, and no worker before it is needed, at no lower priority than others."""
     paths = os.pathsep.join((str(HERE), str(HERE.parent)))
     os.environ.update(
-        {"PYTHONPATH": paths, "RAY_prestart_worker_first_driver": "0", "RAY_worker_niceness": "0"}
+        {
+            "PYTHONPATH": paths,
+            "RAY_prestart_worker_first_driver": "0",
+            "RAY_worker_niceness": "0",
+            "RAY_AUTH_MODE": "disabled",  # or a token of the user's for another cluster is asked for
+        }
     )
 
 
@@ -213,7 +218,9 @@ def autoscaling(nodes: int, gpus: int, idle_s: float) -> Iterator[str]:
         "head_node_type": "ray.head.default",
         "upscaling_speed": 10.0,
         "idle_timeout_minutes": idle_s / 60,
-        "auth": {},
+        **{key: {} for key in ("auth", "docker", "file_mounts")},
+        **{key: [] for key in ("initialization_commands", "setup_commands", "cluster_synced_files")},
+        **{f"{kind}_{what}_commands": [] for kind in ("head", "worker") for what in ("setup", "start_ray")},
     }
     fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
     named = dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), FAKE_HEAD_NODE_ID)
