@@ -31,6 +31,8 @@ from rankray.generators import GENERATORS, GeneratorSpec
 from rankray.random_weights import full_size
 from rankray.training_config import RankDPOConfig
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a red kite over an old mill"
 
 

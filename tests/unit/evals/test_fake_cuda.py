@@ -19,6 +19,8 @@ from rankray.fake_cuda import fake_cuda
 from rankray.random_weights import full_size_judges
 from rankray.targets import Target, load
 
+pytestmark = pytest.mark.slow
+
 CASES: dict[str, Any] = {
     "geneval": {
         "tag": "colors",
