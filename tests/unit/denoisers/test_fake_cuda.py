@@ -31,6 +31,8 @@ from rankray.generators import GENERATORS, GeneratorSpec
 from rankray.random_weights import full_size
 from rankray.training_config import RankDPOConfig
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a red kite over an old mill"
 
 
@@ -199,7 +201,7 @@ def float_layer(model: Any) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "says"),
-    [(cpu_output, "devices"), (float_layer, r"bfloat16 and torch\.float32; one dtype is due")],
+    [(cpu_output, "devices"), (float_layer, "should be the same")],
 )
 def test_a_planted_fault_raises(
     fault: Wrap, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

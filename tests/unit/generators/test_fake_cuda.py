@@ -17,6 +17,8 @@ from rankray.generators.diffusers_pipeline import DiffusersGenerator
 from rankray.random_weights import full_size
 from rankray.targets import Target
 
+pytestmark = pytest.mark.slow
+
 PAPER = ("sdxl", "sd3-medium", "pixart-sigma", "stable-cascade")
 OTHERS = tuple(name for name, row in GENERATORS.items() if row.full_size and name not in PAPER)
 

@@ -31,6 +31,8 @@ from rankray.rewards.clip import Preprocessing
 from rankray.rewards.vqascore import VqaScore
 from rankray.targets import Target, load
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a red kite over an old mill", "two blue birds", "a red kite over an old mill"]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
