@@ -1,9 +1,9 @@
-"""What a training will take, before a weight is read: memory of a trainer, bytes on disk, forward passes, hours.
+"""What a training will take, before a weight is read: memory of a trainer, bytes on disk, forward passes.
 
 Shapes are the published configurations' (or those of the weights' directory), so bytes on disk are exact but for
-Parquet's own. Memory and hours are a plan's: ZeRO's shards and the activations of one forward pass are counted, what a
-backward pass keeps of them is a factor with its source here, and speed is the share of a GPU's peak that
-`rankray.hardware` assumes. By it the paper's SDXL training is 15.4 hours of 8 A100s; the paper says 16.
+Parquet's own (2 %). Memory is a plan's: ZeRO's shards and the activations of one forward pass are counted, what a backward
+pass keeps of them is a factor with its source here. Hours of the reference take the share of a GPU's peak that
+`rankray.hardware` assumes.
 """
 
 from __future__ import annotations
@@ -40,9 +40,6 @@ BUCKET = 1e9
 
 STATES = {"adamw": 2.0, "adamw_8bit": 0.5, "adafactor": 1.0, "sgd": 0.0}
 """Float32 tensors of an optimizer's state a trained weight; of Adafactor the most, as what is not factored has one."""
-
-DATASET_BYTES = 1.5e6
-"""Of a PNG of 1024 x 1024, assumed where the dataset is not there to be looked at."""
 
 ROW_BYTES = 2_100
 """Of a stored row beside its arrays: a row group's footer, scores, the prompt."""

@@ -1,0 +1,65 @@
+"""Encoding and reference pools that claim GPUs, on logical ones: they start, in whole GPUs and in fractions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rankray import config, encoding, rankdpo
+from rankray.config import ConfigError
+from rankray.training_config import RankDPOConfig
+
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
+import small_dataset
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def prepared(root: Path, num_gpus: float, count: int, **changes: Any) -> tuple[list[str], str | None]:
+    dataset = small_dataset.write(root / "dataset")
+    info = json.loads(Path(dataset, "dataset.json").read_text())
+    info["prompts"]["sha256"] = "0"
+    Path(dataset, "dataset.json").write_text(json.dumps(info))
+    tables = {
+        "dataset": dataset,
+        "output": str(root / "run"),
+        "model": {"model": "shapes-sdxl"},
+        "steps": 2,
+        "batch_size": 2,
+        "rehearse": True,
+        "objective": {"reference": "precomputed"},
+        "encoding": {"num_gpus": num_gpus, "min_size": count},
+        "workers": {"count": 2, "num_gpus": 1, "num_cpus": 0.5},
+    }
+    said: list[str] = []
+    job = rankdpo.prepare(config.build(RankDPOConfig, config.with_options(tables, changes)), said.append)
+    return said, job.reference
+
+
+@pytest.mark.parametrize(("num_gpus", "count"), [(1.0, 2), (0.5, 1)])
+def test_they_start_on_gpus(cluster: None, tmp_path: Path, num_gpus: float, count: int) -> None:
+    """Four prompts read of three: each once, and the first of the second epoch."""
+    said, place = prepared(tmp_path, num_gpus, count)
+    assert place is not None
+    found = encoding.read_reference(place)
+    assert sorted(len(errors) for errors in found.values()) == [1, 1, 2]
+    assert said[0].startswith("on disk: encoded set (")
+    assert said[-1] == "reference ahead: 1.33 epochs of 3 prompts, 12 forward passes on 2 actors"
+
+
+def test_an_encoder_that_no_node_holds_is_one_line(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="3 encoders need 3 GPU, and the cluster has 2; lower encoding"):
+        prepared(tmp_path, 1.0, 3)
