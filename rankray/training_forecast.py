@@ -1,7 +1,7 @@
 """What a training will take, before a weight is read: memory of a trainer, bytes on disk, forward passes.
 
 Shapes are the published configurations' (or those of the weights' directory), so bytes on disk are exact but for
-Parquet's own (2 %). Memory is a plan's: ZeRO's shards and the activations of one forward pass are counted, what a backward
+Parquet's own (2 %). Memory is a plan's: ZeRO's shards and one forward pass's activations are counted, what a backward
 pass keeps of them is a factor with its source here. Hours of the reference take the share of a GPU's peak that
 `rankray.hardware` assumes.
 """
