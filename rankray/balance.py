@@ -53,6 +53,8 @@ class Balance(ExecutionCallback, BackpressurePolicy):
     def before_execution_starts(self, executor: Any) -> None:
         self._topology = executor._topology
         self._pools = [(op, pool) for op in self._topology for pool in op.get_autoscaling_actor_pools()]
+        if not self._pools:
+            return  # Ray Data reads a checkpoint by a pipeline of its own
         if len(self._pools) != len(self._stages):
             raise RuntimeError(
                 f"{len(self._pools)} pools for {len(self._stages)} stages; this Ray is not known here"

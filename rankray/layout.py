@@ -171,8 +171,10 @@ def _laid(
 
 
 def _known(stages: Sequence[Stage], work: Work) -> bool:
-    """Whether the speed of every pool that takes a GPU is known; others are taken to keep up."""
-    return all(stage.target.name in work.row_s or not stage.actors.num_gpus for stage in stages)
+    """Whether the speed of every pool that takes a GPU is known, and of any pool; others are taken to keep up."""
+    return bool(work.row_s) and all(
+        stage.target.name in work.row_s or not stage.actors.num_gpus for stage in stages
+    )
 
 
 def _weights(stages: Sequence[Stage], work: Work | None) -> list[float | None]:

@@ -384,3 +384,11 @@ def test_nine_unequal_pools_keep_eight_gpus_busy() -> None:
             assert sum(numbers) <= gpus
             assert all(numbers)
             assert len(phase) == len(numbers)
+
+
+def test_of_pools_on_cpus_whose_speed_nobody_knows_no_time_is_expected() -> None:
+    chosen = layout.plan([stage("a", cpus=0.5), stage("b", cpus=0.5)], [node(2)], "auto", work(1000, 60))
+    assert chosen.explanation == (
+        "phases: 2, because all pools together need 2.4 CPU of 2 that the cluster has"
+    )
+    assert chosen.seconds is None
