@@ -23,13 +23,16 @@ from ray.data._internal.execution.backpressure_policy import BackpressurePolicy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from rankray import layout, seats
-from rankray.actors import Stage
+from rankray.actors import GenerateActor, ScoreActor, Stage
 from rankray.layout import Work
 from rankray.seats import Node
 
 LOOK_EVERY_S, PLAN_EVERY_S = 2.0, 15.0
 """How often nodes are counted (1 ms), and sizes are worked out anew though they are the same (2 ms for nine pools on 8
 nodes, 0.1 s on 100), both in Ray Data's scheduling loop."""
+
+ACTORS = (GenerateActor.__name__, ScoreActor.__name__)
+"""Pools of these are ours: on a resume Ray Data's filter of finished rows is a pool too."""
 
 GAIN = 0.1
 """Of the time that is left: what another plan must gain, beside an actor's start."""
@@ -52,7 +55,8 @@ class Balance(ExecutionCallback, BackpressurePolicy):
 
     def before_execution_starts(self, executor: Any) -> None:
         self._topology = executor._topology
-        self._pools = [(op, pool) for op in self._topology for pool in op.get_autoscaling_actor_pools()]
+        ours = [op for op in self._topology if any(name in op.name for name in ACTORS)]
+        self._pools = [(op, pool) for op in ours for pool in op.get_autoscaling_actor_pools()]
         if not self._pools:
             return  # Ray Data reads a checkpoint by a pipeline of its own
         if len(self._pools) != len(self._stages):
@@ -65,7 +69,7 @@ class Balance(ExecutionCallback, BackpressurePolicy):
 
     def can_add_input(self, op: Any) -> bool:
         """Whether the pool has no more living actors than it should: else some must become idle, to be released."""
-        pools = op.get_autoscaling_actor_pools()
+        pools = op.get_autoscaling_actor_pools() if op in self._sizes else []
         return all(pool.num_alive_actors() <= self._sizes[op] for pool in pools)
 
     def try_trigger_scaling(self) -> None:
