@@ -246,7 +246,6 @@ KILLED = {
 def test_a_killed_run_ends_as_if_it_had_not_been(
     cluster: Cluster,
     dataset: Path,
-    train: Run,
     by_workers: Run,
     tmp_path: Path,
     workers: int,
