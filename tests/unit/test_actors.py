@@ -17,6 +17,7 @@ from PIL import Image
 
 from rankray import actors, pictures
 from rankray.config import ImagesConfig
+from rankray.progress import Block
 from rankray.targets import Target
 
 
@@ -49,7 +50,7 @@ class Reports(list[dict[str, Any]]):
     def report(self) -> Reports:
         return self
 
-    def remote(self, usage: dict[str, Any]) -> None:
+    def remote(self, usage: dict[str, Any], blocks: Sequence[Block]) -> None:
         self.append(usage)
 
 

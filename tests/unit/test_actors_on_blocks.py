@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from rankray import generators, rewards, schema
 from rankray.actors import Actors, BrokenModelError, GenerateActor, JobContext, ScoreActor, Stage
 from rankray.config import GeneratorChoice, ImagesConfig, RewardChoice
+from rankray.progress import Block
 from rankray.stages import rank_block
 
 SEED = 5
@@ -39,7 +41,7 @@ class Meter:
         self.usage: dict[str, dict[str, Any]] = {}
         self.report = SimpleNamespace(remote=self._report)
 
-    def _report(self, usage: dict[str, Any]) -> None:
+    def _report(self, usage: dict[str, Any], blocks: Sequence[Block]) -> None:
         self.usage[usage["model"]] = usage
 
 

@@ -20,7 +20,7 @@ def beside_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """Writes the page's module; returns the page's TOML."""
     text = PAGE.read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (toml,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (toml,) = (block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "darkness" in block)
     (tmp_path / "darkness.py").write_text(code)
     (tmp_path / "c.toml").write_text(toml)
     monkeypatch.syspath_prepend(tmp_path)
