@@ -119,7 +119,7 @@ def test_too_few_gpus_make_phases_and_change_no_row(
     assert pictures == [".png"] * (3 * 39)
     assert all(
         candidate["image"] is None or candidate["image"]["bytes"] is None
-        for row in store.read(str(tmp_path / "o")).rows()
+        for row in store.read(str(tmp_path / "o")).rows(images=True)
         for candidate in row["candidates"]
     )
 
@@ -181,7 +181,8 @@ def test_a_killed_actor_is_replaced(
     toys: Toys, undisturbed: dict[str, object], cluster: Cluster, tmp_path: Path
 ) -> None:
     log, output = tmp_path / "log", tmp_path / "o"
-    way = toy_options(toys.prompts, "--execution.tolerance", "0.2", delay_s=0.15, log=str(log))
+    one = "num_gpus=1, min_size=1, max_size=1"
+    way = toy_options(toys.prompts, "--execution.tolerance", "0.2", delay_s=0.15, log=str(log), pool=one)
     process = start(cluster.address, "synpic", "--output", str(output), *way)
     wait_for(lambda: len(lines(log)) >= 16, process)
     actor = next(iter(tmp_path.glob("pid-*")))
@@ -189,7 +190,7 @@ def test_a_killed_actor_is_replaced(
     ended = finish(process)
     assert ended.code == 0, ended.text
     assert rows(output) == undisturbed
-    assert len(list(tmp_path.glob("pid-*"))) == 2
+    assert len(list(tmp_path.glob("pid-*"))) > 1
 
 
 def test_a_model_that_always_fails_stops_the_job_and_loses_nothing(
@@ -229,9 +230,12 @@ def test_finished_and_foreign_outputs(toys: Toys, tmp_path: Path) -> None:
     assert other.code == 2
     assert "was begun with another configuration" in other.text
     assert f"seed: {SEED} there, 1 here" in other.text
-    longer = tmp_path / "longer.txt"
-    longer.write_bytes(toys.prompts.read_bytes() + b"one prompt more\n")
-    more = here("synpic", *way, "--prompts.path", str(longer))
+    kept = toys.prompts.read_bytes()
+    try:
+        toys.prompts.write_bytes(kept + b"one prompt more\n")
+        more = here("synpic", *way)
+    finally:
+        toys.prompts.write_bytes(kept)
     assert more.code == 2
     assert "is complete with 40 prompts" in more.text
     assert state() == before
