@@ -111,13 +111,10 @@ class Ours:
         self.zero, self.training = zero, training
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
         begin_s = time.perf_counter()
-        encoded = rankdpo._Encoded(plan, 1, print)
+        encoded = rankdpo._Encoded(plan, print)
         self.ahead_s = time.perf_counter() - begin_s
         ray.shutdown()
-        self.job = training.TrainJob(
-            plan.config, plan.spec, plan.revision, tuple(encoded.files), encoded.files_uri, encoded.layout,
-            encoded.place, encoded.reference, (), None, plan.dataset.info["rows"], (), str(scratch), "cpu",
-        )  # fmt: skip
+        self.job = encoded.job(str(scratch))
         # As Ray Train and the worker set them, before DeepSpeed is imported.
         os.environ.update({"LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu"})
         store_ = torch.distributed.FileStore(str(scratch / "rendezvous"), 1)

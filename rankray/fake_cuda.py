@@ -78,6 +78,9 @@ def fake_cuda(answer: bool = False, counted: str = "cuda") -> Iterator[_Faked]:
         stack.enter_context(
             mock.patch.dict(os.environ, {"HF_DEACTIVATE_ASYNC_LOAD": "1"})
         )  # modes are a thread's
+        os.environ.pop(
+            "PYTORCH_NVML_BASED_CUDA_CHECK", None
+        )  # DeepSpeed's import sets it: the driver would be asked
         stack.enter_context(mock.patch.object(of_diffusers, "set_module_tensor_to_device", _set_tensor))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
         stack.enter_context(mock.patch.object(FakeTensor, "numpy", _numpy, create=True))
