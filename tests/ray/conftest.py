@@ -8,6 +8,7 @@ A module joins while its tests run and leaves at their end (`cluster`), so a mod
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import math
 import os
@@ -125,6 +126,7 @@ def here(name: str, *words: str) -> Ended:
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         code = MAINS[name](list(words))
     if ray.is_initialized():
+        gc.collect()  # a failed pipeline and its error refer to each other, and to actors that had not started
         nothing_left()
     return Ended(code, printed.getvalue())
 
@@ -224,7 +226,7 @@ SEED = 5
 def model(kind: str, name: str, pool: str, samples: int = 1, **options: object) -> str:
     """A toy model as an entry of `--generators` or `--rewards`; `pool` is the inside of its table."""
     given = ", ".join(f"{key}={value!r}".replace("'", '"') for key, value in options.items())
-    drawn = f"samples={samples}, " if kind == "Noise" else ""
+    drawn = f"samples={samples}, " if samples > 1 else ""
     pool = f"{{num_cpus=0.1, {pool}}}"
     return f'{{model="toy_models:{kind}", name="{name}", {drawn}options={{{given}}}, pool={pool}}}'
 

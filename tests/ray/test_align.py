@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = {
     "prompts.limit": "12",
     "rehearse": "true",
-    "model": '{model = "shapes-sdxl", pool = {num_gpus = 1, num_cpus = 0.5}}',
+    "model.pool.num_gpus": "1",
+    "model.pool.num_cpus": "0.5",
     "generators": '[{model = "shapes-sdxl", samples = 2, steps = 4, pool = {num_gpus = 1, num_cpus = 0.5}}]',
     "rewards": '[{model = "shapes-pickscore", pool = {num_gpus = 0.5, num_cpus = 0.5}}]',
     "execution.rows_per_block": "4",

@@ -108,7 +108,7 @@ def test_pictures_kept_as_files_are_copied(job: Job, toys: Toys, tmp_path: Path)
     names = [sorted(path.name for path in (place / "images").iterdir()) for place in (old, new)]
     assert names[0] == names[1]
     assert any(prompt in {row["prompt"] for row in rows(new).values()} for prompt in BAD)
-    for row in store.read(str(new)).rows():
+    for row in store.read(str(new)).rows(images=True):
         for candidate in row["candidates"]:
             if candidate["image"] is not None:
                 assert Path(candidate["image"]["path"]).parent == new / "images"

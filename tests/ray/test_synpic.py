@@ -119,7 +119,7 @@ def test_too_few_gpus_make_phases_and_change_no_row(
     assert pictures == [".png"] * (3 * 39)
     assert all(
         candidate["image"] is None or candidate["image"]["bytes"] is None
-        for row in store.read(str(tmp_path / "o")).rows()
+        for row in store.read(str(tmp_path / "o")).rows(images=True)
         for candidate in row["candidates"]
     )
 
@@ -181,7 +181,8 @@ def test_a_killed_actor_is_replaced(
     toys: Toys, undisturbed: dict[str, object], cluster: Cluster, tmp_path: Path
 ) -> None:
     log, output = tmp_path / "log", tmp_path / "o"
-    way = toy_options(toys.prompts, "--execution.tolerance", "0.2", delay_s=0.15, log=str(log))
+    one = "num_gpus=1, min_size=1, max_size=1"
+    way = toy_options(toys.prompts, "--execution.tolerance", "0.2", delay_s=0.15, log=str(log), pool=one)
     process = start(cluster.address, "synpic", "--output", str(output), *way)
     wait_for(lambda: len(lines(log)) >= 16, process)
     actor = next(iter(tmp_path.glob("pid-*")))
