@@ -8,7 +8,6 @@ A module joins while its tests run and leaves at their end (`cluster`), so a mod
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import math
 import os
@@ -126,7 +125,6 @@ def here(name: str, *words: str) -> Ended:
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         code = MAINS[name](list(words))
     if ray.is_initialized():
-        gc.collect()  # a failed pipeline and its error refer to each other, and to actors that had not started
         nothing_left()
     return Ended(code, printed.getvalue())
 

@@ -253,9 +253,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
 ) -> None:
     """SIGKILL of driver and workers after step 10; the same command: the same weights to the bit, each prompt once."""
     changes = {**KILLED, "workers.zero_stage": stage, "workers.count": workers}
-    whole = (train if workers == 1 else by_workers)(
-        "whole", **{**changes, "checkpoints.every": KILLED["steps"]}
-    )
+    whole = by_workers("whole", **changes)  # in this process floats are rounded otherwise
     file = tmp_path / "run.toml"
     tables = settings(dataset, tmp_path / "killed", **changes)
     file.write_text(tomli_w.dumps(tables.model_dump(mode="json", exclude_none=True)))
