@@ -151,21 +151,24 @@ def job(cluster: Cluster) -> Callable[..., Ended]:
 
 
 def environment(address: str = "local") -> dict[str, str]:
-    """A process's, which joins the Ray at `address`; one of its own has the same GPUs."""
+    """A process's, which joins the Ray at `address`, or starts one of its own."""
     quiet = {
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "OMP_NUM_THREADS": "1",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     }
-    own = {"RAY_OVERRIDE_RESOURCES": f'{{"CPU": {CPUS}, "GPU": {GPUS}}}'} if address == "local" else {}
-    return {**os.environ, **quiet, **own, "PYTHONPATH": python_path(), "RAY_ADDRESS": address}
+    return {**os.environ, **quiet, "PYTHONPATH": python_path(), "RAY_ADDRESS": address}
 
 
 def start(address: str, name: str, *words: str) -> subprocess.Popen[str]:
-    """A job as a process, `python jobs/NAME.py ...`, in a session of its own so that all of it can be killed."""
+    """A job as a process, `python jobs/NAME.py ...`, in a session of its own so that all of it can be killed.
+
+    Where it starts a Ray of its own, at the address "local", that has as many GPUs as the session's.
+    """
+    own = {"RAY_OVERRIDE_RESOURCES": f'{{"CPU": {CPUS}, "GPU": {GPUS}}}'} if address == "local" else {}
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *words],
-        env=environment(address),
+        env={**environment(address), **own},
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
