@@ -69,11 +69,9 @@ def test_nine_unequal_pools_share_eight_gpus(tmp_path: Path) -> None:
 def test_a_start_is_told_part_by_part_and_nobody_waits_for_the_slowest_to_load(tmp_path: Path) -> None:
     found = measured("start", tmp_path)
     assert list(found["steps"]) == ["Ray", "nodes and plan", "environments and prompts"]
-    assert {model: round(row["load_s"]) for model, row in found["models"].items()} == {
-        "a": 2,
-        "b": 2,
-        "r": 20,
-    }
+    load_s = {model: row["load_s"] for model, row in found["models"].items()}
+    assert load_s["a"] >= 2 and load_s["b"] >= 2 and load_s["r"] >= 20, "what they sleep while they load"
+    assert max(load_s["a"], load_s["b"]) < 18, "and not what others do"
     assert all(row["start_s"] > row["load_s"] for row in found["models"].values()), (
         "processes and imports too"
     )
