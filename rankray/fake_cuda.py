@@ -46,7 +46,7 @@ DOUBLES = 4096
 
 _ALIKE = frozenset(
     {
-        "mm", "addmm", "bmm", "baddbmm", "convolution", "native_layer_norm", "native_group_norm", "linear",
+        "mm", "addmm", "bmm", "baddbmm", "matmul", "convolution", "native_layer_norm", "native_group_norm", "linear",
         "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
     }
 )  # fmt: skip
@@ -106,6 +106,8 @@ class _Faked(Counted):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._overloadpacket.__name__
+        if name in _ALIKE:
+            _check_alike(name, args)
         # What inference mode hands over in one piece. Decompositions in Python are not what a GPU does: theirs of
         # nearest-neighbour upsampling goes by way of float32 and two copies.
         if func is not torch.ops.prim.device.default and _COMPOSITE not in func.py_kernels:
@@ -113,8 +115,6 @@ class _Faked(Counted):
                 found = func.decompose(*args, **kwargs)
             if found is not NotImplemented:
                 return found
-        if name in _ALIKE:
-            _check_alike(name, args)
         guess = self._guesses.get(name)
         made = guess(func, *args, **kwargs) if guess else func(*args, **kwargs)
         _check_made(name, made, kwargs)

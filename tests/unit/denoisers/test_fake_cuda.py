@@ -24,7 +24,7 @@ from torch import Tensor
 from rankray import config, training, zero
 from rankray.denoisers import parts
 from rankray.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob, layout_of
-from rankray.encoded import decoded_row
+from rankray.encoded import Reads, decoded_row
 from rankray.fake_cuda import fake_cuda
 from rankray.feed import Loaded
 from rankray.generators import GENERATORS, GeneratorSpec
@@ -34,6 +34,7 @@ from rankray.training_config import RankDPOConfig
 pytestmark = pytest.mark.slow
 
 PROMPT = "a red kite over an old mill"
+ONE_EPOCH = Reads(1, frozenset())
 
 
 class OneGpu:
@@ -137,7 +138,7 @@ def step(
     with fake_cuda(counted=kind) as device:
         model = training._Model(job)
         if model.mode == "precomputed":
-            reference = ReferenceActor(ReferenceJob(spec, kind, job.config, job.place, epochs=1))(table)
+            reference = ReferenceActor(ReferenceJob(spec, kind, job.config, job.place, ONE_EPOCH))(table)
             model.ahead = {row["prompt_id"]: row["ref_error"] for row in reference.to_pylist()}
             assert [len(errors[0]) for errors in model.ahead.values()] == [4, 4]
         assert {p.device.type for p in model.module.parameters()} == {kind}
