@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,16 +88,23 @@ class Costs:
 
 
 def settings(
-    place: Path, name: str, costs: Costs, rows: int, idle: bool = False, **changes: Any
+    place: Path,
+    name: str,
+    costs: Costs,
+    rows: int,
+    idle: bool = False,
+    pools: Mapping[str, Mapping[str, Any]] | None = None,
+    **changes: Any,
 ) -> SynPicConfig:
-    """A job over `rows` prompts; `idle` models do the same and take no time."""
+    """A job over `rows` prompts; `idle` models do the same and take no time; `pools` is what differs from `POOL`."""
     prompts = place / f"prompts-{rows}.txt"
     prompts.write_text("\n".join(f"picture {n}" for n in range(rows)))
 
     def models(found: dict[str, float], **more: Any) -> list[dict[str, Any]]:
         options = {model: {"item_s": 0.0 if idle else item_s} for model, item_s in found.items()}
-        model = {"model": "elastic:Sleeper", "pool": POOL, **more}
-        return [{**model, "name": name, "options": option} for name, option in options.items()]
+        model = {"model": "elastic:Sleeper", **more}
+        own = {name: {**POOL, **(pools or {}).get(name, {})} for name in options}
+        return [{**model, "name": n, "options": option, "pool": own[n]} for n, option in options.items()]
 
     tables = {
         "prompts": {"path": str(prompts)},
@@ -257,12 +264,23 @@ def _of_cluster(address: str) -> list[int]:
 
 
 def autoscale(
-    place: Path, nodes: int = 3, gpus: int = 2, idle_s: float = 10, rows: int = 240
+    place: Path, nodes: int = 3, gpus: int = 2, idle_s: float = 10, rows: int = 160
 ) -> dict[str, Any]:
-    """A job on a head alone: how many nodes it has, second by second, until the autoscaler has them back."""
+    """A job of two phases on a head alone: how many nodes it has, second by second, until the autoscaler has them back.
+
+    The first phase's pool may have every GPU and the second's those of one node. A pool that no node holds is refused.
+    """
     costs = Costs({"a": 0.5}, {"r": 0.5}, samples=2)
     with autoscaling(nodes, gpus, idle_s) as address, connected_when_up(address):
-        job = settings(place, "autoscale", costs, rows, **{"execution.wait_for_nodes_s": 300})
+        waits = {"execution.wait_for_nodes_s": 300, "execution.mode": "phases"}
+        refused = ""
+        try:
+            large = {"a": {"num_gpus": gpus + 1}}
+            synpic.run(settings(place, "refused", costs, rows, pools=large, **waits))
+        except config.ConfigError as error:
+            refused = str(error)
+        pools = {"a": {"max_size": nodes * gpus}, "r": {"max_size": gpus}}
+        job = settings(place, "autoscale", costs, rows, pools=pools, **waits)
         at: list[tuple[float, int]] = []
         begin, stop = time.monotonic(), threading.Event()
 
@@ -273,8 +291,14 @@ def autoscale(
 
         counting = threading.Thread(target=count, daemon=True)
         counting.start()
+        lines: list[tuple[float, str]] = []
+
+        def say(line: str) -> None:
+            lines.append((round(time.monotonic() - begin, 1), line))
+            print(line, flush=True)
+
         with Watch(job.output, costs) as watch:
-            synpic.run(job)
+            synpic.run(job, say=say)
         ended = round(time.monotonic() - begin, 1)
         while at[-1][1] and time.monotonic() - begin < ended + 60 + 10 * idle_s:
             time.sleep(1)
@@ -284,6 +308,8 @@ def autoscale(
     return {
         "nodes": changes,
         "most": max(count for _, count in at),
+        "second_phase_at_s": next(at_s for at_s, line in lines if line == "phase: r"),
+        "refused": refused,
         "ended_at_s": ended,
         "given_back_at_s": at[-1][0] if not at[-1][1] else None,
         "gpu_s": rows * costs.row_s,

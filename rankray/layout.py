@@ -24,6 +24,10 @@ START_S = 60.0
 COPY_BYTES_PER_S = 2e8
 """Of one node that writes a phase's rows while it computes, or reads them; assumed, an NFS share or an object store."""
 
+ASK_EVERY_S, SETTLED_S = 2.0, 120.0
+"""How often nodes are counted while a job waits for them; after how long without a change those that hold each pool by
+itself are taken for all that come."""
+
 BISECTIONS = 25
 """Halvings of the interval in which the pools' common pace is sought: 1 part in 3e7."""
 
@@ -82,7 +86,7 @@ def plan(stages: Sequence[Stage], nodes: Sequence[Node], mode: str, work: Work |
         if missing:
             raise ConfigError(
                 f"the pool of '{stage.target.name}' needs {missing}; start such nodes, "
-                "lower its pool's min_size, num_cpus or num_gpus, or set execution.wait_for_nodes_s"
+                "lower its pool's min_size, num_cpus or num_gpus, or raise execution.wait_for_nodes_s"
             )
     if mode == "phases":
         return _laid([[s] for s in stages], nodes, work, f"phases: {len(stages)}, as execution.mode asks")
@@ -253,10 +257,9 @@ def _phases(stages: Sequence[Stage], nodes: Sequence[Node]) -> tuple[tuple[Stage
 
 
 def wait_for_nodes(stages: Sequence[Stage], wait_s: float, say: Callable[[str], None]) -> list[Node]:
-    """The alive nodes, once all of `stages` fit them together or `wait_s` has passed.
+    """The alive nodes, once they are `enough` for `stages` or `wait_s` has passed.
 
-    Tells the autoscaler what the pools need, so that a cluster which starts with a head alone grows to it. Where its
-    greatest size is known and holds the pools one by one only, they are waited for one by one.
+    Tells the autoscaler what the pools need, so that a cluster which starts with a head alone grows to it.
 
     Raises:
         ConfigError: a pool needs more than the autoscaler may ever bring.
@@ -271,7 +274,6 @@ def wait_for_nodes(stages: Sequence[Stage], wait_s: float, say: Callable[[str], 
                 f"the pool of '{stage.target.name}' needs {could}; raise its greatest size, or lower the "
                 "pool's min_size, num_cpus or num_gpus"
             )
-    parts = [list(stages)] if reachable is None or fits(claims(stages), reachable) else [[s] for s in stages]
     from ray.autoscaler.sdk import request_resources
 
     bundles = [
@@ -280,12 +282,28 @@ def wait_for_nodes(stages: Sequence[Stage], wait_s: float, say: Callable[[str], 
         for _ in range(stage.actors.min_size)
     ]
     request_resources(bundles=bundles)
-    deadline = time.monotonic() + wait_s
+    changed = time.monotonic()
+    deadline = changed + wait_s
     say(f"waiting up to {wait_s:g} s for nodes: the pools together need {shortage(stages, nodes)}")
-    while not all(fits(claims(part), nodes) for part in parts) and time.monotonic() < deadline:
-        time.sleep(2.0)
-        nodes = alive_nodes()
+    while time.monotonic() < deadline and not enough(stages, nodes, reachable, time.monotonic() - changed):
+        time.sleep(min(ASK_EVERY_S, wait_s))
+        before, nodes = nodes, alive_nodes()
+        changed = time.monotonic() if nodes != before else changed
     return nodes
+
+
+def enough(
+    stages: Sequence[Stage], nodes: Sequence[Node], reachable: Sequence[Node] | None, still_s: float
+) -> bool:
+    """Whether to begin on `nodes`: all pools have room together, or each by itself and no more is to be expected.
+
+    That is where the autoscaler's greatest size, `reachable`, does not hold them together either. Where nobody knows
+    what may come (None), it is where nothing has come for `still_s` of at least `SETTLED_S`: GPUs that wait are paid.
+    """
+    if fits(claims(stages), nodes):
+        return True
+    settled = still_s >= SETTLED_S if reachable is None else not fits(claims(stages), reachable)
+    return settled and all(fits(claims([stage]), nodes) for stage in stages)
 
 
 def release_nodes(wait_s: float) -> None:

@@ -55,7 +55,7 @@ def require(wanted: Sequence[Claim], wait_s: float, say: Callable[[str], None]) 
             "workers": "lower workers.count, workers.num_gpus or workers.num_cpus",
             "encoders": "lower encoding.min_size, encoding.num_gpus or encoding.num_cpus",
         }[first]
-        raise ConfigError(f"{short}; {mend}, add nodes, or set workers.wait_for_nodes_s to wait for them")
+        raise ConfigError(f"{short}; {mend}, add nodes, or raise workers.wait_for_nodes_s to wait for them")
 
 
 def shortage(wanted: Sequence[Claim], nodes: Sequence[Node]) -> str:

@@ -9,6 +9,7 @@ dependency that nobody declared fails there as it would at a user's. It takes se
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -64,6 +65,14 @@ def make(place: Path, requirements: Iterable[str], *options: str) -> Path:
     python = place / "bin" / "python"
     asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site = Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
+    for stale in (
+        "setuptools",
+        "setuptools-*",
+        "pkg_resources",
+        "_distutils_hack",
+    ):  # before 3.12 venv brings its own
+        for found in site.glob(stale):
+            shutil.rmtree(found)
     for distribution in closure(requirements).values():
         tops = {
             file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")

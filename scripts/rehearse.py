@@ -36,7 +36,8 @@ from rankray.shapes.prompts import prompts as shapes_prompts
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = ROOT / "jobs"
 SHIPPED = ("synpic", "rankdpo-sdxl", "rankdpo-sd3", "evaluate")
-"""In this order: a training reads the dataset, an evaluation the trained model."""
+READS = {"rankdpo-sdxl": "synpic", "rankdpo-sd3": "synpic", "evaluate": "rankdpo-sdxl"}
+"""Whose output a job needs: who names it gets that one before it."""
 
 STORAGE = "/mnt/cluster_storage"
 """Where the shipped files put everything."""
@@ -292,9 +293,6 @@ def check_job(name: str, on: Rehearsal) -> Ended:
         AssertionError: something is not as the file says.
     """
     begin_s = time.monotonic()
-    if name != "synpic":
-        on.join()  # Syn-Pic alone waits from the start
-        on.cluster.wait_for_nodes()
     ended = on.job(name, late=True)
     assert ended.code == 0, f"{name} ended with {ended.code}:\n{ended.text[-4000:]}"
     tables = on.tables(name)
@@ -330,8 +328,8 @@ def check_too_few(name: str, on: Rehearsal) -> None:
         AssertionError: it does not.
     """
     output = on.place / f"too-few-{name}"
-    waits = {} if name.startswith("rankdpo") else {"execution.wait_for_nodes_s": TOO_FEW_WAIT_S}
-    ended = on.job(name, {"output": str(output), **waits})
+    waits = "workers" if name.startswith("rankdpo") else "execution"
+    ended = on.job(name, {"output": str(output), f"{waits}.wait_for_nodes_s": TOO_FEW_WAIT_S})
     last = ended.text.strip().splitlines()[-1]
     assert ended.code == 2, f"{name} ended with {ended.code}:\n{ended.text[-4000:]}"
     assert last.startswith(f"{name.partition('-')[0]}: "), last
@@ -339,6 +337,17 @@ def check_too_few(name: str, on: Rehearsal) -> None:
     assert "Traceback" not in ended.text
     assert not output.exists(), f"{output} was begun"
     print(f"{name} without GPUs: {last}", flush=True)
+
+
+def due(names: Sequence[str]) -> list[str]:
+    """`names` and what they read, each once, in the order in which they can run."""
+    found: set[str] = set()
+    for name in names:
+        chain = [name]
+        while chain[-1] in READS:
+            chain.append(READS[chain[-1]])
+        found.update(chain)
+    return [name for name in SHIPPED if name in found]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -359,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         on = stack.enter_context(logical_cluster(place, weights, nodes, gpus))
         try:
             check_too_few("synpic", on)
-            chosen = options.names or SHIPPED
+            chosen = due(options.names or SHIPPED)
             for name in chosen:
                 check_job(name, on)
             on.leave()

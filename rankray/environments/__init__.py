@@ -32,6 +32,7 @@ HOME = "RANKRAY_ENVS"
 """Environment variable: where overlays are kept; `~/.cache/rankray/envs` unless it is set."""
 
 _REQUIREMENTS = "requirements.txt"
+_RAISED = re.compile(r"\s*(\w+\.)*\w+(Error|Exception): ")
 _PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s\\;]+)", re.MULTILINE)
 
 MARKER = "rankray-environment.json"
@@ -170,11 +171,6 @@ def build(name: str, spec: EnvironmentSpec, say: Callable[[str], None] = print) 
 def _install(name: str, spec: EnvironmentSpec, place: Path) -> None:
     _run(name, sys.executable, "-m", "venv", "--without-pip", str(place))
     python = str(place / "bin" / "python")
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    # `addsitedir` and not a bare path: it reads the .pth files there, by which editable packages are found.
-    bases = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    text = "".join(f"import site; site.addsitedir({base!r})\n" for base in bases)
-    (place / "lib" / version / "site-packages" / "base.pth").write_text(text, "utf-8")
     requirements = place / _REQUIREMENTS
     requirements.write_text(spec.requirements, "utf-8")
     options = (
@@ -187,6 +183,12 @@ def _install(name: str, spec: EnvironmentSpec, place: Path) -> None:
         str(requirements),
     )
     _run(name, sys.executable, "-m", "pip", "--python", python, "install", *options)
+    # Only now: what builds a package from source must not see another version of its tools beneath.
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    # `addsitedir` and not a bare path: it reads the .pth files there, by which editable packages are found.
+    bases = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    text = "".join(f"import site; site.addsitedir({base!r})\n" for base in bases)
+    (place / "lib" / version / "site-packages" / "base.pth").write_text(text, "utf-8")
     if spec.imports:
         _run(name, python, "-c", f"import {', '.join(spec.imports)}")
 
@@ -195,5 +197,7 @@ def _run(name: str, *command: str) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         lines = (ended.stderr or ended.stdout).strip().splitlines() or [f"exit code {ended.returncode}"]
-        told = [line for line in lines if line.startswith("ERROR: ")] or lines[-1:]
+        # pip's own words, or the exception of a package's build, after which pip says only where to look
+        told = [line for line in lines if line.startswith("ERROR: ")]
+        told = told or [line.strip() for line in lines if _RAISED.match(line)][-1:] or lines[-1:]
         raise ConfigError(f"environment '{name}' cannot be built: {' '.join(command[1:4])}: {told[0]}")

@@ -57,6 +57,9 @@ def test_an_autoscaler_brings_nodes_and_has_them_back(tmp_path: Path) -> None:
     found = measured("autoscale", tmp_path)
     assert found["nodes"][0][1] == 0, "a head alone"
     assert found["most"] == 3, "up to the greatest size"
+    assert "needs 1 actor of 3 GPU, and the nodes hold 0 such" in found["refused"], "at once"
+    ended = [count for at_s, count in found["nodes"] if at_s < found["ended_at_s"]]
+    assert ended[-1] == 1, "the second phase has use for one"
     assert found["given_back_at_s"] is not None
 
 

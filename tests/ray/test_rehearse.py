@@ -53,6 +53,12 @@ def smaller(rehearse: ModuleType, weights: Path, workers: int) -> dict[str, dict
     }
 
 
+def test_what_a_job_reads_is_rehearsed_before_it(rehearse: ModuleType) -> None:
+    assert rehearse.due(["rankdpo-sd3"]) == ["synpic", "rankdpo-sd3"]
+    assert rehearse.due(["evaluate", "synpic"]) == ["synpic", "rankdpo-sdxl", "evaluate"]
+    assert rehearse.due(rehearse.SHIPPED) == list(rehearse.SHIPPED)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_shipped_gpu_configurations_on_logical_gpus(rehearse: ModuleType, tmp_path: Path) -> None:

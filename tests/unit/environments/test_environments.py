@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from toy_package_wheel import wheel
+from toy_package_wheel import source, wheel
 
 from rankray import environments, rewards
 from rankray.config import ConfigError
@@ -106,6 +106,18 @@ def test_what_cannot_be_built_is_one_line_and_leaves_nothing(tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
     for spec in (altered, broken):
         assert environments.check("toy", spec).fault == "not built"
+
+
+def test_what_is_built_from_source_does_not_see_the_jobs_packages(tmp_path: Path) -> None:
+    """hpsv2's was built with half of one setuptools and half of another."""
+    alone = "assert importlib.util.find_spec('numpy') is None, 'numpy of the environment beneath'"
+    assert environments.build("toy", source(tmp_path / "w", "1.0", alone), lambda line: None).fault is None
+
+
+def test_what_fails_while_it_is_built_is_told_by_its_own_error(tmp_path: Path) -> None:
+    spec = source(tmp_path / "w", "1.0", "raise RuntimeError('no compiler')")
+    with pytest.raises(ConfigError, match="cannot be built: -m pip --python: RuntimeError: no compiler"):
+        environments.build("toy", spec, lambda line: None)
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
