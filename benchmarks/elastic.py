@@ -41,6 +41,7 @@ from rankray import config, synpic
 from rankray.config import SynPicConfig
 
 HERE = Path(__file__).parent
+ROWS_PER_BLOCK = 4
 POOL = {"num_gpus": 1, "num_cpus": 0.01, "max_size": 64}
 
 
@@ -112,7 +113,7 @@ def settings(
         "rewards": models(costs.rewards),
         "output": str(place / name),
         "rehearse": True,
-        "execution": {"rows_per_block": 4, "report_interval_s": 2.0},
+        "execution": {"rows_per_block": ROWS_PER_BLOCK, "report_interval_s": 2.0},
     }
     return config.build(SynPicConfig, config.with_options(tables, changes))
 
@@ -123,12 +124,18 @@ NINE = Costs(
 )
 """Four generators and five rewards, 3.1 s a prompt in all."""
 
+TASKS_PER_S = 12
+"""What two cores carry beside all else. There are nine tasks a block, so that with more GPUs the models are slower."""
+
 
 class Watch:
-    """What the meter of a job has counted: (seconds, GPU-seconds of work done, items by model), twice a second."""
+    """What the meter of a job has counted: (seconds, GPU-seconds of work done, items by model), every `every_s`.
 
-    def __init__(self, output: str, costs: Costs) -> None:
-        self.costs, self.output = costs, output
+    An answer names every block: twice a second of a job of 12,000 blocks, reading them takes two thirds of the driver.
+    """
+
+    def __init__(self, output: str, costs: Costs, every_s: float = 0.5) -> None:
+        self.costs, self.output, self.every_s = costs, output, every_s
         self.at: list[tuple[float, float, dict[str, int]]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -146,7 +153,7 @@ class Watch:
 
     def _run(self) -> None:
         meter = None
-        while not self._stop.wait(0.5):
+        while not self._stop.wait(self.every_s):
             try:
                 meter = meter or ray.get_actor(f"synpic {self.output}", namespace="rankray")
                 asked = [meter.done.remote(), meter.starts.remote(), meter.snapshot.remote()]
@@ -413,21 +420,25 @@ def follow(place: Path, before_s: float = 20, grown_s: float = 75, after_s: floa
 
 def nine(place: Path, gpus: int, ideal_s: float) -> dict[str, Any]:
     """Nine pools on `gpus` GPUs: the time beside sum(cost) / GPUs, without starting; speeds from a small job before."""
-    rows = int(ideal_s * gpus / NINE.row_s // 4 * 4)
+    tasks_per_s = len(NINE.item_s) * gpus / NINE.row_s / ROWS_PER_BLOCK
+    slower = max(1.0, tasks_per_s / TASKS_PER_S)
+    costs = Costs(*({m: slower * s for m, s in part.items()} for part in (NINE.generators, NINE.rewards)))
+    rows = int(ideal_s * gpus / costs.row_s // ROWS_PER_BLOCK * ROWS_PER_BLOCK)
     with connected(num_cpus=max(4, gpus // 4), num_gpus=gpus, include_dashboard=False):
-        pilot = settings(place, f"pilot-{gpus}", NINE, 8)
+        pilot = settings(place, f"pilot-{gpus}", costs, 8)
         synpic.run(pilot, say=lambda line: None)
         changes = {"execution.measured": pilot.output}
-        job = settings(place, f"nine-{gpus}", NINE, rows, **changes)
+        job = settings(place, f"nine-{gpus}", costs, rows, **changes)
         lines: list[str] = []
-        with Watch(job.output, NINE) as watch:
+        with Watch(job.output, costs, every_s=10.0) as watch:
             result = synpic.run(job, say=lambda line: (lines.append(line), print(line, flush=True))[0])
         starting_s = sum(sum(found) for found, _ in watch.starts.values())
         wall_s = result.info["throughput"]["wall_s"]
-        ideal_s = rows * NINE.row_s / gpus
+        ideal_s = rows * costs.row_s / gpus
         return {
             "gpus": gpus,
             "rows": rows,
+            "row_gpu_s": round(costs.row_s, 2),
             "ideal_s": round(ideal_s, 1),
             "wall_s": round(wall_s, 1),
             "actors": sum(len(found) for found, _ in watch.starts.values()),
