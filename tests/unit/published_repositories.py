@@ -21,6 +21,7 @@ import torch
 from hub_server import Hub
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import BertTokenizerFast, T5TokenizerFast
 
 from rankray.random_weights import judges, qalign
 from rankray.random_weights import rewards as small
@@ -445,6 +446,7 @@ def _owlv2(place: Path) -> None:
 def _bert(place: Path) -> None:
     _packaged("imagereward", place)
     shutil.copytree(place / "bert", place, dirs_exist_ok=True)
+    BertTokenizerFast.from_pretrained(place).backend_tokenizer.save(str(place / "tokenizer.json"))
     settings = {"do_lower_case": True, "model_max_length": 512, "tokenizer_class": "BertTokenizer"}
     (place / "tokenizer_config.json").write_text(json.dumps(settings))
 
@@ -452,6 +454,7 @@ def _bert(place: Path) -> None:
 def _flan(place: Path) -> None:
     _packaged("vqascore", place)
     shutil.copytree(place / "tokenizer", place, dirs_exist_ok=True)
+    T5TokenizerFast.from_pretrained(place).backend_tokenizer.save(str(place / "tokenizer.json"))
 
 
 def _flant5(place: Path) -> None:
