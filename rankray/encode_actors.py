@@ -16,7 +16,16 @@ import numpy as np
 import pyarrow as pa
 
 from rankray import hardware, store
-from rankray.encoded import EncodedRow, Layout, Reads, decoded_row, encoded_table, relabelled
+from rankray.encoded import (
+    EncodedRow,
+    Layout,
+    Reads,
+    decoded_row,
+    encoded_table,
+    layout_of,
+    read_empty,
+    relabelled,
+)
 from rankray.generators import GeneratorSpec
 from rankray.labels import Labelling
 
@@ -218,13 +227,6 @@ class ReferenceActor:
         return [line[: len(row.rank)] for row, line in zip(rows, errors.tolist(), strict=True)]
 
 
-def layout_of(schema: pa.Schema) -> Layout:
-    """The layout that an encoded table's metadata states."""
-    import json
-
-    return Layout.from_json(json.loads(schema.metadata[b"rankray.encoded"]))
-
-
 def _write_arrays(path: str, arrays: dict[str, np.ndarray], fs: Any) -> None:
     """A safetensors file, written whole: under a passing name first."""
     import uuid
@@ -235,13 +237,3 @@ def _write_arrays(path: str, arrays: dict[str, np.ndarray], fs: Any) -> None:
     with fs.open_output_stream(passing) as stream:
         stream.write(save({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
     fs.move(passing, path)
-
-
-def read_empty(place: str) -> dict[str, np.ndarray]:
-    """The empty prompt's embeddings of the encoded set at `place`."""
-    from safetensors.numpy import load
-
-    fs, path = store.filesystem(place)
-    with fs.open_input_stream(f"{path}/empty.safetensors") as stream:
-        found: dict[str, np.ndarray] = load(stream.read())
-    return found

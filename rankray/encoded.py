@@ -24,7 +24,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from safetensors.numpy import load
 
+from rankray import store
 from rankray.labels import Labelling
 
 ENCODED_VERSION = 2
@@ -273,3 +275,26 @@ def reads(prompt_ids: Iterable[str], steps: int, batch_size: int, seed: int) -> 
     ids = sorted(prompt_ids)
     whole, rest = divmod(steps * batch_size, len(ids))
     return Reads(whole, frozenset(ids[row] for row in epoch_order(len(ids), seed, whole)[:rest]))
+
+
+def layout_of(schema: pa.Schema) -> Layout:
+    """The layout that an encoded table's metadata states."""
+    return Layout.from_json(json.loads(schema.metadata[b"rankray.encoded"]))
+
+
+def read_empty(place: str) -> dict[str, np.ndarray]:
+    """The empty prompt's embeddings of the encoded set at `place`."""
+    fs, path = store.filesystem(place)
+    with fs.open_input_stream(f"{path}/empty.safetensors") as stream:
+        found: dict[str, np.ndarray] = load(stream.read())
+    return found
+
+
+def read_reference(place: str) -> dict[str, list[list[float]]]:
+    """prompt_id -> errors [E][K] of the reference errors at `place`; 58,000 prompts x 7 epochs x 4 are 7 MB."""
+    fs, path = store.filesystem(place)
+    found: dict[str, list[list[float]]] = {}
+    for file in store.data_files(fs, path):
+        table: pa.Table = pq.read_table(file, filesystem=fs)
+        found.update(zip(table["prompt_id"].to_pylist(), table["ref_error"].to_pylist(), strict=True))
+    return found

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
@@ -22,8 +21,8 @@ from rankray import output as outputs
 from rankray import stages, store, training_nodes
 from rankray.actors import Actors
 from rankray.config import ConfigError
-from rankray.encode_actors import REFERENCE_SCHEMA, EncodeJob, ReferenceJob, layout_of
-from rankray.encoded import ENCODED_VERSION, Layout, index
+from rankray.encode_actors import REFERENCE_SCHEMA, EncodeJob, ReferenceJob
+from rankray.encoded import ENCODED_VERSION, Layout, index, layout_of
 from rankray.labels import Labelling
 from rankray.output import Output
 from rankray.streaming import stream
@@ -209,13 +208,3 @@ def actors_of(count: int, most: int | None, num_cpus: float, num_gpus: float) ->
         runtime_env={},
         device="cuda" if num_gpus else "cpu",
     )
-
-
-def read_reference(place: str) -> dict[str, list[list[float]]]:
-    """prompt_id -> errors [E][K] of the reference errors at `place`; 58,000 prompts x 7 epochs x 4 are 7 MB."""
-    fs, path = store.filesystem(place)
-    found: dict[str, list[list[float]]] = {}
-    for file in store.data_files(fs, path):
-        table: pa.Table = pq.read_table(file, filesystem=fs)
-        found.update(zip(table["prompt_id"].to_pylist(), table["ref_error"].to_pylist(), strict=True))
-    return found

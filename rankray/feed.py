@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.fs as pafs
-import ray
 
 from rankray.encoded import (
     EncodedRow,
@@ -64,6 +63,8 @@ class StreamedRows:
 
     def read(self, places: Sequence[Place]) -> list[EncodedRow]:
         """Cuts the rows into as many parts as there are encoders, so that all of them work on every step."""
+        import ray  # a step that reads what is stored runs without it
+
         rows = self._reader.read(places)
         parts = [part for part in np.array_split(np.arange(len(rows)), len(self._encoders)) if len(part)]
         self._turn += 1

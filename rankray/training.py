@@ -17,9 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-import ray.train
-
 from rankray import hardware
 from rankray.generators import GeneratorSpec
 from rankray.labels import Labelling
@@ -69,6 +66,8 @@ def train(job: TrainJob) -> None:
     """One worker's run, from its last checkpoint to the last step (Algorithm 2)."""
     if job.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks at it when it is first imported
+    import ray.train  # only here and where actors are asked: a step and its model run where there is no Ray
+
     from rankray import checkpoints, run_log, zero
     from rankray.feed import feed
     from rankray.schedules import learning_rate
@@ -144,8 +143,7 @@ class _Model:
         import torch
 
         from rankray.denoisers import parts
-        from rankray.encode_actors import read_empty
-        from rankray.encoding import read_reference
+        from rankray.encoded import read_empty, read_reference
         from rankray.training_config import REFERENCE_FREE
 
         config = job.config
@@ -269,6 +267,8 @@ def _micro_batch(model: _Model, job: TrainJob, local: int) -> int:
 
 
 def _source(job: TrainJob) -> Any:
+    import ray
+
     from rankray.encoded import Layout
     from rankray.feed import LabelledRows, StoredRows, StreamedRows
     from rankray.store import filesystem
@@ -283,6 +283,8 @@ def _source(job: TrainJob) -> Any:
 
 
 def _ask(actor: str, method: str) -> Any:
+    import ray
+
     return ray.get(getattr(ray.get_actor(actor), method).remote())
 
 

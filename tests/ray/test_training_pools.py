@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 
-from rankray import config, encoding, rankdpo
+from rankray import config, encoded, rankdpo
 from rankray.config import ConfigError
 from rankray.training_config import RankDPOConfig
 
@@ -54,7 +54,7 @@ def test_they_start_on_gpus(cluster: None, tmp_path: Path, num_gpus: float, coun
     """Four prompts read of three: each once, and the first of the second epoch."""
     said, place = prepared(tmp_path, num_gpus, count)
     assert place is not None
-    found = encoding.read_reference(place)
+    found = encoded.read_reference(place)
     assert sorted(len(errors) for errors in found.values()) == [1, 1, 2]
     assert said[0].startswith("on disk: encoded set (")
     assert said[-1] == "reference ahead: 1.33 epochs of 3 prompts, 12 forward passes on 2 actors"

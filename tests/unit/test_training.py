@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from torch import Tensor
 from rankray import config, generators, samples
 from rankray.config import GeneratorChoice
 from rankray.denoisers import parts
-from rankray.encode_actors import EncodeActor, EncodeJob, layout_of
+from rankray.encode_actors import EncodeActor, EncodeJob
+from rankray.encoded import layout_of
 from rankray.shapes import pipeline_dir
 from rankray.training import TrainJob, train_alone
 from rankray.training_config import RankDPOConfig
@@ -206,3 +209,11 @@ def test_weights_of_another_model_are_refused(make: Make) -> None:
     job = make()
     with pytest.raises(ValueError, match=r"do not fit the model: [0-9]+ names, such as "):
         samples.denoiser_with(job.spec, job.config, {"conv_in.weight": torch.zeros(1)})
+
+
+def test_a_step_needs_no_ray() -> None:
+    """A GPU can be measured where it is not installed; only what starts workers or asks actors imports it."""
+    modules = "training, feed, encode_actors, denoisers.parts, generators.diffusers_pipeline"
+    names = ", ".join(f"rankray.{name}" for name in modules.split(", "))
+    code = f"import sys; sys.modules['ray'] = sys.modules['deepspeed'] = None; import {names}"
+    subprocess.run([sys.executable, "-c", code], check=True)

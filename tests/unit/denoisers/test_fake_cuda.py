@@ -23,8 +23,8 @@ from torch import Tensor
 
 from rankray import config, training, zero
 from rankray.denoisers import parts
-from rankray.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob, layout_of
-from rankray.encoded import Reads, decoded_row
+from rankray.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
+from rankray.encoded import Reads, decoded_row, layout_of
 from rankray.fake_cuda import fake_cuda
 from rankray.feed import Loaded
 from rankray.generators import GENERATORS, GeneratorSpec
