@@ -51,7 +51,7 @@ from rankray.targets import Target, load
 
 for name, row in (("owner/clip", REWARDS["clipscore"]), ("owner/sdxl", GENERATORS["shapes-sdxl"])):
     try:
-        load(Target("x", row.target, {"spec": replace(row, source=name)}), "cpu")
+        load(Target("x", row.target, {"spec": replace(row, source=name, revision="main")}), "cpu")
     except ConfigError as error:
         print("FOUND", error)
 """
