@@ -54,6 +54,13 @@ def test_the_paper_s_job(capsys: pytest.CaptureFixture[str]) -> None:
     assert "185.60" in text
 
 
+def test_the_documentation_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (JOBS.parent / "docs" / "synpic.md").read_text("utf-8")
+    shown = text.partition("```text\ndry run: ")[2].partition("```")[0]
+    lines = printed(capsys, "--config", SYNPIC)
+    assert f"dry run: {shown}".splitlines() == lines[: lines.index("Assumed, nothing measured") - 1]
+
+
 def test_one_gpu_of_one_type(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "--config", SYNPIC, "--gpu-type", "h100", "--gpus", "1")
     text = "\n".join(lines)
