@@ -91,7 +91,7 @@ def open_output(uri: str, in_job: bool) -> Output:
         in_job: this process runs in a submitted job's copy of the working directory, which Ray deletes.
 
     Raises:
-        ConfigError: a relative path in a submitted job, or an URI that pyarrow cannot open.
+        ConfigError: a relative path in a submitted job, or an URI that pyarrow cannot open or that has options.
     """
     if in_job and "://" not in uri and not uri.startswith(("/", "~")):
         raise ConfigError(
@@ -99,6 +99,11 @@ def open_output(uri: str, in_job: bool) -> Output:
             "afterwards; give an absolute path that every node sees, or an URI such as s3://bucket/name"
         )
     place = store.absolute(uri)
+    if "://" in place and "?" in place:
+        raise ConfigError(
+            f"output '{place}' has options after '?', which are not handed on to the places inside it; an object store "
+            "of your own is named by AWS_ENDPOINT_URL in the environment of all nodes, and the output s3://bucket/name"
+        )
     try:
         fs, path = store.filesystem(place)
     except (OSError, ValueError) as error:

@@ -57,6 +57,12 @@ def test_an_unknown_scheme_is_refused() -> None:
         output.open_output("nowhere://bucket/o", in_job=False)
 
 
+def test_options_in_a_uri_are_refused_before_anything_is_computed() -> None:
+    """They were dropped where a part's name was put behind them, and every row was written to no place."""
+    with pytest.raises(ConfigError, match=r"has options after '\?'.*AWS_ENDPOINT_URL"):
+        output.open_output("s3://bucket/o?endpoint_override=127.0.0.1:9000&scheme=http", in_job=True)
+
+
 def test_claiming_twice_is_fine_and_another_configuration_is_not(place: Output) -> None:
     assert output.claim(place, settings(), {"sdxl": "1"}) is False
     assert output.claim(place, settings(execution={"mode": "phases"}), {"sdxl": "1"}) is False
