@@ -37,6 +37,8 @@ class Component:
         upcast_from: the precision in which its pipeline refuses to run it, and takes float32.
         flops: of one call for one item, as (constant, linear, quadratic) in the picture's megapixels.
         activations: elements alive at once in such a call beside the weights, as (constant, linear).
+        kept: of a denoiser, elements alive at once in a forward and backward pass, over `activations`: training by
+            "lora" or "full", or either "checkpointed"; counted by `benchmarks/memory_plan`.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Component:
     upcast_from: str | None
     flops: tuple[float, ...]
     activations: tuple[float, ...]
+    kept: Mapping[str, float]
 
     def flops_at(self, megapixels: float) -> float:
         """Multiplications and additions of one call for one item of that size."""
@@ -78,6 +81,7 @@ def read(package: str, model: str) -> list[Component]:
             upcast_from=part["call"].get("upcast_from"),
             flops=tuple(part.get("flops", ())),
             activations=tuple(part.get("activations", ())),
+            kept=part.get("kept", {}),
         )
         for name, part in json.loads(text).items()
     ]

@@ -59,7 +59,7 @@ class Footprint:
         return self.weights_gb + WORKSPACE * self._activations_gb(batch) + CONTEXT_GB
 
     def allocated_gb(self, batch: int) -> float:
-        """The tensors of it alone: what `benchmarks/memory_plan.py` counts one by one."""
+        """The tensors of it alone: what `benchmarks/memory_plan` counts one by one."""
         return self.weights_gb + self._activations_gb(batch)
 
     def _activations_gb(self, batch: int) -> float:

@@ -270,7 +270,7 @@ def main(names: Sequence[str]) -> None:
 
 def _written(value: Any, depth: int = 0) -> str:
     """JSON with a list, and a table of plain values below the second level, on one line."""
-    if isinstance(value, dict) and not (depth == 2 and "times" in value):
+    if isinstance(value, dict) and not (depth == 2 and ("times" in value or "lora" in value)):
         indent = " " * (depth + 1)
         lines = [f'{indent}"{key}": {_written(item, depth + 1)}' for key, item in value.items()]
         return "{\n" + ",\n".join(lines) + "\n" + " " * depth + "}" + ("" if depth else "\n")

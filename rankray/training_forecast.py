@@ -1,8 +1,8 @@
 """What a training will take, before a weight is read: memory of a trainer, bytes on disk, forward passes.
 
 Shapes are the published configurations' (or those of the weights' directory), so bytes on disk are exact but for
-Parquet's own (2 %). Memory is a plan's: ZeRO's shards and one forward pass's activations are counted, what a backward
-pass keeps of them is a factor with its source here. Hours of the reference take the share of a GPU's peak that
+Parquet's own (2 %). Memory is a plan's: ZeRO's shards, DeepSpeed's buffer, and what a backward pass keeps, which
+`benchmarks/memory_plan` counted on a fake device. Hours of the reference take the share of a GPU's peak that
 `rankray.hardware` assumes.
 """
 
@@ -30,16 +30,11 @@ from rankray.training_config import REFERENCE_FREE, RankDPOConfig, TrainingSetti
 
 Mode = Literal["copy", "adapter_off", "precomputed"]
 
-KEPT, KEPT_CHECKPOINTED = 120.0, 8.0
-"""What a backward pass needs, over the activations of a forward pass alone. Kept inputs of blocks with activation
-checkpointing are 2.2 to 3.6 (SD3, PixArt, SDXL, counted on the meta device; the rest is for the block that is computed
-again); without it SDXL's are 120, its attention scores among them."""
+BUCKET = 5e8
+"""Elements of gradients on their way in ZeRO, DeepSpeed's default; there as long as a backward pass."""
 
-BUCKET = 1e9
-"""Elements of gradients on their way in ZeRO: two of DeepSpeed's default buckets of 5e8."""
-
-STATES = {"adamw": 2.0, "adamw_8bit": 0.5, "adafactor": 1.0, "sgd": 0.0}
-"""Float32 tensors of an optimizer's state a trained weight; of Adafactor the most, as what is not factored has one."""
+STATES = {"adamw": 2.0, "sgd": 0.0}
+"""Float32 tensors of an optimizer's state a trained weight, without sgd's momentum."""
 
 ROW_BYTES = 2_100
 """Of a stored row beside its arrays: a row group's footer, scores, the prompt."""
@@ -146,31 +141,69 @@ def ahead_line(job: ReferenceJob, rows: int, dataset: store.RankedDataset) -> st
     return f"{line}: about {hours / count:.1f} h on {count} x {gpu.name} (assumed speed)"
 
 
-def trainer_gb(config: TrainingSettings, found: Facts, candidates: int, reference: str) -> float:
-    """GPU memory of one trainer with the least number of workers and the smallest micro-batch, 1e9 bytes.
+@dataclass(frozen=True)
+class Trainer:
+    """What one trainer holds of a GPU, in bytes.
+
+    Attributes:
+        weights: of the model, and of the reference's copy.
+        states: gradients' sum, masters, the optimizer's state and the average.
+        activations: of a forward and backward pass.
+        bucket: gradients on their way, beside them.
+        stepping: what the optimizer's step takes, when these are gone: one more float32 tensor a trained weight.
+    """
+
+    weights: float
+    states: float
+    activations: float
+    bucket: float
+    stepping: float
+
+    @property
+    def allocated(self) -> float:
+        """The tensors alone: what `benchmarks/memory_plan` counts one by one."""
+        return self.weights + self.states + max(self.activations + self.bucket, self.stepping)
+
+    @property
+    def memory_gb(self) -> float:
+        """With workspaces, fragments and CUDA's own, 1e9 bytes."""
+        passing = WORKSPACE * self.activations + self.bucket
+        return (self.weights + self.states + max(passing, self.stepping)) / 1e9 + CONTEXT_GB
+
+
+def trainer(config: TrainingSettings, found: Facts, candidates: int, reference: str) -> Trainer:
+    """One trainer with the least number of workers and the smallest micro-batch.
 
     Args:
         reference: "copy", or any other, which holds no second model.
     """
     workers, tuned = config.workers, config.tuned
-    size, stage, count = BYTES[tuned.dtype], workers.zero_stage, workers.count
-    trained = (
-        found.parameters if tuned.train == "full" else 0
-    )  # of modules by name: as if none, and adapters are small
-    if isinstance(tuned.train, tuple):
-        trained = found.parameters
-    weights = found.parameters * size / (count if stage == 3 else 1)
-    gradients = trained * size / (count if stage >= 2 else 1) + (min(BUCKET, trained) * size if stage else 0)
-    masters = 4 * ((1 if stage else 0) + STATES[config.optimizer.name] + (tuned.ema is not None))
-    masters += 4 * (config.optimizer.name == "sgd" and config.optimizer.momentum > 0)
-    states = 0.0 if workers.offload else masters * trained / (count if stage else 1)
+    size, stage = BYTES[tuned.dtype], workers.zero_stage
+    shards = workers.count if stage else 1
+    lora = tuned.train == "lora"
+    trained = 0 if lora else found.parameters  # adapters are small; of modules by name: as if all
+    weights = found.parameters * size / (shards if stage == 3 else 1)
     copy = found.parameters * size if reference == "copy" else 0
+    # stages 2 and 3 sum gradients in float32 (`zero.deepspeed_config`)
+    states = trained * (4 / shards if stage >= 2 else size)
+    if not workers.offload:
+        momentum = config.optimizer.name == "sgd" and config.optimizer.momentum > 0
+        tensors = (stage > 0) + STATES[config.optimizer.name] + momentum + (tuned.ema is not None)
+        states += 4 * tensors * trained / shards
     activations = 0.0
-    if found.denoiser is not None:
-        kept = KEPT_CHECKPOINTED if tuned.activation_checkpointing else KEPT
-        one = found.denoiser.activations_at(found.megapixels) * size * kept
-        activations = WORKSPACE * one * candidates * (workers.micro_batch or 1)
-    return (weights + gradients + states + copy + activations) / 1e9 + CONTEXT_GB
+    if found.denoiser is not None and found.denoiser.kept:
+        kept = found.denoiser.kept[
+            "checkpointed" if tuned.activation_checkpointing else "lora" if lora else "full"
+        ]
+        one = found.denoiser.activations_at(found.megapixels) * size
+        activations = kept * one * candidates * (workers.micro_batch or 1)
+    return Trainer(
+        weights=weights + copy,
+        states=states,
+        activations=activations,
+        bucket=BUCKET * size if stage else 0.0,
+        stepping=0.0 if workers.offload else 4 * trained / shards,
+    )
 
 
 def smallest_gpu(nodes: Iterable[Node]) -> GpuType | None:
@@ -214,7 +247,7 @@ def reference(
     if found is None or found.denoiser is None or gpu is None:
         what = "the model's size" if found is None or found.denoiser is None else "the GPUs' type"
         return "precomputed", f"{what} is not known, and it takes less memory than a second model"
-    needs = trainer_gb(config, found, candidates, "copy")
+    needs = trainer(config, found, candidates, "copy").memory_gb
     room = f"{needs:.1f} GB of the {gpu.usable_gb:.1f} usable of {gpu.name}"
     if needs <= gpu.usable_gb:
         return (

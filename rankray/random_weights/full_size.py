@@ -6,20 +6,14 @@ Modules are built without storage from the configurations in `rankray.generators
 a shard at a time, so that SDXL's 3.5 or T5's 4.8 billion parameters take the memory of a shard or two of 1 GB. The
 numbers are 16 million normal ones over and over, scaled by each layer's inputs: arithmetic and time are a trained
 model's, pictures are noise. Disk: 7 GB for `sdxl`, 16 for `sd3-medium`, 11 for `pixart-sigma`, 13 for `stable-cascade`.
-
-`hollow` checkpoints are the same files without the numbers: a hole in the disk, which reads as zeros and takes no room.
-Within `rankray.fake_cuda` they are all that a model needs to load, run and train at its full size.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +26,13 @@ from transformers import CLIPImageProcessor
 
 from rankray.generators import GENERATORS
 from rankray.generators.full_size import build, components, weights_gb
-from rankray.random_weights import qalign
 from rankray.random_weights.vocabularies import GEMMA_TOKENS, clip_tokenizer, t5_tokenizer
-from rankray.rewards import REWARDS, aesthetic
+from rankray.rewards import REWARDS
 from rankray.rewards import full_size as rewards_full_size
 
 SHARD_BYTES = 1_000_000_000
 NUMBERS = 2**24
 """Distinct random numbers in a checkpoint."""
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def _diffusion(**changes: Any) -> dict[str, Any]:
@@ -102,44 +94,6 @@ BESIDE: dict[str, Callable[[], dict[str, Any]]] = {
 """What a pipeline has beside its components with weights, by the generator's file of full size."""
 
 
-def generator(name: str, place: Path, dtype: str | None = None, hollow: bool = False) -> None:
-    """Writes a pipeline as `save_pretrained` would, in `dtype` or that of its row.
-
-    Raises:
-        KeyError: `name` is none of `rankray.generators.full_size.MODELS`.
-    """
-    row = GENERATORS[name]
-    parts: dict[str, Any] = {}
-    for component in components(name):
-        with init_empty_weights(include_buffers=False):
-            parts[component.name] = build(component, "cpu")
-        written = getattr(torch, dtype or row.dtype)
-        write_module(parts[component.name], place / component.name, written, hollow)
-    for part, found in BESIDE[name]().items():
-        if found is not None:
-            found.save_pretrained(place / part)
-        parts[part] = found
-    getattr(diffusers, row.pipeline)(**parts, **row.load).save_config(place)
-
-
-def write_module(module: nn.Module, place: Path, dtype: torch.dtype, hollow: bool = False) -> None:
-    """A module of diffusers or transformers, without storage of its own, as `save_pretrained` would write it."""
-    place.mkdir(parents=True, exist_ok=True)
-    config: Any = module.config
-    if isinstance(module, diffusers.ModelMixin):
-        module.save_config(place)
-        stem = "diffusion_pytorch_model"
-    else:
-        config.architectures, config.dtype = [type(module).__name__], dtype
-        config.save_pretrained(place)
-        stem = "model"
-    if hollow:
-        shapes = {name: value.shape for name, value in stored(module)}
-        write_hollow(shapes, dtype, place / f"{stem}.safetensors")
-    else:
-        write_tensors(random_tensors(module, dtype), place, stem)
-
-
 def stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of each parameter, once where two share it, and of each buffer that a checkpoint holds."""
     # Without storage two names of one parameter are two; a library says which of them the other stands for.
@@ -149,22 +103,6 @@ def stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter
     kept = module.state_dict().keys()
     yield from ((name, buffer) for name, buffer in module.named_buffers() if name in kept)
-
-
-def write_hollow(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, path: Path) -> None:
-    """A safetensors file of those tensors whose numbers are a hole."""
-    width, at = dtype.itemsize, 0
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    for name, shape in shapes.items():
-        end = at + math.prod(shape) * width
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(8 + len(text) + at)
 
 
 def random_tensors(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -219,6 +157,52 @@ def write_tensors(tensors: Iterator[tuple[str, Tensor]], place: Path, stem: str)
         (place / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
+Write = Callable[[nn.Module, torch.dtype, Path, str], None]
+"""What writes a module's weights in a dtype into a directory, by the stem of its files' names."""
+
+
+def write_random(module: nn.Module, dtype: torch.dtype, place: Path, stem: str) -> None:
+    """Random numbers, a shard at a time."""
+    write_tensors(random_tensors(module, dtype), place, stem)
+
+
+def write_module(module: nn.Module, place: Path, dtype: torch.dtype, write: Write = write_random) -> None:
+    """A module of diffusers or transformers, without storage of its own, as `save_pretrained` would write it."""
+    place.mkdir(parents=True, exist_ok=True)
+    config: Any = module.config
+    if isinstance(module, diffusers.ModelMixin):
+        module.save_config(place)
+        stem = "diffusion_pytorch_model"
+    else:
+        config.architectures, config.dtype = [type(module).__name__], dtype
+        config.save_pretrained(place)
+        stem = "model"
+    write(module, dtype, place, stem)
+
+
+def generator(name: str, place: Path, dtype: str | None = None, write: Write = write_random) -> None:
+    """Writes a pipeline as `save_pretrained` would, in `dtype` or that of its row.
+
+    Args:
+        write: what writes the weights of a part.
+
+    Raises:
+        KeyError: `name` is none of `rankray.generators.full_size.MODELS`.
+    """
+    row = GENERATORS[name]
+    parts: dict[str, Any] = {}
+    for component in components(name):
+        with init_empty_weights(include_buffers=False):
+            parts[component.name] = build(component, "cpu")
+        written = getattr(torch, dtype or row.dtype)
+        write_module(parts[component.name], place / component.name, written, write)
+    for part, found in BESIDE[name]().items():
+        if found is not None:
+            found.save_pretrained(place / part)
+        parts[part] = found
+    getattr(diffusers, row.pipeline)(**parts, **row.load).save_config(place)
+
+
 def bytes_of(name: str, dtype: str | None = None) -> int:
     """What a checkpoint of `generator` or of `REWARDS_FULL` takes on disk."""
     if name in REWARDS_FULL:
@@ -226,13 +210,14 @@ def bytes_of(name: str, dtype: str | None = None) -> int:
     return int(weights_gb(name, dtype or GENERATORS[name].dtype) * 1e9)
 
 
-def _processor(place: Path) -> None:
+def write_processor(place: Path) -> None:
+    """CLIP's, with the tokenizer that is made here."""
     clip_tokenizer().save_pretrained(place)
     CLIPImageProcessor().save_pretrained(place)
 
 
 def clip(
-    place: Path, model: str = "clip-h", dtype: torch.dtype = torch.float16, hollow: bool = False
+    place: Path, model: str = "clip-h", dtype: torch.dtype = torch.float16, write: Write = write_random
 ) -> None:
     """One of the rewards' CLIPs with its processor: by default ViT-H/14, 986 million parameters, in float16."""
     (component,) = rewards_full_size.components(model)
@@ -240,8 +225,8 @@ def clip(
         module = build(component, "cpu")
     # As published files have it, and as the tokenizer ends texts.
     module.config.text_config.eos_token_id = clip_tokenizer().eos_token_id
-    write_module(module, place, dtype, hollow)
-    _processor(place)
+    write_module(module, place, dtype, write)
+    write_processor(place)
 
 
 def hpsv2(place: Path) -> None:
@@ -259,51 +244,3 @@ REWARDS_FULL: dict[str, tuple[Callable[[Path], None], int]] = {
     "pickscore": (clip, 1_973_000_000),
 }
 """By the rewards' names: what makes one at its published size, and its bytes on disk."""
-
-
-def _mps(place: Path) -> dict[str, Any]:
-    (component,) = rewards_full_size.components("mps")
-    module = build(component)
-    config = {"model_type": "mps", "clip": module.clip.config.to_dict(), "mps": asdict(module.config)}
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "config.json").write_text(json.dumps(config, default=str))
-    write_hollow(_shapes(module), torch.float32, place / "model.safetensors")
-    _processor(place)
-    return {"processor": str(place)}
-
-
-def _aesthetic(place: Path) -> dict[str, Any]:
-    clip(place / "clip", "clip-l", torch.float32, hollow=True)
-    torch.save(aesthetic.layers(768).state_dict(), place / REWARDS["aesthetic"].options["file"])
-    return {"clip": str(place / "clip")}
-
-
-def _qalign(place: Path) -> dict[str, Any]:
-    (component,) = rewards_full_size.components("qalign")
-    place.mkdir(parents=True, exist_ok=True)
-    config = {key: value for key, value in component.config.items() if key != "before"}
-    pieces = qalign.vocabulary()
-    more = [(f"<{n}>", 0.0, qalign.CONTROL) for n in range(config["vocab_size"] - len(pieces))]
-    qalign.write_beside(place, {**config, "bos_token_id": 1, "eos_token_id": 2}, pieces + more)
-    write_hollow(_shapes(build(component)), torch.float16, place / "model.safetensors")
-    return {}
-
-
-def _clip_reward(name: str, place: Path) -> dict[str, Any]:
-    clip(place, str(REWARDS[name].full_size), torch.float32, hollow=True)
-    return {"processor": str(place)}
-
-
-def _shapes(module: nn.Module) -> dict[str, Sequence[int]]:
-    return {name: value.shape for name, value in module.state_dict().items()}
-
-
-HOLLOW_REWARDS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "pickscore": functools.partial(_clip_reward, "pickscore"),
-    "clipscore": functools.partial(_clip_reward, "clipscore"),
-    "mps": _mps,
-    "aesthetic": _aesthetic,
-    "qalign-quality": _qalign,
-}
-"""By the rewards' names, of those that stand on no package: writes a hollow checkpoint of the published size; options
-that say where its parts are."""

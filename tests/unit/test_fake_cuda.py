@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_cuda import DOUBLES, fake_cuda
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-
-from rankray.fake_cuda import DOUBLES, fake_cuda
 
 
 class Planted(nn.Module):
@@ -82,9 +80,11 @@ def test_convolutions_and_attention_take_one_dtype() -> None:
             conv(torch.ones(1, 3, 8, 8, device="cuda"))
         query = torch.ones(1, 2, 5, 8, device="cuda", dtype=torch.bfloat16)
         with pytest.raises(RuntimeError, match=r"bfloat16 and torch\.float32"):
-            scaled_dot_product_attention(query, query.float(), query)
+            nn.functional.scaled_dot_product_attention(query, query.float(), query)
         with pytest.raises(RuntimeError, match="attn_mask of bool"):
-            scaled_dot_product_attention(query, query, query, attn_mask=torch.zeros(5, 5, device="cuda"))
+            nn.functional.scaled_dot_product_attention(
+                query, query, query, attn_mask=torch.zeros(5, 5, device="cuda")
+            )
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -93,7 +93,7 @@ def test_attention_holds_no_scores_and_has_gradients(masked: bool) -> None:
     with fake_cuda(counted="cpu") as device:
         query = torch.ones(1, 2, 512, 8, dtype=torch.bfloat16, requires_grad=True)
         mask = torch.ones(1, 1, 1, 512, dtype=torch.bool) if masked else None
-        scaled_dot_product_attention(query, query, query, attn_mask=mask).sum().backward()
+        nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=mask).sum().backward()
         assert query.grad is not None
         assert query.grad.shape == query.shape
         assert 3 * 16_384 < device.peak < 10 * 16_384

@@ -45,7 +45,6 @@ FLOORS = {
     "components": 1,
     "demand": 1,
     "meta_run": 1,
-    "fake_cuda": 1,
     "hub": 1,
     "weight_copies": 1,
     "weight_files": 1,

@@ -94,7 +94,9 @@ def test_parquet_adds_next_to_nothing_at_full_size(tmp_path: Path) -> None:
 def test_the_reference_is_a_copy_where_the_gpus_have_room_for_it() -> None:
     found = training_forecast.facts(GENERATORS["sdxl"])
     assert found is not None
-    extra = [training_forecast.trainer_gb(settings(), found, 4, mode) for mode in ("copy", "precomputed")]
+    extra = [
+        training_forecast.trainer(settings(), found, 4, mode).memory_gb for mode in ("copy", "precomputed")
+    ]
     assert extra[0] - extra[1] == pytest.approx(2 * 2.567463684), "bfloat16 weights of the UNet"
     taken, why = training_forecast.reference(settings(), found, 4, "cuda", A100)
     assert (taken, why.partition(" of the ")[2]) == (

@@ -12,6 +12,9 @@ of float64, `.numpy()` of a tensor on the device. Those are errors here. What de
 an `.item()` that is not known is 1, an integer 0, of a comparison `answer`, all of a mask is set. What follows from a
 guess proves nothing; a test says where it relies on one.
 
+What it does not see: numbers (NaN, overflow, what a mask picks), kernels that exist for some dtypes or shapes alone,
+copies that a GPU makes unasked (cuDNN's workspaces, layouts), streams, other processes on the GPU, and NCCL.
+
 Memory is that of eager PyTorch, operation by operation, as in `meta_run`; attention is one of the fused kernels.
 
 Backward passes of "cuda" tensors are what does not work: PyTorch's engine, built for CUDA, asks the driver for a
@@ -35,7 +38,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
-from torch.overrides import TorchFunctionMode
 
 from rankray.meta_run import Counted
 
@@ -83,11 +85,12 @@ def fake_cuda(answer: bool = False, counted: str = "cuda") -> Iterator[_Faked]:
         )  # DeepSpeed's import sets it: the driver would be asked
         stack.enter_context(mock.patch.object(of_diffusers, "set_module_tensor_to_device", _set_tensor))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
+        # A mode of functions would be off within functions, a backward pass that computes blocks again among them.
+        stack.enter_context(mock.patch.object(nn.functional, "scaled_dot_product_attention", _attention))
         stack.enter_context(mock.patch.object(FakeTensor, "numpy", _numpy, create=True))
         for name, found in {"init": None, "device_count": 1, "current_device": 0}.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, return_value=found))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(_FusedAttention())
         yield stack.enter_context(_Faked(answer, counted))
 
 
@@ -177,15 +180,6 @@ def _index(func: Any, tensor: Tensor, places: Sequence[Tensor | None], *more: An
     return func(tensor, found, *more)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention by the kernel that a GPU would take, which PyTorch asks of the driver: flash, or memory-efficient."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.scaled_dot_product_attention:
-            return _attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -196,6 +190,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
+    """Attention by the kernel that a GPU would take, which PyTorch asks of the driver: flash, or memory-efficient."""
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     _check_alike("scaled_dot_product_attention", (query, key, value))

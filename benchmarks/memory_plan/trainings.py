@@ -1,0 +1,199 @@
+"""A step of RankDPO on four candidates at full size on a fake device: what it holds, and bytes beside the plan's.
+
+Real are the actors that encode, the model with its reference, the batch, the loss and the optimizer. DeepSpeed's engine
+asks for NCCL: what it does on one GPU at ZeRO 2, as far as devices, dtypes and bytes go, is `OneGpu`'s here. A backward
+pass asks for CUDA's driver: it is run with fake tensors on "cpu", where bytes are counted; on "cuda" each trained
+weight gets a gradient as it is. Guessed (`fake_cuda`): losses are 1, all four candidates are looked at, and times are
+the last.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import hollow
+import pyarrow as pa
+import torch
+from fake_cuda import fake_cuda
+from PIL import Image
+from runs import Plant, Run
+from torch import Tensor, nn
+
+from rankray import config, training, training_forecast, zero
+from rankray.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
+from rankray.encoded import Reads, decoded_row, layout_of
+from rankray.feed import Loaded
+from rankray.generators import GENERATORS, GeneratorSpec
+from rankray.training_config import RankDPOConfig
+
+CANDIDATES = 4
+PROMPT = "a red kite over an old mill"
+ONE_EPOCH = Reads(1, frozenset())
+
+FULL = {"tuned.train": "full", "tuned.activation_checkpointing": True}
+LORA = {"tuned.train": "lora"}
+COPY, OFF, AHEAD = ({"objective.reference": mode} for mode in ("copy", "adapter_off", "precomputed"))
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{name} {kind}": (name, tuned | reference)
+    for name in ("sd15", "sdxl", "sd3-medium", "pixart-sigma", "sd3.5-medium")
+    for kind, tuned, reference in (
+        ("full, copy", FULL, COPY),
+        ("full, precomputed", FULL, AHEAD),
+        ("lora, adapter_off", LORA, OFF),
+        ("lora, checkpointing, copy", LORA | {"tuned.activation_checkpointing": True}, COPY),
+    )
+}
+"""Trainings by name: the model, and the options of its job; "full" is with activation checkpointing."""
+
+
+BUCKET = 500_000_000
+"""Elements of DeepSpeed's buffer for gradients on their way, there as long as a backward pass."""
+
+
+class OneGpu:
+    """An engine on one GPU: all masters in one float32 tensor, as is the optimizer's state; a gradient is added to
+    their sum in float32 as soon as it is there, and dropped."""
+
+    def __init__(self, module: Any, optimizer: Any, accumulation: int) -> None:
+        self.module, self.accumulation, self.micro_steps = module, accumulation, 0
+        self.learnt = [p for p in module.parameters() if p.requires_grad]
+        self.sizes = [p.numel() for p in self.learnt]
+        self.master = nn.Parameter(torch.cat([p.detach().float().flatten() for p in self.learnt]))
+        self.optimizer = zero.optimizer_for([self.master], optimizer)
+        for group in self.optimizer.param_groups:
+            group["foreach"] = True  # what torch takes of itself for real tensors on a GPU
+        self.dtype = self.learnt[0].dtype
+        self.slices = dict(zip(self.learnt, self.master.detach().split(self.sizes), strict=True))
+        self.missing = set(self.learnt)
+        for parameter in self.learnt:
+            parameter.register_post_accumulate_grad_hook(self._sum)
+        self.master.grad = torch.zeros_like(self.master)
+        self.optimizer.step()  # its state is there before the step that is looked at
+        self.master.grad = None
+
+    def _sum(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self.sums[parameter].add_(parameter.grad.float().flatten())
+        self.missing.discard(parameter)
+        parameter.grad = None
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.module(*arguments, **named)
+
+    def zero_optimization_stage(self) -> int:
+        return 2
+
+    def backward(self, loss: Tensor, scale_wrt_gas: bool) -> None:
+        assert loss.requires_grad
+        bucket = torch.empty(BUCKET, dtype=self.dtype, device=loss.device)
+        if self.master.grad is None:
+            self.master.grad = torch.zeros_like(self.master)
+        self.sums = dict(zip(self.learnt, self.master.grad.split(self.sizes), strict=True))
+        if loss.device.type == "cpu":
+            loss.backward()
+        else:
+            for parameter in self.learnt:
+                parameter.grad = torch.empty_like(parameter)
+                self._sum(parameter)
+        del bucket, self.sums
+
+    def step(self) -> None:
+        self.micro_steps += 1
+        if self.micro_steps % self.accumulation:
+            return
+        assert not self.missing, "every trained weight has a gradient"
+        self.optimizer.step()
+        self.master.grad = None
+        for parameter, master in self.slices.items():
+            parameter.data.copy_(master.view(parameter.shape))
+
+
+def hollow_model(name: str, place: Path) -> GeneratorSpec:
+    """A generator's row on a checkpoint without numbers."""
+    hollow.generator(name, place)
+    return replace(GENERATORS[name], source=str(place), variant=None)
+
+
+def ranked(spec: GeneratorSpec, prompt_id: str) -> dict[str, Any]:
+    """A row of a ranked dataset."""
+    file = io.BytesIO()
+    Image.new("RGB", (spec.width, spec.height), "red").save(file, "PNG")
+    image = {"bytes": file.getvalue(), "path": None}
+    found = [
+        {"image": image, "win_probability": 1.0 - n / 3, "rank": n + 1, "scores": [0.0]}
+        for n in range(CANDIDATES)
+    ]
+    return {"prompt_id": prompt_id, "prompt": PROMPT, "candidates": found}
+
+
+def encoded(spec: GeneratorSpec, place: Path) -> pa.Table:
+    """Two prompts through the encoding actor, in the half precision that the job files name."""
+    with fake_cuda():
+        actor = EncodeActor(EncodeJob(spec, "cuda", "bfloat16", "float16", 8, str(place)))
+        return actor.encode([ranked(spec, "p"), ranked(spec, "q")])
+
+
+def job_of(
+    name: str, spec: GeneratorSpec, place: Path, device: str, options: Mapping[str, Any]
+) -> training.TrainJob:
+    """What a worker is given."""
+    tables = {"dataset": "/d", "output": str(place), "model": {"model": name}, "workers": {"num_gpus": 1}}
+    dotted = {"tuned.dtype": "bfloat16", "noise.prompt_dropout": 0.2, "workers.micro_batch": 1, **options}
+    return training.TrainJob(
+        config=config.build(RankDPOConfig, config.with_options(tables, dotted)),
+        spec=spec,
+        revision="",
+        files=(),
+        files_uri=str(place),
+        layout=None,
+        place=str(place),
+        reference=None,
+        encoders=(),
+        reward=None,
+        labelling=None,
+        rows=2,
+        sample_prompts=(),
+        output=str(place),
+        device=device,
+    )
+
+
+def step(case: str, place: Path, kind: str = "cpu", plant: Plant | None = None, **more: Any) -> Run:
+    """Two prompts in two micro-batches through one step; what it made is its sums.
+
+    Args:
+        case: of `CASES`; `more` are further options of the job.
+        kind: "cpu" for what a backward pass holds, "cuda" for devices and dtypes of all but that.
+    """
+    name, options = CASES[case]
+    spec = hollow_model(name, place / "model")
+    table = encoded(spec, place / "encoded")
+    rows = tuple(decoded_row(row, layout_of(table.schema)) for row in table.to_pylist())
+    job = job_of(name, spec, place / "encoded", kind, options | more)
+    # With one worker a sum over workers is what it was.
+    with mock.patch.object(training, "_all_reduce", return_value=None), fake_cuda(counted=kind) as device:
+        model = training._Model(job)
+        if model.mode == "precomputed":
+            reference = ReferenceActor(ReferenceJob(spec, kind, job.config, job.place, ONE_EPOCH))(table)
+            model.ahead = {row["prompt_id"]: row["ref_error"] for row in reference.to_pylist()}
+            del reference
+        held = [*model.module.parameters(), *(model.copy.parameters() if model.copy is not None else ())]
+        assert {(p.device.type, p.dtype) for p in held} == {(kind, torch.bfloat16)}
+        if plant is not None:
+            plant(model)
+        weights = sum(p.nbytes for p in held)
+        engine = OneGpu(model.module, job.config.optimizer, 2)
+        model.start = {}
+        loading, device.peak = device.peak, device.now
+        made = training._step(job, model, engine, Loaded(0, rows, (0, 0), 0.0), 2, 1)
+        peak = device.peak
+    facts = training_forecast.facts(spec)
+    assert facts is not None
+    plan = training_forecast.trainer(job.config, facts, CANDIDATES, model.mode)
+    alive = (loading / 1e9, weights / 1e9, peak / 1e9)
+    return Run(case, "bfloat16", 1, made, *alive, plan.weights / 1e9, plan.allocated / 1e9, plan.memory_gb)
