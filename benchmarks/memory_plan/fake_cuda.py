@@ -44,7 +44,7 @@ from rankray.meta_run import Counted
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 DOUBLES = 4096
-"""Elements of float64 that a tensor on the device may have: times and sums of a batch, no pictures."""
+"""Elements of float64 that a tensor on the device may have by default: times and sums of a batch, no pictures."""
 
 _ALIKE = frozenset(
     {
@@ -61,7 +61,7 @@ _DTYPES = {
 
 
 @contextmanager
-def fake_cuda(answer: bool = False, counted: str = "cuda") -> Iterator[_Faked]:
+def fake_cuda(answer: bool = False, counted: str = "cuda", doubles: int = DOUBLES) -> Iterator[_Faked]:
     """Within it "cuda" is a device, and files of safetensors have shapes and no numbers.
 
     Modules load on the CPU and are moved by their own `.to`, as they are where there is a GPU: what `.to` does not move
@@ -70,6 +70,7 @@ def fake_cuda(answer: bool = False, counted: str = "cuda") -> Iterator[_Faked]:
     Args:
         answer: what a comparison says that depends on numbers.
         counted: type of the devices whose bytes are counted.
+        doubles: elements of float64 that a tensor on the device may have.
     """
     import diffusers.models.model_loading_utils as of_diffusers
     import transformers.modeling_utils as of_transformers
@@ -91,14 +92,15 @@ def fake_cuda(answer: bool = False, counted: str = "cuda") -> Iterator[_Faked]:
         for name, found in {"init": None, "device_count": 1, "current_device": 0}.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, return_value=found))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        yield stack.enter_context(_Faked(answer, counted))
+        yield stack.enter_context(_Faked(answer, counted, doubles))
 
 
 class _Faked(Counted):
     """What a GPU would refuse, guesses in place of numbers, and bytes alive on the device (`now`, `peak`)."""
 
-    def __init__(self, answer: bool, counted: str) -> None:
+    def __init__(self, answer: bool, counted: str, doubles: int) -> None:
         super().__init__(device=counted)
+        self._doubles = doubles
         self._guesses: dict[str, Callable[..., Any]] = {
             "_local_scalar_dense": functools.partial(_scalar, answer),
             "equal": _equal,
@@ -120,7 +122,7 @@ class _Faked(Counted):
                 return found
         guess = self._guesses.get(name)
         made = guess(func, *args, **kwargs) if guess else func(*args, **kwargs)
-        _check_made(name, made, kwargs)
+        _check_made(name, made, kwargs, self._doubles)
         self.keep(made)
         return made
 
@@ -139,10 +141,10 @@ def _check_alike(name: str, args: Sequence[Any]) -> None:
         raise RuntimeError(f"{name} of tensors of {' and '.join(sorted(map(str, found)))}; one dtype is due")
 
 
-def _check_made(name: str, made: Any, kwargs: Mapping[str, Any]) -> None:
+def _check_made(name: str, made: Any, kwargs: Mapping[str, Any], doubles: int) -> None:
     tensors = list(_tensors(made if isinstance(made, (list, tuple)) else [made]))
     for tensor in tensors:
-        if tensor.device.type == "cuda" and tensor.dtype == torch.float64 and tensor.numel() > DOUBLES:
+        if tensor.device.type == "cuda" and tensor.dtype == torch.float64 and tensor.numel() > doubles:
             raise RuntimeError(f"{name} makes float64{list(tensor.shape)} on the device")
     generator = kwargs.get("generator")
     if generator is not None and any(tensor.device.type != generator.device.type for tensor in tensors):

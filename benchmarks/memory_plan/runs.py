@@ -15,7 +15,7 @@ from typing import Any
 
 import hollow
 import stand_ins
-from fake_cuda import fake_cuda
+from fake_cuda import DOUBLES, fake_cuda
 from PIL import Image
 
 from rankray import demand
@@ -26,6 +26,8 @@ from rankray.rewards import REWARDS
 from rankray.targets import Target, load
 
 Plant = Callable[[Any], None]
+FLUX_ANGLES = 200_000
+"""diffusers computes the angles of Flux's rotary embedding in float64: 4,608 tokens of 28."""
 PROMPTS = ("a red kite over an old mill", "two blue birds", "a red kite over an old mill")
 
 
@@ -56,10 +58,10 @@ class Run:
         return self.peak / self.planned
 
 
-def run(target: Target, call: Callable[[Any], Any], plant: Plant | None, **guessed: bool) -> Run:
+def run(target: Target, call: Callable[[Any], Any], plant: Plant | None, **faked: Any) -> Run:
     """One batch of a generator or a reward on the fake device."""
     spec = target.kwargs["spec"]
-    with fake_cuda(**guessed) as device:
+    with fake_cuda(**faked) as device:
         if spec.target == REWARDS["vqascore"].target:
             model: Any = stand_ins.vqascore(spec)
         else:
@@ -83,7 +85,9 @@ def generator(name: str, place: Path, plant: Plant | None = None) -> Run:
     call = {key: 2 if key == "num_inference_steps" else value for key, value in row.call.items()}
     spec = replace(row, source=str(place), variant=None, steps=min(row.steps, 2), call=call)
     target = Target(name, spec.target, {"spec": spec})
-    return run(target, lambda model: model.generate(list(PROMPTS), [1, 2, 3]), plant, answer=True)
+    doubles = FLUX_ANGLES if row.pipeline == "FluxPipeline" else DOUBLES
+    faked = {"answer": True, "doubles": doubles}
+    return run(target, lambda model: model.generate(list(PROMPTS), [1, 2, 3]), plant, **faked)
 
 
 REWARD_NAMES = (*hollow.REWARDS, "hpsv2.1", "imagereward", "vqascore")

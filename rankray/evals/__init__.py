@@ -87,7 +87,7 @@ class EvalSpec:
         revisions: branch, tag or commit of each part; "main" where it names none.
         departures: in which way its figures are not the published ones', in a sentence.
         dtype, batch_size, num_gpus, num_cpus, options, environment: as `RewardSpec` has them.
-        gpu_memory_gb: what one actor needs with its weights and one batch; an estimate from parameter counts.
+        gpu_memory_gb: what one actor needs with its weights and one batch, as `benchmarks/memory_plan` counts it.
     """
 
     target: str
@@ -143,7 +143,7 @@ EVALS: dict[str, EvalSpec] = {
         samples=4,
         models={"vqa": "Salesforce/blip-vqa-base"},
         departures="answers by BLIP-VQA in place of mPLUG-large",
-        gpu_memory_gb=4.0,
+        gpu_memory_gb=3.0,
         options={
             "vqa": "blip",
             "ask": "{} Answer yes or no.",

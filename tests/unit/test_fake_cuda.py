@@ -11,6 +11,7 @@ import torch
 from fake_cuda import DOUBLES, fake_cuda
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Planted(nn.Module):
@@ -97,6 +98,19 @@ def test_attention_holds_no_scores_and_has_gradients(masked: bool) -> None:
         assert query.grad is not None
         assert query.grad.shape == query.shape
         assert 3 * 16_384 < device.peak < 10 * 16_384
+
+
+def test_a_backward_pass_that_computes_blocks_again_finds_the_same_attention() -> None:
+    with fake_cuda(counted="cpu"):
+        layer = nn.Linear(8, 8)
+
+        def block(x: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(layer(x), x, x)
+
+        x = torch.ones(1, 2, 64, 8, requires_grad=True)
+        checkpoint(block, x, use_reentrant=False).sum().backward()
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.shape == (8, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

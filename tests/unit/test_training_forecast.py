@@ -113,6 +113,22 @@ def test_the_reference_is_a_copy_where_the_gpus_have_room_for_it() -> None:
     assert training_forecast.reference(stream, found, 4, "cuda", L4)[0] == "copy"
 
 
+def test_a_trainer_holds_its_shards_and_what_a_pass_or_a_step_takes() -> None:
+    """SDXL's UNet in bfloat16 with activation checkpointing: on one GPU the step of the optimizer is the most, with
+    one float32 tensor a weight more, on eight a pass; gradients are summed in float32, masters and two moments are."""
+    found = training_forecast.facts(GENERATORS["sdxl"])
+    assert found is not None
+    weights = 2_567_463_684
+    tuned = {"tuned__activation_checkpointing": True, "tuned__ema": None, "workers__micro_batch": 1}
+    alone = settings(workers__count=1, optimizer__name="adamw", **tuned)
+    plan = training_forecast.trainer(alone, found, 4, "copy")
+    assert plan.allocated == (2 + 2 + 4 + 12 + 4) * weights
+    of_eight = settings(workers__count=8, optimizer__name="adamw", **tuned)
+    one_forward = 2 * (161_863 + 82_640_896)
+    due = 2 * weights + 16 * weights / 8 + 4 * 5.8 * one_forward + 2 * 500_000_000
+    assert training_forecast.trainer(of_eight, found, 4, "precomputed").allocated == pytest.approx(due)
+
+
 def test_the_smallest_of_the_nodes_gpus_counts() -> None:
     def node(gpus: int, *names: str) -> Node:
         return Node(8, 1e9, gpus, {f"accelerator_type:{name}": 1.0 for name in names})

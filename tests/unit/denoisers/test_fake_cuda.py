@@ -14,7 +14,11 @@ from fake_cuda import fake_cuda
 from rankray.denoisers import parts
 
 
-@pytest.mark.parametrize("case", trainings.CASES)
+QUICK = ("sd15 lora, adapter_off", "pixart-sigma full, precomputed")
+CASES = [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in trainings.CASES]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_step_takes_the_memory_that_is_planned(case: str, tmp_path: Path) -> None:
     found = trainings.step(case, tmp_path)
     assert found.made["loss"] == 1.0
@@ -22,6 +26,7 @@ def test_a_step_takes_the_memory_that_is_planned(case: str, tmp_path: Path) -> N
     assert found.off == pytest.approx(1.0, abs=0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", trainings.CASES)
 def test_a_step_stays_on_its_device(case: str, tmp_path: Path) -> None:
     seen: list[Any] = []
@@ -56,9 +61,9 @@ def float_text(model: Any) -> None:
     ("fault", "says"),
     [
         (on_the_cpu, "devices"),
-        (left_behind, "devices"),
-        (float_layer, "should be the same"),
         (float_text, "one dtype is due"),
+        pytest.param(left_behind, "same device", marks=pytest.mark.slow),
+        pytest.param(float_layer, "should be the same", marks=pytest.mark.slow),
     ],
 )
 def test_a_planted_fault_raises(fault: runs.Plant, says: str, tmp_path: Path) -> None:
@@ -66,6 +71,7 @@ def test_a_planted_fault_raises(fault: runs.Plant, says: str, tmp_path: Path) ->
         trainings.step("sd15 lora, adapter_off", tmp_path, "cuda", fault)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sdxl", "sd3-medium"])
 def test_pictures_and_prompts_are_encoded(name: str, tmp_path: Path) -> None:
     spec = trainings.hollow_model(name, tmp_path / "model")

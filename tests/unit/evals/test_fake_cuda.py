@@ -12,7 +12,7 @@ import pytest
 import runs
 
 
-@pytest.mark.parametrize("name", runs.ITEMS)
+@pytest.mark.parametrize("name", [pytest.param("geneval", marks=pytest.mark.slow), "dpg", "compbench"])
 def test_it_judges_in_the_memory_that_is_stated(name: str, tmp_path: Path) -> None:
     found = runs.judge(name, tmp_path)
     assert len(found.made) == 2

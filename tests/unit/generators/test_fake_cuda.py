@@ -12,7 +12,17 @@ import torch
 from rankray.generators import GENERATORS
 
 
-@pytest.mark.parametrize("name", [name for name, row in GENERATORS.items() if row.full_size])
+QUICK = ("sd15", "sdxl", "pixart-sigma")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, row in GENERATORS.items()
+        if row.full_size
+    ],
+)
 def test_it_draws_in_the_memory_that_is_planned(name: str, tmp_path: Path) -> None:
     found, row = runs.generator(name, tmp_path), GENERATORS[name]
     assert [picture.size for picture in found.made] == [(row.width, row.height)] * 3
@@ -41,9 +51,9 @@ def float_embedding(model: Any) -> None:
     ("fault", "says"),
     [
         (on_the_cpu, "devices"),
-        (left_behind, "devices"),
         (float_layer, "should be the same"),
-        (float_embedding, "one dtype is due"),
+        pytest.param(left_behind, "same device", marks=pytest.mark.slow),
+        pytest.param(float_embedding, "one dtype is due", marks=pytest.mark.slow),
     ],
 )
 def test_a_planted_fault_raises(fault: runs.Plant, says: str, tmp_path: Path) -> None:

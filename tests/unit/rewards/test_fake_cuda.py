@@ -14,8 +14,8 @@ import runs
     ("name", "changes"),
     [
         ("pickscore", {}),
-        ("pickscore", {"dtype": "float16"}),
-        ("mps", {}),
+        pytest.param("pickscore", {"dtype": "float16"}, marks=pytest.mark.slow),
+        pytest.param("mps", {}, marks=pytest.mark.slow),
         ("mps", {"dtype": "bfloat16"}),
         ("clipscore", {}),
         ("aesthetic", {}),
@@ -23,7 +23,7 @@ import runs
         ("hpsv2.1", {}),
         ("imagereward", {}),
         ("vqascore", {"model": "clip-flant5-xl"}),
-        ("vqascore", {}),
+        pytest.param("vqascore", {}, marks=pytest.mark.slow),
     ],
 )
 def test_it_scores_in_the_memory_that_is_planned(name: str, changes: Any, tmp_path: Path) -> None:
