@@ -13,7 +13,6 @@ from fake_cuda import fake_cuda
 
 from rankray.denoisers import parts
 
-
 QUICK = ("sd15 lora, adapter_off", "pixart-sigma full, precomputed")
 CASES = [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in trainings.CASES]
 

@@ -11,7 +11,6 @@ import torch
 
 from rankray.generators import GENERATORS
 
-
 QUICK = ("sd15", "sdxl", "pixart-sigma")
 
 
