@@ -26,8 +26,8 @@ from rankray.rewards import REWARDS
 from rankray.targets import Target, load
 
 Plant = Callable[[Any], None]
-FLUX_ANGLES = 200_000
-"""diffusers computes the angles of Flux's rotary embedding in float64: 4,608 tokens of 28."""
+FLUX_ANGLES = 300_000
+"""diffusers computes the angles of Flux's rotary embedding in float64: 4,608 tokens of 56."""
 PROMPTS = ("a red kite over an old mill", "two blue birds", "a red kite over an old mill")
 
 
