@@ -11,7 +11,7 @@ import torch
 
 from rankray.generators import GENERATORS
 
-QUICK = ("sd15", "sdxl", "pixart-sigma")
+QUICK = ("sd15", "sdxl")
 
 
 @pytest.mark.parametrize(

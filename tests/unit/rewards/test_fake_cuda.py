@@ -13,7 +13,7 @@ import runs
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("pickscore", {}),
+        pytest.param("pickscore", {}, marks=pytest.mark.slow),
         pytest.param("pickscore", {"dtype": "float16"}, marks=pytest.mark.slow),
         pytest.param("mps", {}, marks=pytest.mark.slow),
         ("mps", {"dtype": "bfloat16"}),
