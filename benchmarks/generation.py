@@ -1,12 +1,10 @@
 """Does generating in a Ray Data pipeline keep up with a bare loop? The four shapes generators, two cores.
 
 python benchmarks/generation.py [--rows 400] [--rounds 3] [--json FILE]
-python benchmarks/generation.py --full MODEL...      the paper's models on a GPU: see full_size.py
 """
 
 from __future__ import annotations
 
-import sys
 import time
 
 import steady
@@ -39,11 +37,6 @@ def bare_loop(batch: int) -> steady.Loop:
 
 def main() -> None:
     """Measures, prints, and writes JSON."""
-    if "--full" in sys.argv:
-        import full_size
-
-        full_size.main()
-        return
     arguments = steady.arguments(__doc__, rows=400)
     settings = {
         "prompts": {"path": "shapes:train", "limit": arguments.rows},

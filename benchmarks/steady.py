@@ -14,18 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
+from provenance import provenance
 
 from rankray import config, synpic
 from rankray.config import SynPicConfig
@@ -114,36 +112,6 @@ def _compare(run: tuple[Samples, float], before: dict[str, float], after: dict[s
         "items": done,
         "busy_share": {model: (now[model]["busy_s"] - then[model]["busy_s"]) / window_s for model in cost_s},
     }
-
-
-def provenance() -> dict[str, Any]:
-    """Commit, versions and hardware: what a number needs to be believed."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    dirty = subprocess.run(
-        ["git", "status", "--porcelain"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    cpu = next(
-        (row.split(":")[1].strip() for row in _cpuinfo() if row.startswith("model name")),
-        platform.processor(),
-    )
-    resources = ray.cluster_resources() if ray.is_initialized() else {"CPU": os.cpu_count()}
-    packages = ("torch", "diffusers", "transformers", "ray", "pyarrow")
-    return {
-        "commit": commit + ("+changes" if dirty else ""),
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-        "hardware": {
-            "cpu": cpu,
-            "cores": resources["CPU"],
-            "gpus": resources.get("GPU", 0),
-        },
-    }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def arguments(description: str | None, rows: int) -> argparse.Namespace:

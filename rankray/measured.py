@@ -67,16 +67,20 @@ def of_actors(path: str | None, usage: Iterable[ActorUsage]) -> tuple[dict[str, 
 
 def _benchmark(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:
     try:
-        rows = json.loads(Path(path).expanduser().read_text("utf-8"))["models"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        parts = json.loads(Path(path).expanduser().read_text("utf-8"))["parts"]
+        rows = [row for row in parts.values() if "images_per_s" in row]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} is no result of benchmarks/full_size.py ({type(error).__name__}); name a dataset, or such a file"
         ) from None
     found, lines = {}, []
     for choice in (*config.generators, *config.rewards):
-        row = rows.get(choice.model)
-        if row is None:
+        own = [row for row in rows if row["model"] == choice.model]
+        if not own:
             continue
+        row = min(
+            own, key=lambda row: (len(_other_settings(choice, row)), choice.batch_size != row["batch_size"])
+        )
         differing = _other_settings(choice, row)
         gpu = by_device(row["gpu"]) if row["gpu"] else None
         if differing:
@@ -93,7 +97,8 @@ def _benchmark(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], li
 
 
 def _other_settings(choice: ModelChoice, row: Mapping[str, Any]) -> list[str]:
-    """What the choice sets otherwise than it was measured; the benchmark takes the row's settings, at full size."""
+    """What the choice sets otherwise than it was measured; the benchmark takes the row's settings, at full size, and
+    says which options of a generator it switched on beside them."""
     pixels = row["pixels"] if row["kind"] == "generator" else None
     theirs = {
         "size": row["size"],
@@ -104,7 +109,10 @@ def _other_settings(choice: ModelChoice, row: Mapping[str, Any]) -> list[str]:
     }
     ours = {key: getattr(choice, key, None) for key in theirs} | {"size": "full"}
     set_ = {key: value for key, value in ours.items() if value is not None}
-    return differing_keys({key: theirs[key] for key in set_}, set_)
+    theirs = {key: theirs[key] for key in set_}
+    if row["kind"] == "generator":
+        set_, theirs = {**set_, **choice.options}, {**theirs, **row["options"]}
+    return differing_keys(theirs, set_)
 
 
 def _dataset(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:

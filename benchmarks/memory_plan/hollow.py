@@ -1,5 +1,6 @@
 """Checkpoints of the published sizes and layouts without their numbers: a hole in the disk, which reads as zeros and
-takes no room. Within `fake_cuda` they are all that a model needs to load, run and train at its full size.
+takes no room. Within `fake_cuda` they are all that a model needs to load, run and train at its full size; on a GPU
+`full_size.fill` gives it its numbers there.
 
     generator("sdxl", place)            # a second or two, and kilobytes of disk
     options = REWARDS["mps"](place)     # what the row's options must say
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 
 from rankray.components import build
 from rankray.random_weights import full_size, qalign
@@ -32,8 +33,10 @@ BERT_TOKENS = 30_522
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def write(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, path: Path) -> None:
-    """A safetensors file of those tensors whose numbers are a hole."""
+def write(
+    shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, path: Path, known: Mapping[str, Tensor] | None = None
+) -> None:
+    """A safetensors file of those tensors whose numbers are a hole, but for those that are `known`."""
     width, at = dtype.itemsize, 0
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for name, shape in shapes.items():
@@ -46,13 +49,17 @@ def write(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, path: Path) -
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + at)
+        for name, value in (known or {}).items():
+            stream.seek(8 + len(text) + header[name]["data_offsets"][0])
+            stream.write(value.to(dtype).contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def write_module(module: nn.Module, dtype: torch.dtype, place: Path, stem: str) -> None:
-    """A module's weights; `rankray.random_weights.full_size.Write`."""
-    write(
-        {name: value.shape for name, value in full_size.stored(module)}, dtype, place / f"{stem}.safetensors"
-    )
+    """A module's weights, and its buffers as they are; `rankray.random_weights.full_size.Write`."""
+    tensors = dict(full_size.stored(module))
+    shapes = {name: value.shape for name, value in tensors.items()}
+    buffers = {name: value for name, value in tensors.items() if not isinstance(value, nn.Parameter)}
+    write(shapes, dtype, place / f"{stem}.safetensors", buffers)
 
 
 def generator(name: str, place: Path) -> None:

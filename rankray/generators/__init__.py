@@ -54,6 +54,8 @@ class GeneratorSpec:
         denoisers: components that `compile` compiles.
         scheduler: class name in `diffusers` to swap in, built from the old one's configuration.
         vae_slicing, vae_tiling: decode one image, or one tile, at a time: less memory, more time.
+        channels_last: lay out the denoisers' convolutions as tensor cores read them.
+        fused: one product in place of three for queries, keys and values; the same sums in another order.
         compile: run the denoisers through `torch.compile`; gains nothing on CPU.
     """
 
@@ -83,6 +85,8 @@ class GeneratorSpec:
     scheduler: str | None = None
     vae_slicing: bool = False
     vae_tiling: bool = False
+    channels_last: bool = False
+    fused: bool = False
     compile: bool = False
     target: str = ADAPTER
 

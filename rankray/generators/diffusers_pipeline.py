@@ -138,14 +138,31 @@ def _load(spec: GeneratorSpec, device: str) -> Any:
         pipe.scheduler = _named(spec.scheduler, "scheduler").from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
+    quicken(pipe, spec)
+    return pipe
+
+
+def quicken(pipe: Any, spec: GeneratorSpec) -> None:
+    """Switches on what the row asks of a pipeline that is on its device: less memory, or more pictures a second.
+
+    Raises:
+        ConfigError: a component cannot do it.
+    """
     if spec.vae_slicing:
         _component(pipe, "vae").enable_slicing()
     if spec.vae_tiling:
         _component(pipe, "vae").enable_tiling()
-    if spec.compile:
-        for path in spec.denoisers:
-            _component(pipe, path).compile()
-    return pipe
+    for denoiser in (_component(pipe, path) for path in spec.denoisers):
+        if spec.channels_last:
+            denoiser.to(memory_format=torch.channels_last)
+        if spec.fused:
+            if not hasattr(denoiser, "fuse_qkv_projections"):
+                raise ConfigError(
+                    f"{type(denoiser).__name__} has no projections to fuse; leave out options.fused"
+                )
+            denoiser.fuse_qkv_projections()
+        if spec.compile:
+            denoiser.compile()
 
 
 def _whole(spec: GeneratorSpec) -> Any:

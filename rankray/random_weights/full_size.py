@@ -127,6 +127,19 @@ def random_tensors(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str,
         yield name, some.repeat(-(-count // len(some)))[:count].view(parameter.shape)
 
 
+@torch.no_grad()
+def fill(module: nn.Module) -> None:
+    """Numbers of the kind that `random_tensors` gives, made on the device where a module's weights are.
+
+    By torch's own generator. Buffers stay as they are.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.dim() < 2:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            parameter.normal_(0.0, parameter[0].numel() ** -0.5)
+
+
 def write_tensors(tensors: Iterator[tuple[str, Tensor]], place: Path, stem: str) -> None:
     """Safetensors files of at most about `SHARD_BYTES`, and the index that says which holds what."""
     held: dict[str, Tensor] = {}

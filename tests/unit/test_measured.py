@@ -77,6 +77,8 @@ def test_no_dataset_is_one_line(tmp_path: Path) -> None:
 
 def benchmark(place: Path, **changes: object) -> str:
     row = {
+        "model": "sdxl",
+        "options": {},
         "kind": "generator",
         "images_per_s": 0.25,
         "batch_size": 8,
@@ -87,7 +89,14 @@ def benchmark(place: Path, **changes: object) -> str:
         "peak_memory_gb": 33.0,
         "gpu": "NVIDIA H100 80GB HBM3",
     }
-    (place / "full-size.json").write_text(json.dumps({"models": {"sdxl": {**row, **changes}}}))
+    fused = {**row, "options": {"fused": True}, "images_per_s": 0.5}
+    more = {
+        "sdxl-fused": fused,
+        "sdxl-batch-16": {**row, "batch_size": 16, "images_per_s": 0.4},
+        "png": {"error": ""},
+    }
+    more = {} if changes else more
+    (place / "full-size.json").write_text(json.dumps({"parts": {"sdxl": {**row, **changes}, **more}}))
     return str(place / "full-size.json")
 
 
@@ -96,6 +105,14 @@ def test_a_benchmark_measures_too(tmp_path: Path) -> None:
     assert read_measured(path, settings()) == ({"sdxl": Measured(4.0, h100, 33.7)}, [])
     assert read_measured(path, settings(batch_size=4))[0] == {"sdxl": Measured(4.0, h100, None)}
     assert read_measured(path, settings(steps=50, height=1024))[0] == {"sdxl": Measured(4.0, h100, 33.7)}
+
+
+def test_a_rung_is_the_speed_of_who_takes_its_options(tmp_path: Path) -> None:
+    path = benchmark(tmp_path)
+    assert read_measured(path, settings(options={"fused": True}))[0]["sdxl"].seconds == 2.0
+    assert read_measured(path, settings(batch_size=16))[0]["sdxl"].seconds == 2.5
+    with pytest.raises(ConfigError, match="compile"):
+        read_measured(path, settings(options={"compile": True}))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,157 @@
+"""RankDPO on one GPU where neither Ray nor DeepSpeed is installed: the trainer's own step around an engine of torch.
+
+Model, reference, batch, loss and update are `rankray.training`'s, the settings those of the job file. What ZeRO 2 does
+on one GPU is `OneGpu`'s: float32 masters and optimizer state whole, gradients summed in float32 as they come.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from rankray import config, training, zero
+from rankray.config import read_toml
+from rankray.denoisers import DENOISERS, family
+from rankray.encoded import Layout, encoded_table
+from rankray.feed import feed
+from rankray.generators import GeneratorSpec
+from rankray.random_weights.full_size import fill
+from rankray.training_config import RankDPOConfig
+
+JOBS = {"sdxl": "rankdpo-sdxl.toml", "sd3-medium": "rankdpo-sd3.toml"}
+CANDIDATES, PROMPTS, BATCH = 4, 32, 4
+"""Of a row; of the encoded set; of a step, in whatever micro-batches."""
+
+
+class OneGpu:
+    """DeepSpeed's engine, as far as `training` asks it."""
+
+    def __init__(self, module: Any, settings: RankDPOConfig) -> None:
+        self.module, self.accumulation = module, 1
+        self._learnt = [p for p in module.parameters() if p.requires_grad]
+        self.masters = [p.detach().to(torch.float32, copy=True).requires_grad_() for p in self._learnt]
+        self._optimizer = zero.optimizer_for(self.masters, settings.optimizer)
+        self._clip, self._backwards = settings.optimizer.clip, 0
+        for parameter, master in zip(self._learnt, self.masters, strict=True):
+            parameter.register_post_accumulate_grad_hook(functools.partial(_sum, master))
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.module(*arguments, **named)
+
+    def zero_optimization_stage(self) -> int:
+        """The engine clips by itself."""
+        return 2
+
+    def backward(self, loss: Tensor, scale_wrt_gas: bool) -> None:
+        """Adds to the masters' gradients."""
+        loss.backward()
+
+    def step(self) -> None:
+        """Moves the weights after the last micro-batch."""
+        self._backwards += 1
+        if self._backwards % self.accumulation:
+            return
+        if self._clip:
+            torch.nn.utils.clip_grad_norm_(self.masters, self._clip)
+        self._optimizer.step()
+        for parameter, master in zip(self._learnt, self.masters, strict=True):
+            parameter.data.copy_(master.detach())
+            master.grad = None
+
+
+def _sum(master: Tensor, parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    grad = parameter.grad.float()
+    master.grad = grad if master.grad is None else master.grad.add_(grad)
+    parameter.grad = None
+
+
+class Trainer:
+    """A model and its reference on the device, and an encoded set beside them."""
+
+    def __init__(self, spec: GeneratorSpec, name: str, place: Path, device: str, tiny: bool) -> None:
+        begin_s = time.perf_counter()
+        layout = _encoded(spec, place)
+        tables = read_toml(Path(__file__).parents[1] / "jobs" / JOBS[name])
+        changes: dict[str, Any] = {"batch_size": BATCH, "objective.reference": "copy", "workers.count": 1}
+        if tiny:
+            changes["tuned.dtype"] = "float32"
+        self.job = training.TrainJob(
+            config=config.build(RankDPOConfig, config.with_options(tables, changes)),
+            spec=spec, revision="", files=(str(place / "rows.parquet"),), files_uri=str(place),
+            layout=layout.as_json(), place=str(place), reference=None, encoders=(), reward=None, labelling=None,
+            rows=PROMPTS, sample_prompts=(), output=str(place), device=device,
+        )  # fmt: skip
+        with _own_threads():
+            self.model = training._Model(self.job)
+        self.model.start = {}
+        if not tiny:
+            fill(self.model.module)
+            fill(self.model.copy)
+        self.engine = OneGpu(self.model.module, self.job.config)
+        self.load_s = time.perf_counter() - begin_s
+
+    def steps(self, micro: int) -> Iterator[tuple[float, float, float]]:
+        """(seconds of a step, seconds of them that it waited for data, loss), one after another."""
+        settings = self.job.config
+        self.engine.accumulation = -(-settings.batch_size // micro)
+        source = training._source(self.job)
+        for loaded in feed(source, 0, settings.steps, settings.batch_size, settings.seed, 0, 1):
+            begin_s = time.perf_counter()
+            sums = training._step(self.job, self.model, self.engine, loaded, self.engine.accumulation, 1)
+            # Its sums are on the host, so the device is done with all but the update.
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            yield time.perf_counter() - begin_s + loaded.wait_s, loaded.wait_s, sums["loss"]
+
+
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """A trainer takes the threads of its worker; the parts after it want their own back."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _encoded(spec: GeneratorSpec, place: Path) -> Layout:
+    """Writes an encoded set of random rows in the model's shapes, as the encoding stage would."""
+    weights = Path(spec.source)
+    configs = {file.parent.name: json.loads(file.read_text()) for file in weights.glob("*/config.json")}
+    down = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    latent = (configs["vae"]["latent_channels"], spec.height // down, spec.width // down)
+    text = DENOISERS[family(spec)].text(configs, spec.call)
+    layout = Layout(latent, text, "float16", (spec.height, spec.width))
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    candidates = [
+        {"win_probability": 1 - n / (CANDIDATES - 1), "rank": n + 1, "scores": [0.0]}
+        for n in range(CANDIDATES)
+    ]
+    rows = [
+        {"prompt_id": f"{n:08}", "prompt": f"prompt {n}", "candidates": candidates} for n in range(PROMPTS)
+    ]
+    latents = [[(normal(*latent), np.abs(normal(*latent))) for _ in candidates] for _ in rows]
+    embeddings = {name: normal(len(rows), *shape) for name, shape in text.items()}
+    place.mkdir(parents=True, exist_ok=True)
+    table = encoded_table(rows, latents, embeddings, layout)
+    pq.write_table(table, place / "rows.parquet", row_group_size=1)
+    save_file(
+        {name: np.zeros(shape, np.float32) for name, shape in text.items()}, place / "empty.safetensors"
+    )
+    return layout
