@@ -49,7 +49,11 @@ def test_parts_are_measured_without_ray_and_resumed(tmp_path: Path) -> None:
     assert "left_out" in parts["vqascore"] or "images_per_s" in parts["vqascore"]
     assert "pixart-sigma: " in said
     assert measure(path) == "", "what is there is not measured again"
-    config = {"prompts": {"path": "p.txt"}, "generators": [{"model": "pixart-sigma", "samples": 2}], "output": "/o"}
+    config = {
+        "prompts": {"path": "p.txt"},
+        "generators": [{"model": "pixart-sigma", "samples": 2}],
+        "output": "/o",
+    }
     settings = SynPicConfig.model_validate({**config, "rewards": [{"model": "pickscore"}]})
     with pytest.raises(
         ConfigError, match="'pixart-sigma' was measured with other settings: size: 'tiny' there"
