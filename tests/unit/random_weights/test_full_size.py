@@ -118,6 +118,22 @@ def test_buffers_keep_their_values(tmp_path: Path) -> None:
     assert torch.equal(loaded.pos_embed.pos_embed, whole.pos_embed.pos_embed)
 
 
+def test_a_hollow_module_keeps_its_buffers_and_is_filled(tmp_path: Path) -> None:
+    config = PIPELINES["sd3-medium"]().transformer.config
+    with init_empty_weights(include_buffers=False):
+        module = diffusers.SD3Transformer2DModel.from_config(config)
+    writer.write_module(module, tmp_path, torch.float16, hollow=True)
+    loaded = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path, dtype=torch.float16)
+    positions = diffusers.SD3Transformer2DModel.from_config(config).pos_embed.pos_embed.half()
+    weight = loaded.transformer_blocks[0].attn.to_q.weight
+    assert not weight.any()
+    torch.manual_seed(0)
+    writer.fill(loaded)
+    assert torch.equal(loaded.pos_embed.pos_embed, positions)
+    assert float(weight.float().std()) == pytest.approx(weight.shape[1] ** -0.5, rel=0.1)
+    assert not loaded.transformer_blocks[0].attn.to_q.bias.any()
+
+
 def test_the_command_asks_for_names_and_for_room(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
