@@ -56,8 +56,8 @@ from rankray.rewards import REWARDS
 from rankray.targets import Target, load
 
 sys.path.append(str(Path(__file__).parent / "memory_plan"))  # its files import each other by name
-import hollow  # noqa: E402
-from fake_cuda import fake_cuda  # noqa: E402
+import hollow
+from fake_cuda import fake_cuda
 
 RESULTS = Path(__file__).parent / "results" / "full-size.json"
 PROMPT = "an old mill by a river, two red kites above it, late light"

@@ -267,8 +267,6 @@ def _micro_batch(model: _Model, job: TrainJob, local: int) -> int:
 
 
 def _source(job: TrainJob) -> Any:
-    import ray
-
     from rankray.encoded import Layout
     from rankray.feed import LabelledRows, StoredRows, StreamedRows
     from rankray.store import filesystem
@@ -278,6 +276,8 @@ def _source(job: TrainJob) -> Any:
     if job.layout is not None:
         rows = StoredRows(job.files, fs, Layout.from_json(job.layout))
     else:
+        import ray
+
         rows = StreamedRows(job.files, fs, [ray.get_actor(name) for name in job.encoders])
     return rows if job.labelling is None else LabelledRows(rows, job.labelling)
 
@@ -375,5 +375,7 @@ def _cut(rows: int, parts: int) -> list[range]:
 def _all_reduce(values: Any) -> None:
     import torch.distributed
 
-    if torch.distributed.is_initialized():  # an engine of several workers has seen to that; one alone is the sum
+    if (
+        torch.distributed.is_initialized()
+    ):  # an engine of several workers has seen to that; one alone is the sum
         torch.distributed.all_reduce(values)

@@ -34,7 +34,10 @@ _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def write(
-    shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, path: Path, known: Mapping[str, Tensor] | None = None
+    shapes: Mapping[str, Sequence[int]],
+    dtype: torch.dtype,
+    path: Path,
+    known: Mapping[str, Tensor] | None = None,
 ) -> None:
     """A safetensors file of those tensors whose numbers are a hole, but for those that are `known`."""
     width, at = dtype.itemsize, 0
