@@ -36,7 +36,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from one_gpu import JOBS, Trainer
 from PIL import Image
 from provenance import provenance
 from torch import nn
@@ -58,6 +57,7 @@ from rankray.targets import Target, load
 sys.path.append(str(Path(__file__).parent / "memory_plan"))  # its files import each other by name
 import hollow
 from fake_cuda import fake_cuda
+from one_gpu import JOBS, Trainer
 
 RESULTS = Path(__file__).parent / "results" / "full-size.json"
 PROMPT = "an old mill by a river, two red kites above it, late light"

@@ -1,8 +1,8 @@
 """A step of RankDPO on four candidates at full size on a fake device: what it holds, and bytes beside the plan's.
 
 Real are the actors that encode, the model with its reference, the batch, the loss and the optimizer. DeepSpeed's engine
-asks for NCCL: what it does on one GPU at ZeRO 2, as far as devices, dtypes and bytes go, is `OneGpu`'s here. A backward
-pass asks for CUDA's driver: it is run with fake tensors on "cpu", where bytes are counted; on "cuda" each trained
+asks for NCCL: what it does on one GPU at ZeRO 2, as far as devices, dtypes and bytes go, is `OneGpu`'s. A backward pass
+asks for CUDA's driver: it is run with fake tensors on "cpu", where bytes are counted; on "cuda" each trained
 weight gets a gradient as it is. Guessed (`fake_cuda`): losses are 1, all four candidates are looked at, and times are
 the last.
 """
@@ -20,16 +20,17 @@ import hollow
 import pyarrow as pa
 import torch
 from fake_cuda import fake_cuda
+from one_gpu import OneGpu
 from PIL import Image
 from runs import Plant, Run
-from torch import Tensor, nn
+from torch import Tensor
 
-from rankray import config, training, training_forecast, zero
+from rankray import config, training, training_forecast
 from rankray.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
 from rankray.encoded import Reads, decoded_row, layout_of
 from rankray.feed import Loaded
 from rankray.generators import GENERATORS, GeneratorSpec
-from rankray.training_config import RankDPOConfig
+from rankray.training_config import OptimizerConfig, RankDPOConfig
 
 CANDIDATES = 4
 PROMPT = "a red kite over an old mill"
@@ -51,66 +52,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 """Trainings by name: the model, and the options of its job; "full" is with activation checkpointing."""
 
 
-BUCKET = 500_000_000
-"""Elements of DeepSpeed's buffer for gradients on their way, there as long as a backward pass."""
+class OnAFakeGpu(OneGpu):
+    """The engine, its optimizer's state there before the step that is looked at; its backward pass: see the module."""
 
-
-class OneGpu:
-    """An engine on one GPU: all masters in one float32 tensor, as is the optimizer's state; a gradient is added to
-    their sum in float32 as soon as it is there, and dropped."""
-
-    def __init__(self, module: Any, optimizer: Any, accumulation: int) -> None:
-        self.module, self.accumulation, self.micro_steps = module, accumulation, 0
-        self.learnt = [p for p in module.parameters() if p.requires_grad]
-        self.sizes = [p.numel() for p in self.learnt]
-        self.master = nn.Parameter(torch.cat([p.detach().float().flatten() for p in self.learnt]))
-        self.optimizer = zero.optimizer_for([self.master], optimizer)
+    def __init__(self, module: Any, settings: OptimizerConfig, accumulation: int) -> None:
+        super().__init__(module, settings, accumulation)
         for group in self.optimizer.param_groups:
             group["foreach"] = True  # what torch takes of itself for real tensors on a GPU
-        self.dtype = self.learnt[0].dtype
-        self.slices = dict(zip(self.learnt, self.master.detach().split(self.sizes), strict=True))
-        self.missing = set(self.learnt)
-        for parameter in self.learnt:
-            parameter.register_post_accumulate_grad_hook(self._sum)
         self.master.grad = torch.zeros_like(self.master)
-        self.optimizer.step()  # its state is there before the step that is looked at
-        self.master.grad = None
-
-    def _sum(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        self.sums[parameter].add_(parameter.grad.float().flatten())
-        self.missing.discard(parameter)
-        parameter.grad = None
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self.module(*arguments, **named)
-
-    def zero_optimization_stage(self) -> int:
-        return 2
-
-    def backward(self, loss: Tensor, scale_wrt_gas: bool) -> None:
-        assert loss.requires_grad
-        bucket = torch.empty(BUCKET, dtype=self.dtype, device=loss.device)
-        if self.master.grad is None:
-            self.master.grad = torch.zeros_like(self.master)
-        self.sums = dict(zip(self.learnt, self.master.grad.split(self.sizes), strict=True))
-        if loss.device.type == "cpu":
-            loss.backward()
-        else:
-            for parameter in self.learnt:
-                parameter.grad = torch.empty_like(parameter)
-                self._sum(parameter)
-        del bucket, self.sums
-
-    def step(self) -> None:
-        self.micro_steps += 1
-        if self.micro_steps % self.accumulation:
-            return
-        assert not self.missing, "every trained weight has a gradient"
         self.optimizer.step()
         self.master.grad = None
-        for parameter, master in self.slices.items():
-            parameter.data.copy_(master.view(parameter.shape))
+
+    def differentiate(self, loss: Tensor) -> None:
+        """A real one on "cpu"; each trained weight's gradient as it is on "cuda"."""
+        assert loss.requires_grad
+        if loss.device.type == "cpu":
+            super().differentiate(loss)
+            return
+        for parameter in self.learnt:
+            parameter.grad = torch.empty_like(parameter)
+            self.add(parameter)
 
 
 def hollow_model(name: str, place: Path) -> GeneratorSpec:
@@ -187,7 +148,7 @@ def step(case: str, place: Path, kind: str = "cpu", plant: Plant | None = None, 
         if plant is not None:
             plant(model)
         weights = sum(p.nbytes for p in held)
-        engine = OneGpu(model.module, job.config.optimizer, 2)
+        engine = OnAFakeGpu(model.module, job.config.optimizer, 2)
         model.start = {}
         loading, device.peak = device.peak, device.now
         made = training._step(job, model, engine, Loaded(0, rows, (0, 0), 0.0), 2, 1)

@@ -6,7 +6,6 @@ on one GPU is `OneGpu`'s: float32 masters and optimizer state whole, gradients s
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from safetensors.numpy import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankray import config, training, zero
 from rankray.config import read_toml
@@ -27,24 +26,32 @@ from rankray.encoded import Layout, encoded_table
 from rankray.feed import feed
 from rankray.generators import GeneratorSpec
 from rankray.random_weights.full_size import fill
-from rankray.training_config import RankDPOConfig
+from rankray.training_config import OptimizerConfig, RankDPOConfig
 
 JOBS = {"sdxl": "rankdpo-sdxl.toml", "sd3-medium": "rankdpo-sd3.toml"}
 CANDIDATES, PROMPTS, BATCH = 4, 32, 4
 """Of a row; of the encoded set; of a step, in whatever micro-batches."""
 
 
-class OneGpu:
-    """DeepSpeed's engine, as far as `training` asks it."""
+BUCKET = 500_000_000
+"""Elements of DeepSpeed's buffer for gradients on their way, there as long as a backward pass."""
 
-    def __init__(self, module: Any, settings: RankDPOConfig) -> None:
-        self.module, self.accumulation = module, 1
-        self._learnt = [p for p in module.parameters() if p.requires_grad]
-        self.masters = [p.detach().to(torch.float32, copy=True).requires_grad_() for p in self._learnt]
-        self._optimizer = zero.optimizer_for(self.masters, settings.optimizer)
-        self._clip, self._backwards = settings.optimizer.clip, 0
-        for parameter, master in zip(self._learnt, self.masters, strict=True):
-            parameter.register_post_accumulate_grad_hook(functools.partial(_sum, master))
+
+class OneGpu:
+    """DeepSpeed's engine, as far as `training` asks it: all masters in one float32 tensor, as is the optimizer's state;
+    a gradient is added to their sum in float32 as soon as it is there, and dropped."""
+
+    def __init__(self, module: Any, settings: OptimizerConfig, accumulation: int = 1) -> None:
+        self.module, self.accumulation, self.micro_steps = module, accumulation, 0
+        self.learnt = [p for p in module.parameters() if p.requires_grad]
+        self._sizes, self._clip = [p.numel() for p in self.learnt], settings.clip
+        self.master = nn.Parameter(torch.cat([p.detach().float().flatten() for p in self.learnt]))
+        self.optimizer = zero.optimizer_for([self.master], settings)
+        self._slices = dict(zip(self.learnt, self.master.detach().split(self._sizes), strict=True))
+        self._sums: dict[Tensor, Tensor] = {}
+        self.missing = set(self.learnt)
+        for parameter in self.learnt:
+            parameter.register_post_accumulate_grad_hook(self.add)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self.module(*arguments, **named)
@@ -53,28 +60,39 @@ class OneGpu:
         """The engine clips by itself."""
         return 2
 
-    def backward(self, loss: Tensor, scale_wrt_gas: bool) -> None:
-        """Adds to the masters' gradients."""
+    def add(self, parameter: Tensor) -> None:
+        """Takes a gradient as soon as it is there."""
+        assert parameter.grad is not None
+        self._sums[parameter].add_(parameter.grad.float().flatten())
+        self.missing.discard(parameter)
+        parameter.grad = None
+
+    def differentiate(self, loss: Tensor) -> None:
+        """The backward pass itself."""
         loss.backward()
+
+    def backward(self, loss: Tensor, scale_wrt_gas: bool) -> None:
+        """Adds to the masters' gradient."""
+        bucket = torch.empty(BUCKET, dtype=self.learnt[0].dtype, device=loss.device)
+        if self.master.grad is None:
+            self.master.grad = torch.zeros_like(self.master)
+        self._sums = dict(zip(self.learnt, self.master.grad.split(self._sizes), strict=True))
+        self.differentiate(loss)
+        del bucket
+        self._sums = {}
 
     def step(self) -> None:
         """Moves the weights after the last micro-batch."""
-        self._backwards += 1
-        if self._backwards % self.accumulation:
+        self.micro_steps += 1
+        if self.micro_steps % self.accumulation:
             return
+        assert not self.missing, "every trained weight has a gradient"
         if self._clip:
-            torch.nn.utils.clip_grad_norm_(self.masters, self._clip)
-        self._optimizer.step()
-        for parameter, master in zip(self._learnt, self.masters, strict=True):
-            parameter.data.copy_(master.detach())
-            master.grad = None
-
-
-def _sum(master: Tensor, parameter: Tensor) -> None:
-    assert parameter.grad is not None
-    grad = parameter.grad.float()
-    master.grad = grad if master.grad is None else master.grad.add_(grad)
-    parameter.grad = None
+            torch.nn.utils.clip_grad_norm_([self.master], self._clip)
+        self.optimizer.step()
+        self.master.grad = None
+        for parameter, master in self._slices.items():
+            parameter.data.copy_(master.view(parameter.shape))
 
 
 class Trainer:
@@ -83,7 +101,7 @@ class Trainer:
     def __init__(self, spec: GeneratorSpec, name: str, place: Path, device: str, tiny: bool) -> None:
         begin_s = time.perf_counter()
         layout = _encoded(spec, place)
-        tables = read_toml(Path(__file__).parents[1] / "jobs" / JOBS[name])
+        tables = read_toml(Path(__file__).parents[2] / "jobs" / JOBS[name])
         changes: dict[str, Any] = {"batch_size": BATCH, "objective.reference": "copy", "workers.count": 1}
         if tiny:
             changes["tuned.dtype"] = "float32"
@@ -99,7 +117,7 @@ class Trainer:
         if not tiny:
             fill(self.model.module)
             fill(self.model.copy)
-        self.engine = OneGpu(self.model.module, self.job.config)
+        self.engine = OneGpu(self.model.module, self.job.config.optimizer)
         self.load_s = time.perf_counter() - begin_s
 
     def steps(self, micro: int) -> Iterator[tuple[float, float, float]]:
