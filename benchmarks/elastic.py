@@ -280,12 +280,13 @@ def autoscale(
     costs = Costs({"a": 0.5}, {"r": 0.5}, samples=2)
     with autoscaling(nodes, gpus, idle_s) as address, connected_when_up(address):
         waits = {"execution.wait_for_nodes_s": 300, "execution.mode": "phases"}
-        refused = ""
+        refused, begin = "", time.monotonic()
         try:
             large = {"a": {"num_gpus": gpus + 1}}
             synpic.run(settings(place, "refused", costs, rows, pools=large, **waits))
         except config.ConfigError as error:
             refused = str(error)
+        refused_s = time.monotonic() - begin
         pools = {"a": {"max_size": nodes * gpus}, "r": {"max_size": gpus}}
         job = settings(place, "autoscale", costs, rows, pools=pools, **waits)
         at: list[tuple[float, int]] = []
@@ -317,6 +318,7 @@ def autoscale(
         "most": max(count for _, count in at),
         "second_phase_at_s": next(at_s for at_s, line in lines if line == "phase: r"),
         "refused": refused,
+        "refused_after_s": round(refused_s, 1),
         "ended_at_s": ended,
         "given_back_at_s": at[-1][0] if not at[-1][1] else None,
         "gpu_s": rows * costs.row_s,

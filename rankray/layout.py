@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rankray import seats
 from rankray.actors import Stage
 from rankray.config import ConfigError
-from rankray.seats import SLACK, Node, actor_demand, alive_nodes, claims, fits, reachable_nodes, shortage
+from rankray.seats import SLACK, Node, actor_demand, alive_nodes, claims, fits, shortage
 
 START_S = 60.0
 """A phase's processes, imports and loading, where nothing was measured: a few GB of weights from a local disk."""
@@ -259,56 +260,58 @@ def _phases(stages: Sequence[Stage], nodes: Sequence[Node]) -> tuple[tuple[Stage
 def wait_for_nodes(stages: Sequence[Stage], wait_s: float, say: Callable[[str], None]) -> list[Node]:
     """The alive nodes, once they are `enough` for `stages` or `wait_s` has passed.
 
-    Tells the autoscaler what the pools need, so that a cluster which starts with a head alone grows to it.
+    Tells the autoscaler what the pools need, so that a cluster which starts with a head alone grows to it. Where it
+    says that it can never hold them together, they are asked for one by one.
 
     Raises:
-        ConfigError: a pool needs more than the autoscaler may ever bring.
+        ConfigError: it can never bring what a pool needs.
     """
-    nodes, reachable = alive_nodes(), reachable_nodes()
+    nodes = alive_nodes()
     if wait_s <= 0 or fits(claims(stages), nodes):
         return nodes
-    for stage in stages if reachable is not None else ():
-        if missing := shortage([stage], reachable or []):
-            could = missing.replace("that the cluster has", "that its autoscaler may bring")
-            raise ConfigError(
-                f"the pool of '{stage.target.name}' needs {could}; raise its greatest size, or lower the "
-                "pool's min_size, num_cpus or num_gpus"
-            )
-    from ray.autoscaler.sdk import request_resources
-
-    bundles = [
-        {name: amount for name, amount in actor_demand(stage).items() if name != "memory"}
-        for stage in stages
-        for _ in range(stage.actors.min_size)
-    ]
-    request_resources(bundles=bundles)
+    say(f"waiting up to {wait_s:g} s for nodes: the pools together need {shortage(stages, nodes)}")
+    asked, together = list(stages), True
+    seats.ask_for(_bundles(asked))
     changed = time.monotonic()
     deadline = changed + wait_s
-    say(f"waiting up to {wait_s:g} s for nodes: the pools together need {shortage(stages, nodes)}")
-    while time.monotonic() < deadline and not enough(stages, nodes, reachable, time.monotonic() - changed):
+    while time.monotonic() < deadline and not enough(stages, nodes, together, time.monotonic() - changed):
         time.sleep(min(ASK_EVERY_S, wait_s))
-        before, nodes = nodes, alive_nodes()
-        changed = time.monotonic() if nodes != before else changed
+        before, nodes, answer = nodes, alive_nodes(), seats.answer(_bundles(asked))
+        changed = time.monotonic() if nodes != before or answer.coming else changed
+        lacking = [stage for stage in stages if not fits(claims([stage]), nodes)]
+        if answer.refused and lacking and asked == lacking[:1]:
+            raise ConfigError(
+                f"the pool of '{lacking[0].target.name}' needs {shortage(lacking[:1], nodes)}, and the autoscaler can "
+                "never bring it; raise its greatest size, or lower the pool's min_size, num_cpus or num_gpus"
+            )
+        together = together and not answer.refused
+        if not together and lacking and asked != lacking[:1]:
+            asked = lacking[:1]
+            seats.ask_for(_bundles(asked))
     return nodes
 
 
-def enough(
-    stages: Sequence[Stage], nodes: Sequence[Node], reachable: Sequence[Node] | None, still_s: float
-) -> bool:
+def _bundles(stages: Sequence[Stage]) -> list[dict[str, float]]:
+    """What actors of the least sizes need; memory is no part of it, as nodes' types seldom state theirs."""
+    needs = [
+        {name: amount for name, amount in actor_demand(stage).items() if name != "memory"} for stage in stages
+    ]
+    return [need for need, stage in zip(needs, stages, strict=True) for _ in range(stage.actors.min_size)]
+
+
+def enough(stages: Sequence[Stage], nodes: Sequence[Node], together: bool, still_s: float) -> bool:
     """Whether to begin on `nodes`: all pools have room together, or each by itself and no more is to be expected.
 
-    That is where the autoscaler's greatest size, `reachable`, does not hold them together either. Where nobody knows
-    what may come (None), it is where nothing has come for `still_s` of at least `SETTLED_S`: GPUs that wait are paid.
+    That is where the autoscaler can never hold them `together`, or where nothing has come, or was on its way, for
+    `still_s` of at least `SETTLED_S`: GPUs that wait are paid.
     """
     if fits(claims(stages), nodes):
         return True
-    settled = still_s >= SETTLED_S if reachable is None else not fits(claims(stages), reachable)
+    settled = not together or still_s >= SETTLED_S
     return settled and all(fits(claims([stage]), nodes) for stage in stages)
 
 
 def release_nodes(wait_s: float) -> None:
     """Withdraws what `wait_for_nodes` asked of the autoscaler; a request would else keep nodes for good."""
     if wait_s > 0:
-        from ray.autoscaler.sdk import request_resources
-
-        request_resources(bundles=[])
+        seats.ask_for([])

@@ -8,10 +8,12 @@ tight sets of pools that fit one to four nodes it took 48 for too large, which r
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import ray
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
 
 from rankray.actors import Stage
 from rankray.stages import IO_CPUS
@@ -66,17 +68,37 @@ def alive_nodes() -> list[Node]:
     return [node_of(entry["Resources"]) for entry in ray.nodes() if entry["Alive"]]
 
 
-def reachable_nodes() -> list[Node] | None:
-    """The head, and all workers that the cluster's autoscaler may ever bring; None where nobody says how many."""
-    found = ray._private.state.state.get_cluster_config()
-    groups = [] if found is None else [group for group in found.node_group_configs if group.resources]
-    if not groups or any(group.max_count < 0 for group in groups):
-        return None
-    heads = [
-        entry for entry in ray.nodes() if entry["Alive"] and "node:__internal_head__" in entry["Resources"]
-    ]
-    workers = [node_of(dict(group.resources)) for group in groups for _ in range(group.max_count)]
-    return [*(node_of(entry["Resources"]) for entry in heads), *workers]
+@dataclass(frozen=True)
+class Answer:
+    """What the cluster's autoscaler says of what it was asked for: it can never bring it; nodes are on their way.
+
+    Ray's autoscaler of version 2 says so within seconds; version 1 and a cluster without any say neither.
+    """
+
+    refused: bool
+    coming: bool
+
+
+def ask_for(bundles: Sequence[Mapping[str, float]]) -> None:
+    """Asks the autoscaler for room for all of `bundles` at once; none takes back what was asked before."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[dict(bundle) for bundle in bundles])
+
+
+def answer(bundles: Sequence[Mapping[str, float]]) -> Answer:
+    """What the autoscaler says now of `bundles`, which were asked for."""
+    reply = GetClusterStatusReply()
+    client = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]
+    reply.ParseFromString(client.get_cluster_status())
+    state, asked = reply.autoscaling_state, Counter(frozenset(bundle.items()) for bundle in bundles)
+    refused = False
+    for constraint in state.infeasible_cluster_resource_constraints:
+        found: Counter[frozenset[tuple[str, float]]] = Counter()
+        for each in constraint.resource_requests:
+            found[frozenset(each.request.resources_bundle.items())] += each.count
+        refused = refused or found == asked
+    return Answer(refused, bool(state.pending_instance_requests or state.pending_instances))
 
 
 def node_of(resources: Mapping[str, float]) -> Node:

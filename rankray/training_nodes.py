@@ -39,16 +39,15 @@ def require(wanted: Sequence[Claim], wait_s: float, say: Callable[[str], None]) 
     nodes = seats.alive_nodes()
     short = shortage(wanted, nodes)
     if short and wait_s > 0:
-        from ray.autoscaler.sdk import request_resources
-
         say(f"waiting up to {wait_s:g} s for nodes: {short}")
-        request_resources(bundles=[dict(claim.needs) for claim in wanted for _ in range(claim.count)])
+        bundles = [claim.needs for claim in wanted for _ in range(claim.count)]
+        seats.ask_for(bundles)
         deadline = time.monotonic() + wait_s
-        while short and time.monotonic() < deadline:
+        while short and time.monotonic() < deadline and not seats.answer(bundles).refused:
             time.sleep(min(ASK_EVERY_S, wait_s))
             nodes = seats.alive_nodes()
             short = shortage(wanted, nodes)
-        request_resources(bundles=[])  # a request that stands would keep nodes for good
+        seats.ask_for([])  # a request that stands would keep nodes for good
     if short:
         first = wanted[0].owner
         mend = {

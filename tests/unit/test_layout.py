@@ -76,13 +76,12 @@ def test_what_a_job_waits_for() -> None:
     """All pools together as long as that may come; GPUs that are there do not wait for what does not."""
     pools, one, two = [stage("a", gpus=1.0), stage("b", gpus=1.0)], [node(gpus=1)], [node(gpus=2)]
     long_s = layout.SETTLED_S
-    assert layout.enough(pools, two, None, 0.0)
-    assert not layout.enough(pools, one, None, long_s - 1), "more may be on its way"
-    assert layout.enough(pools, one, None, long_s), "and nothing came"
-    assert not layout.enough(pools, [node()], None, long_s), "a pool would have nothing"
-    assert not layout.enough(pools, one, two, long_s), "the autoscaler can bring it, however long that takes"
-    assert layout.enough(pools, one, one, 0.0), "and here it never will"
-    assert not layout.enough(pools, [node()], one, long_s)
+    assert layout.enough(pools, two, True, 0.0)
+    assert not layout.enough(pools, one, True, long_s - 1), "more may be on its way"
+    assert layout.enough(pools, one, True, long_s), "and nothing came"
+    assert not layout.enough(pools, [node()], True, long_s), "a pool would have nothing"
+    assert layout.enough(pools, one, False, 0.0), "the autoscaler has said that no more can come"
+    assert not layout.enough(pools, [node()], False, long_s)
 
 
 def test_phases_on_request_are_one_model_each() -> None:

@@ -46,6 +46,7 @@ def test_it_waits_for_no_longer_than_it_was_told(monkeypatch: pytest.MonkeyPatch
         wanted.append(bundles)
 
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", ask)
+    monkeypatch.setattr(seats, "answer", lambda bundles: seats.Answer(refused=False, coming=False))
     monkeypatch.setattr(training_nodes, "ASK_EVERY_S", 0.01)
     said: list[str] = []
     training_nodes.require(asked, 60.0, said.append)
@@ -57,3 +58,6 @@ def test_it_waits_for_no_longer_than_it_was_told(monkeypatch: pytest.MonkeyPatch
     ) as caught:
         training_nodes.require(asked, 0.05, said.append)
     assert "\n" not in str(caught.value)
+    monkeypatch.setattr(seats, "answer", lambda bundles: seats.Answer(refused=True, coming=False))
+    with pytest.raises(ConfigError):
+        training_nodes.require(asked, 3600.0, said.append)  # the autoscaler can never bring it: at once
