@@ -62,7 +62,9 @@ def test_an_autoscaler_brings_nodes_and_has_them_back(tmp_path: Path) -> None:
     )
     assert found["refused_after_s"] < 60
     ended = [count for at_s, count in found["nodes"] if at_s < found["ended_at_s"]]
-    assert ended[-1] < 3, "what the second phase has no use for goes at once: its two actors sit on one node or two"
+    assert ended[-1] < 3, (
+        "what the second phase has no use for goes at once: its two actors sit on one node or two"
+    )
     assert found["given_back_at_s"] is not None
 
 
