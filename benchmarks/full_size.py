@@ -186,6 +186,18 @@ def fill_seeded(part: nn.Module) -> None:
     full_size.fill(part)
 
 
+def rates(row: Any, batches_s: list[float], first_s: float, load_s: float) -> dict[str, Any]:
+    """What a generator and a reward record alike: images/s of the batches after the first, and of what."""
+    return {
+        "images_per_s": row.batch_size * len(batches_s) / sum(batches_s),
+        "batches_s": batches_s,
+        "first_batch_s": first_s,
+        "load_s": load_s,
+        "batch_size": row.batch_size,
+        "dtype": row.dtype,
+    }
+
+
 def draw(bench: Bench, share_s: float, name: str, options: dict[str, Any]) -> dict[str, Any]:
     """A generator: images/s of whole batches after one of two steps."""
     row = bench.row(name, **options)
@@ -206,12 +218,7 @@ def draw(bench: Bench, share_s: float, name: str, options: dict[str, Any]) -> di
     return {
         "model": name,
         "options": {key: value for key, value in options.items() if key != "batch_size"},
-        "images_per_s": row.batch_size * len(batches_s) / sum(batches_s),
-        "batches_s": batches_s,
-        "first_batch_s": first_s,
-        "load_s": load_s,
-        "batch_size": row.batch_size,
-        "dtype": row.dtype,
+        **rates(row, batches_s, first_s, load_s),
         "steps": row.steps,
         "not_finite": sum(isinstance(picture, Exception) for picture in drawn),
         **bench.facts("generator", row.height),
@@ -255,12 +262,7 @@ def judge(bench: Bench, share_s: float, name: str) -> dict[str, Any]:
     return {
         "model": name,
         "options": {},
-        "images_per_s": row.batch_size * len(batches_s) / sum(batches_s),
-        "batches_s": batches_s,
-        "first_batch_s": first_s,
-        "load_s": load_s,
-        "batch_size": row.batch_size,
-        "dtype": row.dtype,
+        **rates(row, batches_s, first_s, load_s),
         "steps": None,
         **bench.facts("reward", side),
     }

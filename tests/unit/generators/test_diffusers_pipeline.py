@@ -42,6 +42,8 @@ SIZES: dict[str, dict[str, object]] = {
     },
 }
 FAMILIES = [*PIPELINES, "shapes-sd3"]
+UNFUSED = {"stable-cascade"}
+"""Of whose denoisers diffusers has no fused projections."""
 Build = Callable[..., DiffusersGenerator]
 
 
@@ -203,6 +205,17 @@ def test_scheduler_slicing_and_options_reach_the_pipeline(build: Build) -> None:
     assert generator.pipe.vae.use_slicing
     assert generator.pipe.vae.use_tiling
     assert generator.generate(["a circle"], [3])[0].size == (64, 64)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_faster_layouts_change_at_most_a_grey_level(build: Build, family: str) -> None:
+    plain = pixels(build(family), PROMPTS[:2], SEEDS[:2])
+    assert np.abs(pixels(build(family, channels_last=True), PROMPTS[:2], SEEDS[:2]) - plain).max() <= 1
+    if family not in UNFUSED:
+        assert np.abs(pixels(build(family, fused=True), PROMPTS[:2], SEEDS[:2]) - plain).max() <= 1
+        return
+    with pytest.raises(ConfigError, match=r"has no projections to fuse; leave out options\.fused"):
+        build(family, fused=True)
 
 
 def test_a_small_cascade_gets_its_ratios(build: Build) -> None:
