@@ -100,10 +100,9 @@ def worker(rank: int, world: int, place: str) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def group() -> Iterator[None]:
+def group() -> None:
+    """It stays: DeepSpeed remembers a process's first group, and engines of later tests would ask one that is gone."""
     zero.alone()
-    yield
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
