@@ -2,7 +2,7 @@
 # make test   the tests (the README's second command); make test-all also those that take minutes
 # make tiny   random weights of the paper's nine models, Q-Align and the judges, and their environments: jobs/*-tiny.toml
 # make rehearse  jobs/synpic.toml, rankdpo-sdxl, rankdpo-sd3 and evaluate on logical GPUs, with the weights of make tiny
-# make check  format, lint, types, floors
+# make check  format, lint, types, rooms
 #
 # PYTHON chooses the interpreter, TORCH the build of torch, where the newest is not wanted:
 #   make install PYTHON=python3.12 TORCH="torch==2.14.1 torchvision==0.29.1"
@@ -55,11 +55,11 @@ demo: install
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py --output "$(OUTPUT)" $(ARGS)
 
 tiny: install
-	$(BIN)/python -m rankray.random_weights ~/rankray/tiny
+	$(BIN)/python -m recipes.random_weights ~/rankray/tiny
 	@echo "now: ray job submit --working-dir . -- python jobs/synpic.py --config jobs/synpic-tiny.toml"
 
 rehearse: install
-	$(BIN)/python -m rankray.random_weights ~/rankray/tiny
+	$(BIN)/python -m recipes.random_weights ~/rankray/tiny
 	$(BIN)/python scripts/rehearse.py $(ARGS)
 
 wheel: install

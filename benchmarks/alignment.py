@@ -18,8 +18,10 @@ from typing import Any
 import ray
 import steady
 
-from rankray import config, evaluation, synpic
+from rankray import config
 from rankray.config import SynPicConfig
+from rankray.evals import scores as evaluation
+from rankray.synpic import job as synpic
 
 CONFIG = Path(__file__).parents[1] / "jobs" / "synpic-shapes.toml"
 SEED = 1

@@ -37,8 +37,9 @@ from PIL import Image
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.cluster_utils import Cluster
 
-from rankray import config, synpic
+from rankray import config
 from rankray.config import SynPicConfig
+from rankray.synpic import job as synpic
 
 HERE = Path(__file__).parent
 ROWS_PER_BLOCK = 4

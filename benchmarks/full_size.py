@@ -40,19 +40,19 @@ from PIL import Image
 from provenance import provenance
 from torch import nn
 
+from rankray.cluster.item_safe import is_out_of_memory
 from rankray.config import ConfigError, ImagesConfig
-from rankray.cost import PAPER_PROMPTS
-from rankray.generators import GENERATORS, GeneratorSpec
-from rankray.generators.diffusers_pipeline import DiffusersGenerator, quicken
-from rankray.hardware import PAPER_A100_DAYS, PAPER_USD, require_device
-from rankray.item_safe import is_out_of_memory
-from rankray.pictures import encode_image
-from rankray.random_weights import full_size
-from rankray.random_weights.__main__ import GENERATORS as MADE
-from rankray.random_weights.__main__ import main as write_weights
-from rankray.random_weights.rewards import sizes
-from rankray.rewards import REWARDS
-from rankray.targets import Target, load
+from rankray.data.cost import PAPER_PROMPTS
+from rankray.data.pictures import encode_image
+from rankray.models.generators import GENERATORS, GeneratorSpec
+from rankray.models.generators.diffusers_pipeline import DiffusersGenerator, quicken
+from rankray.models.hardware import PAPER_A100_DAYS, PAPER_USD, require_device
+from rankray.models.rewards import REWARDS
+from rankray.models.targets import Target, load
+from recipes.random_weights import full_size
+from recipes.random_weights.__main__ import GENERATORS as MADE
+from recipes.random_weights.__main__ import main as write_weights
+from recipes.random_weights.rewards import sizes
 
 sys.path.append(str(Path(__file__).parent / "memory_plan"))  # its files import each other by name
 import hollow

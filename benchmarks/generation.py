@@ -9,9 +9,10 @@ import time
 
 import steady
 
-from rankray import generators, shapes
+from rankray import shapes
 from rankray.config import GeneratorChoice
-from rankray.targets import load
+from rankray.models import generators
+from rankray.models.targets import load
 
 MODELS = ("shapes-sdxl", "shapes-sd3", "shapes-pixart", "shapes-cascade")
 

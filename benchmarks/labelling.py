@@ -12,9 +12,10 @@ import time
 import steady
 from trivial import Rendered
 
-from rankray import rewards, shapes
+from rankray import shapes
 from rankray.config import RewardChoice
-from rankray.targets import load
+from rankray.models import rewards
+from rankray.models.targets import load
 
 MODELS = ("shapes-pickscore", "shapes-clipscore", "shapes-mps")
 SAMPLES = 4

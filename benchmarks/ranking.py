@@ -21,7 +21,7 @@ from PIL import Image
 
 from rankray import store
 from rankray.shapes import category, check
-from rankray.shapes.rewards_evaluation import agreement, table
+from recipes.shapes.rewards_evaluation import agreement, table
 
 
 def read(path: str) -> tuple[list[dict[str, Any]], list[str]]:

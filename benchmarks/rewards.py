@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rankray import environments
-from rankray.random_weights.rewards import REWARDS_MADE, T5_MODULE, sizes
-from rankray.rewards import REWARDS, RewardSpec
-from rankray.targets import Target, load
+from rankray.models import environments
+from rankray.models.rewards import REWARDS, RewardSpec
+from rankray.models.targets import Target, load
+from recipes.random_weights.rewards import REWARDS_MADE, T5_MODULE, sizes
 
 NAMES = ("hpsv2.1", "pickscore", "imagereward", "vqascore")
 SIZE = 512
@@ -75,7 +75,7 @@ def pickscore(spec: RewardSpec) -> One:
 
 def imagereward(spec: RewardSpec) -> One:
     """`ImageReward.score(prompt, picture)`."""
-    from rankray.rewards.imagereward import bare_model
+    from rankray.models.rewards.imagereward import bare_model
 
     model = bare_model(spec).eval()
     model.load_state_dict(torch.load(Path(spec.source) / spec.options["file"], weights_only=True))
@@ -89,7 +89,7 @@ def imagereward(spec: RewardSpec) -> One:
 
 def vqascore(spec: RewardSpec) -> One:
     """What `t2v_metrics.VQAScore()(images, texts)` does for each picture; its `batch_forward` is faster."""
-    from rankray.rewards.submodule import import_alone
+    from rankray.models.rewards.submodule import import_alone
 
     module = import_alone(T5_MODULE)
     row = module.CLIP_T5_MODELS[spec.options["model"]]

@@ -25,8 +25,9 @@ from typing import Any
 import ray
 from provenance import provenance
 
-from rankray import config, synpic
+from rankray import config
 from rankray.config import SynPicConfig
+from rankray.synpic import job as synpic
 
 Loop = Callable[[float], dict[str, float]]
 """Runs the models in turn for so many seconds; returns seconds an item, by model."""

@@ -26,8 +26,9 @@ from typing import Any
 import steady
 import torch
 
-from rankray import config, rankdpo, store
-from rankray.training_config import RankDPOConfig
+from rankray import config, store
+from rankray.config.rankdpo import RankDPOConfig
+from rankray.rankdpo import job as rankdpo
 
 BATCH = 16
 
@@ -36,8 +37,8 @@ class CommonRecipe:
     """Diffusion-DPO as it is usually written: everything in the loop, two models, one pair a prompt."""
 
     def __init__(self, plan: rankdpo.Plan) -> None:
-        from rankray import training
-        from rankray.denoisers import parts
+        from rankray.models.denoisers import parts
+        from rankray.rankdpo import training
 
         self.rows = [row for row in plan.dataset.rows(images=True) if _pair(row) is not None]
         self.encoders = parts.load_encoders(plan.spec, "cpu", torch.float32)
@@ -52,8 +53,8 @@ class CommonRecipe:
     def step(self) -> int:
         """One step over `BATCH` prompts; the pairs that it learnt from."""
         from rankray import diffusion
-        from rankray.denoisers import parts
-        from rankray.encode_actors import _picture
+        from rankray.models.denoisers import parts
+        from rankray.rankdpo.encode_actors import _picture
 
         rows = [self.rows[(self.place + n) % len(self.rows)] for n in range(BATCH)]
         self.place += BATCH
@@ -105,8 +106,8 @@ class Ours:
     def __init__(self, plan: rankdpo.Plan, steps: int, scratch: Path) -> None:
         import ray
 
-        from rankray import training, zero
-        from rankray.feed import feed
+        from rankray.rankdpo import training, zero
+        from rankray.rankdpo.feed import feed
 
         self.zero, self.training = zero, training
         ray.init(address="local", include_dashboard=False, log_to_driver=False)

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import rankray
-from rankray import evaluation, rankdpo, store, synpic
-from rankray import output as outputs
+from rankray import store
+from rankray.cluster.ray_session import connect, in_submitted_job
 from rankray.config import ConfigError
-from rankray.ray_session import connect, in_submitted_job
-from rankray.training_config import AlignConfig
+from rankray.config.rankdpo import AlignConfig
+from rankray.data import place as outputs
+from rankray.evals import scores as evaluation
+from rankray.rankdpo import job as rankdpo
+from rankray.synpic import job as synpic
 
 Say = Callable[[str], None]
 Publish = Callable[[str, dict[str, Any]], None]

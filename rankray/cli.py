@@ -15,25 +15,32 @@ from typing import Any, NoReturn
 import ray
 import ray.train
 
-from rankray import (
-    ablation,
-    ablation_report,
-    align,
-    align_report,
-    config,
-    dry_run,
-    evaluate,
-    evaluate_options,
-    evaluation_report,
-    rankdpo,
-    report,
-    run_report,
-    synpic,
-)
-from rankray.ablation_config import AblationConfig
+from rankray import align, config
+from rankray.ablate import job as ablation
 from rankray.config import Config, ConfigError, SynPicConfig, nearest
-from rankray.evaluation_config import EvaluateConfig
-from rankray.training_config import AlignConfig, RankDPOConfig
+from rankray.config.ablate import AblationConfig
+from rankray.config.evaluate import EvaluateConfig
+from rankray.config.rankdpo import AlignConfig, RankDPOConfig
+from rankray.evals import job as evaluate
+from rankray.evals import options as evaluate_options
+from rankray.plan import dry_run
+from rankray.rankdpo import job as rankdpo
+from rankray.report import (
+    ablation as ablation_report,
+)
+from rankray.report import (
+    align as align_report,
+)
+from rankray.report import (
+    dataset as report,
+)
+from rankray.report import (
+    evaluation as evaluation_report,
+)
+from rankray.report import (
+    run as run_report,
+)
+from rankray.synpic import job as synpic
 
 FAULT_EXIT = 1
 USAGE_EXIT = 2

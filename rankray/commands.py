@@ -24,20 +24,25 @@ from typing import Any, NoReturn
 
 import pyarrow.fs as pafs
 
-from rankray import (
-    ablation_report,
-    aggregation,
-    align_report,
-    convert,
-    environments,
-    evaluation_report,
-    pickapic,
-    report,
-    rerank,
-    run_report,
-    store,
-)
+from rankray import ranking, store
 from rankray.config import ConfigError
+from rankray.data import convert, pickapic, rerank
+from rankray.models import environments
+from rankray.report import (
+    ablation as ablation_report,
+)
+from rankray.report import (
+    align as align_report,
+)
+from rankray.report import (
+    dataset as report,
+)
+from rankray.report import (
+    evaluation as evaluation_report,
+)
+from rankray.report import (
+    run as run_report,
+)
 
 USAGE_EXIT = 2
 REPORTS: dict[str, tuple[str, Callable[[str, dict[str, Any]], None]]] = {
@@ -90,7 +95,7 @@ def _of_datasets(commands: Any) -> None:
     found.add_argument("--output", required=True, help="where the new dataset goes")
     found.add_argument("--rewards", help="those that stay, as in a,b; all by default")
     found.add_argument("--weights", default="", help="as in a=2,b=0.5; 1 for the others")
-    names = ", ".join(aggregation.AGGREGATIONS)
+    names = ", ".join(ranking.AGGREGATIONS)
     found.add_argument("--aggregation", default="win_probability", help=f"{names}; the paper's by default")
     found.set_defaults(run=_rerank)
 
@@ -248,7 +253,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _convert_mps(options: argparse.Namespace) -> int:
-    from rankray.rewards import mps_convert
+    from rankray.models.rewards import mps_convert
 
     digest = mps_convert.convert(options.file, options.output)
     _say(f"{options.output}: converted from {options.file}, sha256 {digest}")

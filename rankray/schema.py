@@ -82,8 +82,8 @@ def ranked_schema(
     ]
     metadata = {
         "rankray.schema_version": str(SCHEMA_VERSION),
-        "rankray.generators": json.dumps(dict(generators)),
-        "rankray.rewards": json.dumps(dict(rewards)),
+        "rankray.models.generators": json.dumps(dict(generators)),
+        "rankray.models.rewards": json.dumps(dict(rewards)),
         "huggingface": json.dumps({"info": {"features": _hugging_face_features(details)}}),
     }
     return pa.schema(fields, metadata=metadata)
@@ -101,7 +101,7 @@ def schema_names(schema: pa.Schema) -> tuple[dict[str, str], dict[str, str]]:
         raise ValueError("no rankray metadata in this Parquet file: it was not written by rankray")
     if int(version) != SCHEMA_VERSION:
         raise ValueError(f"schema version {int(version)}, this rankray reads version {SCHEMA_VERSION}")
-    return json.loads(metadata[b"rankray.generators"]), json.loads(metadata[b"rankray.rewards"])
+    return json.loads(metadata[b"rankray.models.generators"]), json.loads(metadata[b"rankray.models.rewards"])
 
 
 def _hugging_face_features(details: bool) -> dict[str, Any]:

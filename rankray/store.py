@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from rankray import aggregation, ranking, schema
+from rankray import ranking, schema
 
 MAX_FAULTS = 20
 """Faults that a `DatasetError` lists; the rest is a number."""
@@ -142,7 +142,7 @@ def validate(path: str) -> Validation:
 
     Ids are unique and the prompts' hashes; candidates, seeds and revisions are the configuration's (of what was
     imported: two candidates a row, of the models that are named, their seeds unknown); win probability (or what
-    `rankray.rerank` put in its place) and rank, computed again from the stored scores, agree exactly (float32);
+    `rankray.data.rerank` put in its place) and rank, computed again from the stored scores, agree exactly (float32);
     every image decodes to the stated size; failed candidates carry nothing but their error;
     the counts of `dataset.json` hold.
 
@@ -269,7 +269,7 @@ def _ranking_faults(candidates: list[dict[str, Any]], info: dict[str, Any]) -> I
     scores = np.array([candidate["scores"] for candidate in candidates], np.float32)
     how = info.get("ranking", {"aggregation": "win_probability", "weights": {}})
     weights = [how["weights"].get(reward["name"], 1.0) for reward in info["rewards"]]
-    phi = aggregation.strength(how["aggregation"], scores, weights)
+    phi = ranking.strength(how["aggregation"], scores, weights)
     stored = np.array([candidate["win_probability"] for candidate in candidates], np.float32)
     if not np.array_equal(stored, phi.astype(np.float32), equal_nan=True):
         yield f"win_probability {stored.tolist()}, the scores make it {phi.astype(np.float32).tolist()}"

@@ -19,8 +19,8 @@ from pathlib import Path
 import runs
 import trainings
 
-from rankray.forecast_text import table
-from rankray.generators import GENERATORS
+from rankray.models.generators import GENERATORS
+from rankray.plan.text import table
 
 HEADER = ["model", "dtype", "batch", "weights", "planned", "peak", "planned", "peak / planned"]
 

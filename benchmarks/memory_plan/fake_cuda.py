@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
-from rankray.meta_run import Counted
+from recipes.meta_run import Counted
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 

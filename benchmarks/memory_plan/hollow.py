@@ -21,13 +21,13 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from rankray.components import build
-from rankray.random_weights import full_size, qalign
-from rankray.random_weights.judges import COCO
-from rankray.random_weights.vocabularies import clip_tokenizer
-from rankray.rewards import REWARDS as ROWS
-from rankray.rewards import aesthetic
-from rankray.rewards.full_size import components
+from rankray.models.components import build
+from rankray.models.rewards import REWARDS as ROWS
+from rankray.models.rewards import aesthetic
+from rankray.models.rewards.full_size import components
+from recipes.random_weights import full_size, qalign
+from recipes.random_weights.judges import COCO
+from recipes.random_weights.vocabularies import clip_tokenizer
 
 BERT_TOKENS = 30_522
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -58,7 +58,7 @@ def write(
 
 
 def write_module(module: nn.Module, dtype: torch.dtype, place: Path, stem: str) -> None:
-    """A module's weights, and its buffers as they are; `rankray.random_weights.full_size.Write`."""
+    """A module's weights, and its buffers as they are; `recipes.random_weights.full_size.Write`."""
     tensors = dict(full_size.stored(module))
     shapes = {name: value.shape for name, value in tensors.items()}
     buffers = {name: value for name, value in tensors.items() if not isinstance(value, nn.Parameter)}

@@ -1,7 +1,7 @@
 """RankDPO on one GPU where neither Ray nor DeepSpeed is installed: the trainer's own step around an engine of torch.
 
-Model, reference, batch, loss and update are `rankray.training`'s, the settings those of the job file. What ZeRO 2 does
-on one GPU is `OneGpu`'s: float32 masters and optimizer state whole, gradients summed in float32 as they come.
+Model, reference, batch, loss and update are `rankray.rankdpo.training`'s, the settings those of the job file. What ZeRO
+2 does on one GPU is `OneGpu`'s: float32 masters and optimizer state whole, gradients summed in float32 as they come.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from rankray import config, training, zero
+from rankray import config
 from rankray.config import read_toml
-from rankray.denoisers import DENOISERS, family
-from rankray.encoded import Layout, encoded_table
-from rankray.feed import feed
-from rankray.generators import GeneratorSpec
-from rankray.random_weights.full_size import fill
-from rankray.training_config import OptimizerConfig, RankDPOConfig
+from rankray.config.rankdpo import OptimizerConfig, RankDPOConfig
+from rankray.models.denoisers import DENOISERS, family
+from rankray.models.generators import GeneratorSpec
+from rankray.rankdpo import training, zero
+from rankray.rankdpo.encoded import Layout, encoded_table
+from rankray.rankdpo.feed import feed
+from recipes.random_weights.full_size import fill
 
 JOBS = {"sdxl": "rankdpo-sdxl.toml", "sd3-medium": "rankdpo-sd3.toml"}
 CANDIDATES, PROMPTS, BATCH = 4, 32, 4

@@ -18,12 +18,12 @@ import stand_ins
 from fake_cuda import DOUBLES, fake_cuda
 from PIL import Image
 
-from rankray import demand
 from rankray.evals import EVALS
-from rankray.generators import GENERATORS
-from rankray.hardware import CONTEXT_GB
-from rankray.rewards import REWARDS
-from rankray.targets import Target, load
+from rankray.models import demand
+from rankray.models.generators import GENERATORS
+from rankray.models.hardware import CONTEXT_GB
+from rankray.models.rewards import REWARDS
+from rankray.models.targets import Target, load
 
 Plant = Callable[[Any], None]
 FLUX_ANGLES = 300_000

@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rankray.components import build
-from rankray.random_weights.vocabularies import clip_tokenizer, t5_tokenizer
-from rankray.rewards import RewardSpec
-from rankray.rewards import full_size as rewards_full_size
-from rankray.rewards.clip import Preprocessing
-from rankray.rewards.vqascore import VqaScore
+from rankray.models.components import build
+from rankray.models.rewards import RewardSpec
+from rankray.models.rewards import full_size as rewards_full_size
+from rankray.models.rewards.clip import Preprocessing
+from rankray.models.rewards.vqascore import VqaScore
+from recipes.random_weights.vocabularies import clip_tokenizer, t5_tokenizer
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

@@ -25,12 +25,14 @@ from PIL import Image
 from runs import Plant, Run
 from torch import Tensor
 
-from rankray import config, training, training_forecast
-from rankray.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
-from rankray.encoded import Reads, decoded_row, layout_of
-from rankray.feed import Loaded
-from rankray.generators import GENERATORS, GeneratorSpec
-from rankray.training_config import OptimizerConfig, RankDPOConfig
+from rankray import config
+from rankray.config.rankdpo import OptimizerConfig, RankDPOConfig
+from rankray.models.generators import GENERATORS, GeneratorSpec
+from rankray.rankdpo import forecast as training_forecast
+from rankray.rankdpo import training
+from rankray.rankdpo.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
+from rankray.rankdpo.encoded import Reads, decoded_row, layout_of
+from rankray.rankdpo.feed import Loaded
 
 CANDIDATES = 4
 PROMPT = "a red kite over an old mill"

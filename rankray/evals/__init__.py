@@ -21,22 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from rankray.config import ConfigError, EvalChoice, nearest
-from rankray.targets import UNRESOLVED, Target, find, split_name, unknown_model
+from rankray.models.targets import UNRESOLVED, Judgement, Target, find, split_name, unknown_model
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a judge says of one picture.
-
-    Attributes:
-        score: the picture's value by the benchmark's rule, never NaN: a judge raises instead.
-        detail: JSON-ready and small: what the value was made from (reason, answers, boxes found).
-    """
-
-    score: float
-    detail: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

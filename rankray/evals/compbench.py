@@ -26,14 +26,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rankray.evals import Column, Item, Judgement, read_lines
-from rankray.evals.phrases import (
-    LOCALITIES,
-    Spatial,
-    noun_phrases,
-    parse_spatial,
-    sentence_spatial,
-)
+from rankray.evals import Column, Item, read_lines
+from rankray.evals.phrases import LOCALITIES, Spatial, noun_phrases, parse_spatial, sentence_spatial
+from rankray.models.targets import Judgement
 
 Located = Sequence[float]
 Kind = Literal["spatial", "action", "both"]

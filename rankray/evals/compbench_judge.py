@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from rankray.evals import EvalSpec, Judgement, compbench
+from rankray.evals import EvalSpec, compbench
 from rankray.evals.loading import batches, item_of, one_prompt_each, part_of
 from rankray.evals.open_detection import Box, OpenDetector
 from rankray.evals.vqa import BlipVqa
-from rankray.rewards.clip import ClipModel
+from rankray.models.rewards.clip import ClipModel
+from rankray.models.targets import Judgement
 
 TOKENS = 35
 """Of a question, as published."""

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from rankray import evals
-from rankray.evals import Column, Judgement, read_lines
+from rankray.evals import Column, read_lines
+from rankray.models.targets import Judgement
 
 _LOG = logging.getLogger(__name__)
 ROOT = 0

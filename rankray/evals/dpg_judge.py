@@ -13,9 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-from rankray.evals import EvalSpec, Judgement, dpg
+from rankray.evals import EvalSpec, dpg
 from rankray.evals.loading import checked_choice, item_of, one_prompt_each, part_of
 from rankray.evals.vqa import BlipVqa, ChatVqa
+from rankray.models.targets import Judgement
 
 TOKENS = 64
 """Of a question, for BLIP: the published ones have 50 words at most by its own preparation; longer ones are cut."""

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from rankray.evals import Column, Item, Judgement, read_lines
+from rankray.evals import Column, Item, read_lines
+from rankray.models.targets import Judgement
 
 Box = Sequence[float]
 

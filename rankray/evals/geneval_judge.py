@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rankray.evals import EvalSpec, Judgement, geneval
+from rankray.evals import EvalSpec, geneval
 from rankray.evals.detection import Detector, Sighting
 from rankray.evals.loading import batches, item_of, one_prompt_each, part_of
-from rankray.rewards.clip import ClipModel, normalised
+from rankray.models.rewards.clip import ClipModel, normalised
+from rankray.models.targets import Judgement
 
 TEMPLATES = (
     "a photo of a {color} {name}",

@@ -11,8 +11,8 @@ import torch
 
 from rankray.config import ConfigError
 from rankray.evals import EvalSpec
-from rankray.loading import one_line, strictly
-from rankray.targets import locate
+from rankray.models.loading import one_line, strictly
+from rankray.models.targets import locate
 
 Thing = TypeVar("Thing")
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rankray import shapes
-from rankray.evals import Column, EvalSpec, Item, Judgement
-from rankray.targets import SHAPES
+from rankray.evals import Column, EvalSpec, Item
+from rankray.models.targets import SHAPES, Judgement
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -21,7 +21,7 @@ from torch import Tensor
 from rankray.config import ConfigError
 from rankray.evals.compbench import yes_probability
 from rankray.evals.loading import Part, batches, load, load_model
-from rankray.rewards.clip import Preprocessing
+from rankray.models.rewards.clip import Preprocessing
 
 BLIP_SPECIAL = 2
 """BLIP's embeddings hold two tokens more than BERT's vocabulary: the decoder's start and the encoder's."""

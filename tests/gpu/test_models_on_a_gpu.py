@@ -18,13 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
-from rankray.generators import GENERATORS
-from rankray.generators.diffusers_pipeline import DiffusersGenerator
-from rankray.random_weights.__main__ import GENERATORS as MADE
-from rankray.random_weights.__main__ import main as write_weights
-from rankray.random_weights.rewards import sizes
-from rankray.rewards import REWARDS
-from rankray.targets import Target, load
+from rankray.models.generators import GENERATORS
+from rankray.models.generators.diffusers_pipeline import DiffusersGenerator
+from rankray.models.rewards import REWARDS
+from rankray.models.targets import Target, load
+from recipes.random_weights.__main__ import GENERATORS as MADE
+from recipes.random_weights.__main__ import main as write_weights
+from recipes.random_weights.rewards import sizes
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
-from rankray import zero
-from rankray.denoisers import parts
-from rankray.generators import GENERATORS
-from rankray.item_safe import ItemSafe
-from rankray.memory import double_while
-from rankray.random_weights.__main__ import main as write_weights
-from rankray.training_config import OptimizerConfig, TunedConfig, WorkersConfig
+from rankray.cluster.item_safe import ItemSafe
+from rankray.config.rankdpo import OptimizerConfig, TunedConfig, WorkersConfig
+from rankray.models.denoisers import parts
+from rankray.models.generators import GENERATORS
+from rankray.rankdpo import zero
+from rankray.rankdpo.memory import double_while
+from recipes.random_weights.__main__ import main as write_weights
 
 pytestmark = pytest.mark.gpu
 TOO_MUCH = 2**50

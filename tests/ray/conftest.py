@@ -27,8 +27,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from rankray import cli, config, environments, store, synpic
+from rankray import cli, config, store
 from rankray.config import SynPicConfig
+from rankray.models import environments
+from rankray.synpic import job as synpic
 
 REPOSITORY = Path(__file__).parents[2]
 JOB_TIMEOUT_S = 600

@@ -19,10 +19,12 @@ import tomli_w
 from conftest import REPOSITORY, environment
 from ray.cluster_utils import Cluster
 
-from rankray import config, rankdpo, synpic
-from rankray.checkpoints import Stored
+from rankray import config
 from rankray.config import SynPicConfig
-from rankray.training_config import RankDPOConfig
+from rankray.config.rankdpo import RankDPOConfig
+from rankray.rankdpo import job as rankdpo
+from rankray.rankdpo.checkpoints import Stored
+from rankray.synpic import job as synpic
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -10,8 +10,10 @@ from conftest import nothing_left
 from ray.cluster_utils import Cluster
 from toy_package_wheel import wheel
 
-from rankray import config, environments, store, synpic
+from rankray import config, store
 from rankray.config import ConfigError, SynPicConfig
+from rankray.models import environments
+from rankray.synpic import job as synpic
 
 pytestmark = pytest.mark.ray
 

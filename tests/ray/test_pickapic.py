@@ -14,9 +14,11 @@ from conftest import nothing_left
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from rankray import config, convert, pickapic, rankdpo, shapes, store
+from rankray import config, shapes, store
+from rankray.config.rankdpo import RankDPOConfig
+from rankray.data import convert, pickapic
+from rankray.rankdpo import job as rankdpo
 from rankray.shapes.renderer import render
-from rankray.training_config import RankDPOConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 CAPTIONS = 12

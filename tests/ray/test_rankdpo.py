@@ -28,11 +28,12 @@ from ray.train import ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from safetensors.torch import load_file
 
-from rankray import config, rankdpo, store
-from rankray.checkpoints import Stored
-from rankray.output import Output
-from rankray.training import TrainJob
-from rankray.training_config import RankDPOConfig
+from rankray import config, store
+from rankray.config.rankdpo import RankDPOConfig
+from rankray.data.place import Output
+from rankray.rankdpo import job as rankdpo
+from rankray.rankdpo.checkpoints import Stored
+from rankray.rankdpo.training import TrainJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -61,7 +62,7 @@ def in_this_process(job: TrainJob, output: Output) -> str:
 
     Local mode only remembers a checkpoint's place, so they are moved here as its storage would.
     """
-    from rankray import training, zero
+    from rankray.rankdpo import training, zero
 
     stored = Path(output.path) / "checkpoints"
 

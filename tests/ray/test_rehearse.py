@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rankray import config
-from rankray.random_weights.__main__ import main as write_weights
+from recipes.random_weights.__main__ import main as write_weights
 
 REPOSITORY = Path(__file__).parents[2]
 JOBS = REPOSITORY / "jobs"

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import ray
 
-from rankray import config, encoded, rankdpo
+from rankray import config
 from rankray.config import ConfigError
-from rankray.training_config import RankDPOConfig
+from rankray.config.rankdpo import RankDPOConfig
+from rankray.rankdpo import encoded
+from rankray.rankdpo import job as rankdpo
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 import small_dataset

@@ -3,9 +3,9 @@
 Names of files are those of the hub as of 2024, written down from its pages; `CERTAIN` holds the repositories of which
 every file that is loaded is known, of the others the layout is that which their authors' or the libraries' code reads.
 What lies beside (other formats, other variants, pictures) stands there too, and must not be fetched: it is a line of
-text that no reader takes. Weights are random and small (`rankray.random_weights`); shards, indices, variants and
+text that no reader takes. Weights are random and small (`recipes.random_weights`); shards, indices, variants and
 vocabularies are made of them in the published form. A second or two a pipeline; rewards of packages of their own are
-taken from where `python -m rankray.random_weights` has written them.
+taken from where `python -m recipes.random_weights` has written them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertTokenizerFast, T5TokenizerFast
 
-from rankray.random_weights import judges, qalign
-from rankray.random_weights import rewards as small
-from rankray.random_weights.__main__ import main as write_small
-from rankray.random_weights.pipelines import PIPELINES, awaken
-from rankray.shapes.text import END, MAX_TOKENS, START, byte_pairs
+from recipes.random_weights import judges, qalign
+from recipes.random_weights import rewards as small
+from recipes.random_weights.__main__ import main as write_small
+from recipes.random_weights.pipelines import PIPELINES, awaken
+from recipes.shapes.text import END, MAX_TOKENS, START, byte_pairs
 
 CLIP_WORDS = "merges.txt special_tokens_map.json tokenizer_config.json vocab.json"
 T5_WORDS = "special_tokens_map.json spiece.model tokenizer_config.json"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rankray import ranking, schema
 from rankray.config import PricesConfig
-from rankray.cost import ActorUsage, ledger
+from rankray.data.cost import ActorUsage, ledger
 
 SEED = 3
 SLOTS = [("one", 0), ("one", 1), ("two", 0)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rankray import ranking
-from rankray.aggregation import AGGREGATIONS, strength
+from rankray.ranking import AGGREGATIONS, strength
 
 NAN = math.nan
 # Three rewards over three candidates: 0 is first for two of them and last for the third.

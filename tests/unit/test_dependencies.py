@@ -19,6 +19,7 @@ OPTIONAL = {
 BEHIND_OTHERS = {
     "torchvision",  # imported by transformers' image processors and the rewards' packages
     "protobuf",  # by transformers, to read a sentencepiece vocabulary
+    "sentencepiece",
 }
 
 

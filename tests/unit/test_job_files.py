@@ -11,10 +11,10 @@ import pytest
 
 from rankray import config
 from rankray.config import PromptsConfig, SynPicConfig
+from rankray.config.evaluate import EvaluateConfig
+from rankray.config.rankdpo import RankDPOConfig
+from rankray.data.prompts import read_prompts
 from rankray.evals import EVALS, items_of
-from rankray.evaluation_config import EvaluateConfig
-from rankray.prompts import read_prompts
-from rankray.training_config import RankDPOConfig
 
 JOBS = Path(__file__).parents[2] / "jobs"
 MAY_DIFFER = {"source", "height", "width", "steps", "dtype", "options", "models"}

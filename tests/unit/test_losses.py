@@ -13,16 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankray import ranking
-from rankray.losses import (
-    LOSSES,
-    LossInputs,
-    metric_sums,
-    metrics,
-    needed,
-    pair_weight,
-    usable,
-)
-from rankray.training_config import REFERENCE_FREE
+from rankray.config.rankdpo import REFERENCE_FREE
+from rankray.losses import LOSSES, LossInputs, metric_sums, metrics, needed, pair_weight, usable
 
 BETA = 3.0
 OPTIONS: list[tuple[str, dict[str, Any]]] = [

@@ -7,7 +7,7 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-from rankray.environments import EnvironmentSpec
+from rankray.models.environments import EnvironmentSpec
 
 
 def wheel(directory: Path, version: str, body: str = "") -> EnvironmentSpec:

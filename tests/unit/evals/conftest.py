@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rankray.random_weights.judges import JUDGES_MADE, make
+from recipes.random_weights.judges import JUDGES_MADE, make
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from rankray.evals import compbench
 from rankray.evals.compbench_judge import CompBenchJudge, in_frame, judgement
 from rankray.evals.loading import Part
 from rankray.evals.open_detection import OpenDetector, owl_pixels
-from rankray.random_weights.judges import small_spec
+from recipes.random_weights.judges import small_spec
 
 ITEMS: dict[str, dict[str, Any]] = {
     "a red circle and a blue star": {"category": "color", "phrases": ["a red circle", "a blue star"]},

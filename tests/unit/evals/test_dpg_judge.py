@@ -15,7 +15,7 @@ from rankray.config import ConfigError
 from rankray.evals import dpg
 from rankray.evals.dpg_judge import DpgJudge
 from rankray.evals.vqa import BlipVqa
-from rankray.random_weights.judges import llava, small_spec
+from recipes.random_weights.judges import llava, small_spec
 
 ITEMS = {
     "a red circle above a star": {

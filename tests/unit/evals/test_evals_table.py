@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from rankray.config import ConfigError, EvalChoice, build
-from rankray.evals import EVALS, Column, Item, Judgement, columns_of, items_of, resolve, spec_of
-from rankray.random_weights.judges import COCO, JUDGES_MADE, small_spec
-from rankray.targets import load, weights_revision
+from rankray.evals import EVALS, Column, Item, columns_of, items_of, resolve, spec_of
+from rankray.models.targets import Judgement, load, weights_revision
+from recipes.random_weights.judges import COCO, JUDGES_MADE, small_spec
 
 
 def choice(**given: object) -> EvalChoice:

@@ -34,7 +34,7 @@ from rankray.evals.detection import (
 )
 from rankray.evals.geneval_judge import GenEvalJudge
 from rankray.evals.loading import Part
-from rankray.random_weights.judges import COCO, small_spec
+from recipes.random_weights.judges import COCO, small_spec
 
 NAMES = {ALIASES.get(name, name) for name in COCO}
 

@@ -8,11 +8,11 @@ from PIL import Image
 
 from rankray import evals, shapes
 from rankray.config import EvalChoice
-from rankray.evals import Item, Judgement
+from rankray.evals import Item
 from rankray.evals.shapes import ShapesJudge, columns, read_items
+from rankray.models.targets import Judgement, load
 from rankray.shapes.prompts import parse
 from rankray.shapes.renderer import compose, paint
-from rankray.targets import load
 
 
 def test_items_are_a_splits_prompts_with_their_categories() -> None:

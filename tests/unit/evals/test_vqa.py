@@ -18,7 +18,7 @@ from transformers import (
 from rankray.config import ConfigError
 from rankray.evals.loading import Part
 from rankray.evals.vqa import BlipVqa, ChatVqa, first_tokens, plain
-from rankray.random_weights.judges import llava
+from recipes.random_weights.judges import llava
 
 QUESTIONS = [
     ["a red circle?", "Is there a star!", "two yellow triangles?"],

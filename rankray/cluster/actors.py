@@ -1,0 +1,365 @@
+"""One model in one actor: drawn or scored block by block, item-safe, with its time and failures metered.
+
+A model sees a block as one call and cuts it into batches of its own. What it raises is narrowed down to the
+items that cause it, and what does not fit in memory is computed in smaller batches: `item_safe.py`.
+
+Two blocks are in an actor at once: pictures of one are encoded or decoded (78 ms a 1024x1024 PNG on one core)
+while the model works on the other.
+
+Columns in flight (B prompts, K candidates):
+    prompt_id, prompt
+    generated:{name}  list<struct<seed, image, path, width, height, error>>   one entry a sample
+    scored:{name}     list<struct<score, error>>                              K entries, in candidate order
+    detailed:{name}   list<string>                                            K entries, a judge's details as JSON
+A column that is there already holds what an earlier dataset knew; only the rest of it is made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from rankray import schema
+from rankray.cluster.item_safe import (
+    FEWEST_TO_ABORT,
+    BrokenModelError,
+    ItemSafe,
+    describe,
+    each_alone,
+    of_each,
+)
+from rankray.cluster.progress import Block
+from rankray.config import ImagesConfig
+from rankray.data.cost import ActorUsage
+from rankray.data.pictures import decode, encode_image, image_key, picture_of, stored
+from rankray.models import environments
+from rankray.models.targets import Judgement, Target, load
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+HEARTBEAT_S = 2.0
+"""How often an idle actor says that it is alive, and so how exactly its lifetime is known for the bill."""
+
+BLOCKS_SENT = 100
+"""Of its last blocks an actor tells the meter again with each report, should that have restarted."""
+
+
+GENERATED_TYPE = pa.list_(
+    pa.struct(
+        [
+            pa.field("seed", pa.int64()),
+            pa.field("image", pa.binary()),
+            pa.field("path", pa.string()),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("error", pa.string()),
+        ]
+    )
+)
+SCORED_TYPE = pa.list_(pa.struct([pa.field("score", pa.float32()), pa.field("error", pa.string())]))
+
+
+@dataclass(frozen=True)
+class Actors:
+    """The pool that runs one model: how many actors, and what each takes of a node."""
+
+    min_size: int
+    max_size: int
+    num_cpus: float
+    num_gpus: float
+    memory_bytes: int | None
+    resources: Mapping[str, float]
+    runtime_env: Mapping[str, Any]
+    device: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model of the pipeline with its pool. `kind` is "generator" or "reward"."""
+
+    kind: str
+    target: Target
+    actors: Actors
+    samples: int = 1
+
+    @property
+    def column(self) -> str:
+        return f"{'generated' if self.kind == 'generator' else 'scored'}:{self.target.name}"
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """What every actor of a job needs to know beside its own model."""
+
+    seed: int
+    images: ImagesConfig
+    image_dir: str
+    generators: tuple[tuple[str, int], ...]
+    """(label, samples) in candidate order."""
+    rewards: tuple[str, ...]
+    abort_after: int
+    meter: Any
+    judges: tuple[str, ...] = ()
+    """Those of `rewards` that are benchmarks' judges: their details are kept."""
+
+
+def count_truncated(model: Any, prompts: Sequence[str]) -> int:
+    """How many prompts are longer than the model reads, by its own `truncated(prompts) -> bool for each`.
+
+    A model without that method says nothing; a prompt for which it raises is not counted, and fails where it is used.
+    """
+    ask = getattr(model, "truncated", None)
+    return 0 if ask is None else sum(answer is True for answer in each_alone(ask, prompts))
+
+
+class _Metered:
+    """One model in one actor: loads it, runs it item-safe, and reports busy time, items and failures.
+
+    Two blocks are in an actor at once, so that pictures of one are encoded or decoded (78 ms a 1024x1024 PNG)
+    while the model works on the other; the model itself sees one at a time.
+    """
+
+    def __init__(self, stage: Stage, context: JobContext) -> None:
+        started_s = time.perf_counter()
+        os.environ.setdefault("TQDM_DISABLE", "1")  # loading bars of eight models in one log
+        _limit_threads(stage.actors.num_cpus)
+        self.stage, self.context = stage, context
+        environments.require_pins()
+        self.model = load(stage.target, stage.actors.device)
+        self._safe = ItemSafe(self.model, stage.target.name)
+        self._started_s, self._load_s = started_s, time.perf_counter() - started_s
+        self._busy_s, self._items, self._failures, self._skipped, self._truncated = 0.0, 0, 0, 0, 0
+        self._lock = threading.Lock()
+        self._blocks: deque[Block] = deque(maxlen=BLOCKS_SENT)
+        self._actor_id = f"{stage.target.name}-{uuid.uuid4().hex[:12]}"
+        threading.Thread(target=self._beat, name="rankray-heartbeat", daemon=True).start()
+
+    def run(
+        self,
+        call: Callable[[Sequence[Item]], Sequence[Result | Exception]],
+        items: Sequence[Item],
+        texts: Iterable[str],
+        block: str,
+        skipped: int = 0,
+    ) -> list[Result | Exception]:
+        """The results of `items`; `skipped` counts those that this model never sees, as they failed before.
+
+        `texts` are their prompts, each once: those that are longer than the model reads are counted. `block` names the
+        block, so that one that is repeated after a loss counts once in progress.
+        """
+        with self._lock:
+            _limit_threads(self.stage.actors.num_cpus)
+            begin_s = time.perf_counter()
+            results = self._safe.run(call, items)
+            truncated = count_truncated(self.model, list(dict.fromkeys(texts)))
+            self._busy_s += time.perf_counter() - begin_s
+            failed = [result for result in results if isinstance(result, Exception)]
+            self._items += len(items)
+            self._failures += len(failed)
+            self._skipped += skipped
+            self._truncated += truncated
+            self._blocks.append(Block(block, len(items) + skipped, len(failed), truncated))
+        self._report(list(self._blocks))
+        enough = min(self.context.abort_after, max(FEWEST_TO_ABORT, len(items)))
+        if failed and self._failures == self._items >= enough:
+            raise BrokenModelError(
+                f"{self.stage.kind} '{self.stage.target.name}' failed for each of its first {self._items} items, "
+                f"the last with {describe(failed[-1])}. Mend it and run the same command again; "
+                "finished prompts are kept."
+            )
+        return results
+
+    def _beat(self) -> None:
+        """Reports while the actor lives, busy or not: waiting is paid for too.
+
+        A dying actor's thread can outlive its connection, and a call would then start a Ray of its own.
+        """
+        while ray.is_initialized():
+            self._report()
+            time.sleep(HEARTBEAT_S)
+
+    def _report(self, blocks: Sequence[Block] = ()) -> None:
+        usage = ActorUsage(
+            model=self.stage.target.name,
+            kind=self.stage.kind,
+            actor_id=self._actor_id,
+            busy_s=self._busy_s,
+            load_s=self._load_s,
+            alive_s=time.perf_counter() - self._started_s,
+            items=self._items,
+            failures=self._failures,
+            skipped=self._skipped,
+            num_gpus=self.stage.actors.num_gpus,
+            num_cpus=self.stage.actors.num_cpus,
+            truncated=self._truncated,
+            fits=self._safe.fits,
+            **(_gpu() if self.stage.actors.device.startswith("cuda") else {}),
+        )
+        self.context.meter.report.remote(asdict(usage), blocks)
+
+
+class GenerateActor:
+    """Appends `generated:{name}`: one image a sample, each from its own seed (Algorithm 1, line 3)."""
+
+    def __init__(self, stage: Stage, context: JobContext) -> None:
+        self._metered = _Metered(stage, context)
+        self._encoders = ThreadPoolExecutor(max(1, int(stage.actors.num_cpus)))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        stage, context = self._metered.stage, self._metered.context
+        name, row_ids, texts = stage.target.name, table["prompt_id"].to_pylist(), table["prompt"].to_pylist()
+        rows = _known(table, stage.column) or [[] for _ in row_ids]
+        due = [(b, sample) for b, row in enumerate(rows) for sample in range(len(row), stage.samples)]
+        seed_name = stage.target.seed_name or name
+        seeds = [schema.candidate_seed(context.seed, row_ids[b], seed_name, sample) for b, sample in due]
+
+        def generate(items: Sequence[tuple[str, int]]) -> list[Image.Image | Exception]:
+            images = self._metered.model.generate(
+                [prompt for prompt, _ in items], [seed for _, seed in items]
+            )
+            return of_each(picture_of, images)
+
+        results = self._metered.run(
+            generate,
+            [(texts[b], seed) for (b, _), seed in zip(due, seeds, strict=True)],
+            [texts[b] for b, _ in due],
+            row_ids[0] if row_ids else "",
+        )
+        keys = [image_key(row_ids[b], name, sample) for b, sample in due]
+        for (b, _), entry in zip(due, self._encoders.map(self._entry, results, seeds, keys), strict=True):
+            rows[b].append(entry)
+        return _with_column(table, stage.column, pa.array(rows, GENERATED_TYPE))
+
+    def _entry(self, result: Any, seed: int, key: str) -> dict[str, Any]:
+        if isinstance(result, Exception):
+            return {"seed": seed, "error": describe(result)}
+        context = self._metered.context
+        data = encode_image(result, context.images)
+        return {
+            "seed": seed,
+            "width": result.width,
+            "height": result.height,
+            **stored(data, key, context.images, context.image_dir),
+        }
+
+
+class ScoreActor:
+    """Appends `scored:{name}`: this reward's score of every candidate (Algorithm 1, line 4); a judge's details too."""
+
+    def __init__(self, stage: Stage, context: JobContext) -> None:
+        self._metered = _Metered(stage, context)
+        self._decoders = ThreadPoolExecutor(max(1, int(stage.actors.num_cpus)))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        candidates = candidates_of(table, self._metered.context)
+        prompts = table["prompt"].to_pylist()
+        rows = _known(table, self._metered.stage.column) or [[None] * len(row) for row in candidates]
+        due = [(b, k) for b, row in enumerate(rows) for k, known in enumerate(row) if known is None]
+        there = [(b, k) for b, k in due if candidates[b][k]["error"] is None]
+        pictures = self._decoders.map(decode, [candidates[b][k] for b, k in there])
+        shown = list(zip(pictures, [prompts[b] for b, _ in there], strict=True))
+
+        details: list[list[str | None]] = [[None] * len(row) for row in candidates]
+        for b, k in due:
+            rows[b][k] = {"score": float("nan")}
+        prompts_shown = [prompt for _, prompt in shown]
+        (first,) = table["prompt_id"].slice(0, 1).to_pylist() or [""]
+        results = self._metered.run(self._score, shown, prompts_shown, first, len(due) - len(shown))
+        for (b, k), result in zip(there, results, strict=True):
+            rows[b][k] = _scored(result)
+            details[b][k] = None if isinstance(result, Exception) else result[1]
+        scored = _with_column(table, self._metered.stage.column, pa.array(rows, SCORED_TYPE))
+        name = self._metered.stage.target.name
+        if name not in self._metered.context.judges:
+            return scored
+        return _with_column(scored, f"detailed:{name}", pa.array(details, schema.DETAILS_TYPE))
+
+    def _score(self, items: Sequence[tuple[Image.Image, str]]) -> list[tuple[float, str | None] | Exception]:
+        """(score, details as JSON) of each picture; a reward gives none."""
+        model = self._metered.model
+        images, prompts = [image for image, _ in items], [prompt for _, prompt in items]
+        if hasattr(model, "judge"):
+            return of_each(_judged, model.judge(images, prompts))
+        scores = np.asarray(model.score(images, prompts), np.float64)
+        if scores.shape != (len(items),):
+            raise ValueError(
+                f"scores of shape {scores.shape} for {len(items)} images; one number an image is due"
+            )
+        return of_each(lambda score: (_finite(score), None), scores)
+
+
+def _judged(judgement: Judgement) -> tuple[float, str | None]:
+    return _finite(judgement.score), json.dumps(dict(judgement.detail), allow_nan=False)
+
+
+def _finite(score: float) -> float:
+    if not np.isfinite(score):
+        raise ValueError(f"a score is {float(score)}")
+    return float(score)
+
+
+def _known(table: pa.Table, column: str) -> list[list[Any]] | None:
+    """The column as far as an earlier dataset has it (`rankray.synpic.reuse`), None where it starts from nothing."""
+    return table[column].to_pylist() if column in table.column_names else None
+
+
+def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """`table` with a column added, or put in the place of the one of that name."""
+    kept = table.drop_columns([name]) if name in table.column_names else table
+    return kept.append_column(name, values)
+
+
+def _scored(result: tuple[float, str | None] | Exception) -> dict[str, Any]:
+    if isinstance(result, Exception):
+        return {"score": float("nan"), "error": describe(result)}
+    return {"score": result[0]}
+
+
+def candidates_of(table: pa.Table, context: JobContext) -> list[list[dict[str, Any]]]:
+    """[B][K] generated entries in candidate order, each with its generator's label."""
+    rows: list[list[dict[str, Any]]] = [[] for _ in range(table.num_rows)]
+    for name, _ in context.generators:
+        for row, entries in zip(rows, table[f"generated:{name}"].to_pylist(), strict=True):
+            row.extend({**entry, "generator": name} for entry in entries)
+    return rows
+
+
+def _gpu() -> dict[str, Any]:
+    """This process's GPU: its name, its memory, and the most of it that torch had reserved, in 1e9 bytes."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return {}
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    peak_gb = torch.cuda.max_memory_reserved() / 1e9
+    return {"gpu": properties.name, "gpu_gb": properties.total_memory / 1e9, "peak_gpu_gb": peak_gb}
+
+
+def _limit_threads(num_cpus: float) -> None:
+    """One torch thread for each CPU that the actor was given: more of them than cores are 3 to 5 times slower.
+
+    Before torch is imported its own variable says so: a model without torch is spared the 2 s of importing it.
+    """
+    threads = max(1, min(int(num_cpus), os.cpu_count() or 1))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)

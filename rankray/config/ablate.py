@@ -1,0 +1,268 @@
+"""The configuration of an ablation (paper Tables 4 and 5): rows that differ in one thing, trained at equal cost.
+
+Every objective is tuned alike: the same number of settings, tried on validation prompts from the same seed, and the
+best of them is what all its rows train with. What an ablation compares is written out row by row, so that a table can
+be read off its file; that costs some 6 lines of TOML a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rankray.config import (
+    MAX_CANDIDATES,
+    REHEARSE,
+    ExecutionConfig,
+    GeneratorChoice,
+    ImagesConfig,
+    PricesConfig,
+    PromptsConfig,
+    RewardChoice,
+    Strict,
+    SynPicConfig,
+    flatten,
+)
+from rankray.config.rankdpo import LabelsConfig, ObjectiveConfig, RankDPOConfig, TrainingSettings
+
+CHECKER = "checker"
+"""The metric that knows the truth, on prompts of the shapes world."""
+
+SEED_NAME = "model"
+"""All models of an evaluation draw from this label's seeds."""
+
+
+class DrawnConfig(Strict):
+    """What models are measured on: prompts, pictures a prompt, and the seed that all models share."""
+
+    prompts: PromptsConfig
+    samples: int = Field(1, ge=1, le=MAX_CANDIDATES // 2, description="pictures a prompt")
+    seed: int = Field(1, ge=0, lt=2**62)
+
+
+class TunedObjective(Strict):
+    """An objective and the settings that are tried for it: learning rates and betas, pair by pair."""
+
+    name: str = Field(min_length=1)
+    objective: ObjectiveConfig
+    learning_rates: tuple[float, ...] = Field(min_length=1)
+    betas: tuple[float, ...] = Field((), description="one a rate; none for an objective that has no beta")
+
+    @model_validator(mode="after")
+    def _paired(self) -> TunedObjective:
+        if self.betas and len(self.betas) != len(self.learning_rates):
+            raise ValueError(
+                f"'{self.name}' has {len(self.learning_rates)} learning_rates and {len(self.betas)} betas; they are "
+                "tried pair by pair, so give as many of both"
+            )
+        return self
+
+    @property
+    def settings(self) -> list[tuple[float, float]]:
+        """(learning rate, beta) of each trial."""
+        betas = self.betas or (self.objective.beta,) * len(self.learning_rates)
+        return list(zip(self.learning_rates, betas, strict=True))
+
+
+class Row(Strict):
+    """One row of a table, or one point of a curve: an objective at its best setting, and whom it learns from."""
+
+    name: str = Field(min_length=1)
+    label: str = Field(min_length=1)
+    objective: str = Field(description="the name of one of [[objectives]]")
+    labels: LabelsConfig | None = Field(None, description="in place of the ablation's own, key by key")
+    tables: tuple[str, ...] = Field((), description="where it stands, such as '4'")
+    paper: dict[str, str] = Field({}, description="the row of the paper that it answers to, by table")
+    seeds: int | None = Field(None, ge=1, description="in place of the ablation's number")
+
+
+class Point(Strict):
+    """Where a row stands on a curve."""
+
+    x: float
+    row: str
+
+
+class Curve(Strict):
+    """Rows along a quantity: candidates, rewards, prompts."""
+
+    name: str
+    title: str
+    x_label: str
+    points: tuple[Point, ...] = Field(min_length=2)
+
+
+class Along(Strict):
+    """One long run of a row, measured as it goes: does the truth still rise when the reward does?"""
+
+    row: str
+    steps: int = Field(ge=2)
+    every: int = Field(ge=1)
+
+
+class AblationConfig(Strict):
+    """Ablations (paper Tables 4 and 5): one ranked dataset, one model, rows trained at equal steps, held-out truth."""
+
+    output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
+    model: GeneratorChoice = Field(description="the model that every row starts from")
+    prompts: PromptsConfig
+    generators: tuple[GeneratorChoice, ...] = Field(min_length=1)
+    rewards: tuple[RewardChoice, ...] = Field(min_length=1)
+    seed: int = Field(
+        0, ge=0, lt=2**62, description="of the dataset; rows are trained from seeds 0, 1, 2, ..."
+    )
+    metric: str = Field(CHECKER, description="what is compared: the shapes world's checker, or a reward")
+    seeds: int = Field(3, ge=1, description="trainings of each row")
+    sweep_seed: int = Field(1000, ge=0, description="of the trials that choose settings; no row's own")
+    trials: Literal["jobs", "actors"] = Field(
+        "jobs",
+        description="each training a RankDPO job, or small ones one after another in actors, which start faster",
+    )
+    parallel: int | None = Field(
+        None, ge=1, description="trainings at once; as many as the cluster has room for"
+    )
+    labels: LabelsConfig = LabelsConfig()
+    training: TrainingSettings = TrainingSettings()
+    validation: DrawnConfig
+    held_out: DrawnConfig
+    objectives: tuple[TunedObjective, ...] = Field(min_length=1)
+    rows: tuple[Row, ...] = Field(min_length=1)
+    curves: tuple[Curve, ...] = ()
+    along: Along | None = None
+    images: ImagesConfig = ImagesConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    prices: PricesConfig = PricesConfig()
+    rehearse: bool = REHEARSE
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AblationConfig:
+        budgets = {tuned.name: len(tuned.settings) for tuned in self.objectives}
+        if len(budgets) < len(self.objectives) or len({row.name for row in self.rows}) < len(self.rows):
+            raise ValueError("objectives and rows: each name stands once")
+        if len(set(budgets.values())) > 1:
+            raise ValueError(
+                f"objectives are tuned alike, and these try different numbers of settings: {budgets}; give each as many"
+            )
+        for row in self.rows:
+            if row.objective not in budgets:
+                raise ValueError(
+                    f"row '{row.name}': no objective '{row.objective}'; there are {', '.join(budgets)}"
+                )
+        named = [point.row for curve in self.curves for point in curve.points]
+        named += [self.along.row] if self.along else []
+        missing = sorted(set(named) - {row.name for row in self.rows})
+        if missing:
+            raise ValueError(f"curves name rows that are not there: {', '.join(missing)}")
+        if self.sweep_seed < max(row.seeds or self.seeds for row in self.rows):
+            raise ValueError(
+                f"sweep_seed = {self.sweep_seed} is the seed of a row's own training; take one above the rows' seeds"
+            )
+        self._check_training()
+        if self.along and self.along.steps % self.along.every:
+            raise ValueError(
+                f"along.every = {self.along.every} does not divide along.steps = {self.along.steps}; the last step is "
+                "measured too"
+            )
+        if self.along and self.along.steps // self.along.every > MAX_CANDIDATES - 1:
+            raise ValueError(
+                f"along.every = {self.along.every} makes {self.along.steps // self.along.every} checkpoints; "
+                f"{MAX_CANDIDATES - 1} at most are measured together"
+            )
+        return self
+
+    def _check_training(self) -> None:
+        """What rows and objectives say of their own is not said under [training] too."""
+        training = self.training
+        for key, given, instead in (
+            ("seed", training.model_fields_set, "rows are trained from seeds 0, 1, 2, ...; give `seeds`"),
+            ("labels", training.model_fields_set, "give [labels], or a row's own"),
+            ("learning_rate", training.optimizer.model_fields_set, "give an objective's learning_rates"),
+            ("beta", training.objective.model_fields_set, "give an objective's betas"),
+        ):
+            if key in given:
+                raise ValueError(f"training: '{key}' would not be used; {instead}")
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the figures, flat, by dotted name."""
+        placing = {"output", "execution", "prices", "rehearse", "parallel", "trials"}
+        content = self.model_dump(mode="json", exclude=placing)
+        for choice in (content["model"], *content["generators"], *content["rewards"]):
+            del choice["pool"], choice["batch_size"]
+        for part in ("workers", "checkpoints", "prices", "rehearse", "encoding"):
+            del content["training"][part]
+        for row in content["rows"]:
+            del row["label"], row["paper"], row["tables"]  # how it is shown
+        return dict(flatten(content))
+
+    def row(self, name: str) -> Row:
+        """The row of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def tuned(self, name: str) -> TunedObjective:
+        """The objective of that name."""
+        return next(tuned for tuned in self.objectives if tuned.name == name)
+
+    def synpic(self, output: str) -> SynPicConfig:
+        """The dataset that all rows learn from."""
+        return SynPicConfig(
+            prompts=self.prompts,
+            generators=self.generators,
+            rewards=self.rewards,
+            output=output,
+            seed=self.seed,
+            images=self.images,
+            execution=self.execution,
+            prices=self.prices,
+            rehearse=self.rehearse,
+        )
+
+    def trial(
+        self, tuned: TunedObjective, labels: LabelsConfig, setting: tuple[float, float], seed: int
+    ) -> RankDPOConfig:
+        """A training, without its dataset and output; `setting` is (learning rate, beta)."""
+        base, (rate, beta) = self.training, setting
+        fields = {name: getattr(base, name) for name in TrainingSettings.model_fields}
+        fields |= {
+            "seed": seed,
+            "labels": labels,
+            "prices": self.prices,
+            "rehearse": self.rehearse,
+            "objective": tuned.objective.model_copy(
+                update={"beta": beta, "reference": base.objective.reference}
+            ),
+            "optimizer": base.optimizer.model_copy(update={"learning_rate": rate}),
+        }
+        return RankDPOConfig(dataset="-", output="-", model=self.model, **fields)
+
+    def labels_of(self, row: Row) -> LabelsConfig:
+        """The ablation's labels with what the row says in their place."""
+        if row.labels is None:
+            return self.labels
+        given = {name: getattr(row.labels, name) for name in row.labels.model_fields_set}
+        return self.labels.model_copy(update=given)
+
+    def evaluation(self, output: str, drawn: DrawnConfig, models: dict[str, str | None]) -> SynPicConfig:
+        """Pictures and scores of several models by name, from the same seeds; None is the model as it starts."""
+        choices = tuple(
+            self.model.model_copy(
+                update={
+                    "name": name,
+                    "samples": drawn.samples,
+                    "seed_name": SEED_NAME,
+                    **({} if source is None else {"source": source}),
+                }
+            )
+            for name, source in models.items()
+        )
+        return SynPicConfig(
+            prompts=drawn.prompts,
+            generators=choices,
+            rewards=self.rewards,
+            output=output,
+            seed=drawn.seed,
+            images=self.images,
+            execution=self.execution,
+            prices=self.prices,
+            rehearse=self.rehearse,
+        )

@@ -1,0 +1,346 @@
+"""The configuration of RankDPO (paper section 3.3, Algorithm 2) and of its whole loop (Algorithm 3).
+
+Every default that the paper prints is the paper's; those that it leaves open (beta, learning rate, optimizer) say in
+`jobs/rankdpo-*.toml` where their value comes from. As in Syn-Pic, what decides the result forms the run's identity,
+and what decides only how fast it is reached (workers, micro-batches, logging) may change between a kill and a resume.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rankray.config import (
+    MAX_CANDIDATES,
+    REHEARSE,
+    ExecutionConfig,
+    GeneratorChoice,
+    Gpus,
+    ImagesConfig,
+    PricesConfig,
+    PromptsConfig,
+    RewardChoice,
+    Strict,
+    SynPicConfig,
+    flatten,
+)
+
+REFERENCE_FREE = frozenset({"sft", "weighted_sft", "mapo"})
+"""Objectives that never look at reference errors: a run with one of them holds no reference."""
+
+SCORED = frozenset({"weighted_sft"})
+"""Objectives that need one reward's scores."""
+
+
+class ObjectiveConfig(Strict):
+    """What is minimised (`rankray.losses`)."""
+
+    name: Literal["rank_dpo", "dpo", "dpo_gain", "sft", "weighted_sft", "plackett_luce", "mapo", "kto"] = (
+        "rank_dpo"
+    )
+    beta: float = Field(
+        2500.0, gt=0, description="on errors as means and without a one-half; see docs/rankdpo.md"
+    )
+    options: dict[str, Any] = Field({}, description="further arguments of the loss, such as {pairs = 'all'}")
+    reward: str | None = Field(None, description="the reward whose scores weigh weighted_sft")
+    reference: Literal["auto", "copy", "adapter_off", "precomputed"] = Field(
+        "copy",
+        description="where reference errors come from: a second model, the model without LoRA, a stage ahead; "
+        "auto takes a second model where the GPUs have room for it",
+    )
+
+    @model_validator(mode="after")
+    def _reward(self) -> ObjectiveConfig:
+        if self.name == "weighted_sft" and self.reward is None:
+            raise ValueError("weighted_sft weighs by one reward's scores: give objective.reward = 'NAME'")
+        return self
+
+
+class LabelsConfig(Strict):
+    """Whose judgement of which candidates is learnt from (`rankdpo.labels`); by default the dataset's own ranking."""
+
+    rewards: tuple[str, ...] = Field((), description="rank by these rewards' stored scores; all if empty")
+    aggregation: Literal["win_probability", "borda", "majority", "mean_z", "random"] = Field(
+        "win_probability", description="how scores become a ranking; random asks no reward"
+    )
+    samples: dict[str, int] = Field(
+        {}, description="generators that take part, and how many of their samples; all if empty"
+    )
+    prompt_share: float = Field(1.0, gt=0, le=1, description="a random share of the prompts")
+
+
+class NoiseConfig(Strict):
+    """Times and noise (Algorithm 2, lines 3 and 4). None takes what the family was trained with."""
+
+    distribution: Literal["uniform", "logit_normal"] | None = None
+    mean: float = Field(0.0, description="of the logit-normal")
+    std: float = Field(1.0, gt=0, description="of the logit-normal")
+    shared: bool = Field(
+        False, description="one noise for all candidates of a prompt, as Diffusion-DPO has it"
+    )
+    weighting: Literal["none", "min_snr"] = "none"
+    prompt_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of prompts made empty; Diffusion-DPO: 0.2"
+    )
+    sample_latents: bool = Field(
+        True, description="sample the autoencoder's posterior instead of taking its mean"
+    )
+
+
+class TunedConfig(Strict):
+    """What of the model is trained."""
+
+    train: Literal["full", "lora"] | tuple[str, ...] = Field(
+        "full",
+        description="all of the denoiser, LoRA adapters, or modules whose names hold one of these strings",
+    )
+    lora_rank: int = Field(64, ge=1)
+    lora_alpha: int | None = Field(None, ge=1, description="None is lora_rank")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: bool = False
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of averaged weights, which are then the result"
+    )
+
+
+class OptimizerConfig(Strict):
+    """How the weights move."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(
+        1e-5, ge=0, description="0 trains nothing, and gives back the model as it was"
+    )
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 is no limit")
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _by_weight(cls, name: Any) -> Any:
+        if name in ("adafactor", "adamw_8bit"):
+            raise ValueError(
+                f"{name} looks at whole tensors or blocks, and ZeRO hands a worker a slice of all: its steps would "
+                "depend on workers.count; take adamw"
+            )
+        return name
+
+
+class EncodingConfig(Strict):
+    """Latents and text embeddings: computed once and kept beside the dataset, or while trainers train."""
+
+    mode: Literal["store", "stream"] = "store"
+    dtype: Literal["float32", "float16"] = "float32"
+    place: str | None = Field(None, description="where they are kept; None is DATASET/encoded")
+    min_size: int = Field(1, ge=1, description="encoding actors")
+    max_size: int | None = Field(None, ge=1)
+    num_cpus: float = Field(0.25, ge=0)
+    num_gpus: Gpus = 0.0
+    batch_size: int = Field(16, ge=1, description="pictures encoded at once")
+
+
+class WorkersConfig(Strict):
+    """Ray Train's workers and DeepSpeed's ZeRO. Nothing here changes what is learnt, beyond rounding."""
+
+    count: int = Field(1, ge=1)
+    max_count: int | None = Field(None, ge=1, description="elastic: grow to so many as nodes join")
+    resize_every_s: float = Field(
+        60.0,
+        ge=0,
+        description="elastic: how often to look for new nodes; growing repeats steps since a checkpoint",
+    )
+    num_cpus: float = Field(1.0, gt=0)
+    num_gpus: Gpus = Field(0.0, description="GPUs of one worker: 0 or 1")
+    wait_for_nodes_s: float = Field(
+        0.0, ge=0, description="how long to wait for nodes that the encoders and workers.count workers need"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: bool = Field(
+        False, description="optimizer state in host memory (stages 1 to 3), parameters too (3)"
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="prompts at once on a worker; None tries what fits"
+    )
+    max_failures: int = Field(3, ge=-1, description="lost workers to recover from; -1 is any number")
+
+
+class CheckpointsConfig(Strict):
+    """What is kept of a run, and what is looked at."""
+
+    every: int = Field(50, ge=1, description="steps")
+    keep: int = Field(2, ge=1, description="last checkpoints; the best is kept beside them")
+    export_dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+        None, description="of the pipeline's trained part; None is that of the published weights"
+    )
+    sample_every: int = Field(0, ge=0, description="steps between picture grids; 0 draws none")
+    sample_prompts: tuple[str, ...] = Field(
+        (), description="prompts of the grids; four of the dataset's if empty"
+    )
+    tensorboard: bool = False
+    wandb: str | None = Field(
+        None, description="a Weights & Biases project; needs that package and its login"
+    )
+    bad_steps: int = Field(
+        10, ge=0, description="steps with a loss that is not finite, or explodes, before it stops"
+    )
+    explode_at: float = Field(
+        1e4, gt=0, description="a loss above this is skipped like one that is not finite"
+    )
+
+
+class TrainingSettings(Strict):
+    """How a model is trained, whatever it is and whatever on."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    steps: int = Field(400, ge=1)
+    batch_size: int = Field(1024, ge=1, description="prompts a step over all workers")
+    objective: ObjectiveConfig = ObjectiveConfig()
+    labels: LabelsConfig = LabelsConfig()
+    noise: NoiseConfig = NoiseConfig()
+    tuned: TunedConfig = TunedConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    encoding: EncodingConfig = EncodingConfig()
+    workers: WorkersConfig = WorkersConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    prices: PricesConfig = PricesConfig()
+    rehearse: bool = REHEARSE
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingSettings:
+        if self.objective.reference == "adapter_off" and self.tuned.train != "lora":
+            raise ValueError(
+                "objective.reference adapter_off needs LoRA: set tuned.train = 'lora', or take copy"
+            )
+        if self.objective.reference == "precomputed" and self.encoding.mode == "stream":
+            raise ValueError(
+                "objective.reference precomputed reads the encoded set, and encoding.mode = 'stream' keeps none: take "
+                "copy, auto, or encoding.mode = 'store'"
+            )
+        if self.workers.num_gpus not in (0.0, 1.0):
+            raise ValueError("workers.num_gpus is 0 or 1; more workers take more GPUs")
+        if self.workers.zero_stage == 0 and self.tuned.dtype != "float32":
+            raise ValueError(
+                "workers.zero_stage 0 keeps no float32 masters: take 1, or tuned.dtype = 'float32'"
+            )
+        self._divisible()
+        return self
+
+    def _divisible(self) -> None:
+        workers = self.workers
+        most, micro = workers.max_count or workers.count, workers.micro_batch or 1
+        if most < workers.count:
+            raise ValueError(f"workers.max_count {most} is below workers.count {workers.count}")
+        if workers.max_count is None and self.batch_size % (workers.count * micro):
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be divided among {workers.count} workers x micro_batch "
+                f"{micro}; take a multiple of {workers.count * micro}"
+            )
+        if self.batch_size < most:
+            raise ValueError(f"batch_size {self.batch_size} leaves some of {most} workers without a prompt")
+
+
+class RankDPOConfig(TrainingSettings):
+    """RankDPO (paper section 3.3, Algorithm 2): a ranked dataset and a model -> a better model."""
+
+    dataset: str = Field(min_length=1, description="a finished ranked dataset: a directory or URI")
+    output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
+    model: GeneratorChoice = Field(
+        description="the model that is tuned: a generator's row, with its own source"
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide what is learnt, flat, by dotted name."""
+        content = self.model_dump(
+            mode="json",
+            exclude={
+                "output": True,
+                "workers": True,
+                "checkpoints": True,
+                "prices": True,
+                "rehearse": True,
+                "encoding": {"mode", "place", "min_size", "max_size", "num_cpus", "num_gpus", "batch_size"},
+            },
+        )
+        del content["objective"]["reference"]  # the values are the same to rounding, whoever computes them
+        del content["model"]["pool"], content["model"]["batch_size"], content["model"]["seed_name"]
+        if self.labels == LabelsConfig():
+            del content["labels"]  # a run that was begun before there were any goes on
+        return dict(flatten(content))
+
+
+class HeldOutConfig(Strict):
+    """What the model is measured on before and after: prompts that no round trains on."""
+
+    prompts: PromptsConfig
+    samples: int = Field(
+        2, ge=2, le=MAX_CANDIDATES, description="pictures a prompt, of the same seeds each time"
+    )
+    seed: int = Field(1, ge=0, lt=2**63)
+
+
+class AlignConfig(Strict):
+    """Algorithm 3: prompts -> Syn-Pic -> encode -> RankDPO -> before and after, in rounds, as one job."""
+
+    output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
+    rounds: int = Field(1, ge=1, description="each round's data are drawn by the model of the round before")
+    model: GeneratorChoice = Field(
+        description="the model that is tuned; generators of its label draw as it learns"
+    )
+    prompts: PromptsConfig
+    generators: tuple[GeneratorChoice, ...] = Field(min_length=1)
+    rewards: tuple[RewardChoice, ...] = Field(min_length=1)
+    seed: int = Field(
+        0, ge=0, lt=2**62, description="of the first round's pictures; later ones count on from it"
+    )
+    images: ImagesConfig = ImagesConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    prices: PricesConfig = PricesConfig()
+    rehearse: bool = REHEARSE
+    training: TrainingSettings = TrainingSettings()
+    held_out: HeldOutConfig
+
+    def synpic(self, output: str, number: int, source: str | None) -> SynPicConfig:
+        """Syn-Pic of a round (from 1); `source` is where the model of the round before stands, None at the start."""
+        return SynPicConfig(
+            prompts=self.prompts,
+            generators=tuple(self._current(choice, source) for choice in self.generators),
+            rewards=self.rewards,
+            output=output,
+            seed=self.seed + number - 1,
+            images=self.images,
+            execution=self.execution,
+            prices=self.prices,
+            rehearse=self.rehearse,
+        )
+
+    def rankdpo(self, dataset: str, output: str, source: str | None) -> RankDPOConfig:
+        """RankDPO of a round, from the model of the round before."""
+        fields = {name: getattr(self.training, name) for name in TrainingSettings.model_fields}
+        fields |= {"prices": self.prices, "rehearse": self.rehearse}
+        return RankDPOConfig(dataset=dataset, output=output, model=self._tuned(source), **fields)
+
+    def evaluation(self, output: str, source: str | None) -> SynPicConfig:
+        """Pictures and scores of held-out prompts; one label for all, so that their seeds are the same."""
+        model = self._tuned(source).model_copy(update={"name": "model", "samples": self.held_out.samples})
+        return SynPicConfig(
+            prompts=self.held_out.prompts,
+            generators=(model,),
+            rewards=self.rewards,
+            output=output,
+            seed=self.held_out.seed,
+            images=self.images,
+            execution=self.execution,
+            prices=self.prices,
+            rehearse=self.rehearse,
+        )
+
+    def _tuned(self, source: str | None) -> GeneratorChoice:
+        return self.model if source is None else self.model.model_copy(update={"source": source})
+
+    def _current(self, choice: GeneratorChoice, source: str | None) -> GeneratorChoice:
+        ours = source is not None and choice.label == self.model.label
+        return choice.model_copy(update={"source": source}) if ours else choice

@@ -1,0 +1,183 @@
+"""A ranked dataset as preference pairs, for trainers that know pairs alone.
+
+    pairs       the best against the worst of each prompt
+    all-pairs   every pair with a preference, each with Delta, RankDPO's weight (paper section 3.3)
+    pickapic    best against worst under Pick-a-Pic v2's columns, which public Diffusion-DPO trainers read
+
+Rows are streamed, a file at a time. Pictures are copied into each pair as they are stored, so that a file is a whole
+answer: all pairs of four candidates hold each picture three times, 6 GB a thousand prompts of 1024-pixel PNGs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import rankray
+from rankray import ranking, schema, store
+from rankray.config import ConfigError, nearest
+from rankray.data import place as outputs
+
+MARKER = "pairs.json"
+
+_IMAGES = {"chosen": schema.IMAGE_TYPE, "rejected": schema.IMAGE_TYPE}
+_FEATURES = {
+    "prompt_id": "string",
+    "prompt": "string",
+    "chosen": "Image",
+    "rejected": "Image",
+    "chosen_generator": "string",
+    "rejected_generator": "string",
+    "chosen_win_probability": "float32",
+    "rejected_win_probability": "float32",
+    "weight": "float32",
+}
+_HUGGING_FACE = {
+    name: {"_type": "Image"} if kind == "Image" else {"dtype": kind, "_type": "Value"}
+    for name, kind in _FEATURES.items()
+}
+PAIR_SCHEMA = pa.schema(
+    [(name, _IMAGES[name] if kind == "Image" else kind) for name, kind in _FEATURES.items()],
+    metadata={"huggingface": json.dumps({"info": {"features": _HUGGING_FACE}})},
+)
+"""One pair; `weight` is Delta."""
+
+PICKAPIC_SCHEMA = pa.schema(
+    [
+        ("caption", "string"),
+        ("jpg_0", pa.binary()),
+        ("jpg_1", pa.binary()),
+        ("label_0", "float64"),
+        ("label_1", "float64"),
+        ("has_label", "bool"),
+        ("are_different", "bool"),
+        ("image_0_uid", "string"),
+        ("image_1_uid", "string"),
+        ("best_image_uid", "string"),
+        ("model_0", "string"),
+        ("model_1", "string"),
+        ("ranking_id", "int64"),
+        ("num_example_per_prompt", "int64"),
+    ]
+)
+"""Pick-a-Pic v2's columns, without those that say who labelled and when. The bytes are of whatever format the dataset
+has, PNG or another: its readers look at the bytes and not at the column's name."""
+
+
+def run(dataset: str, output: str, to: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Writes `output`/data/*.parquet and, last, `output`/pairs.json, which it returns.
+
+    A run that was killed goes on where it was; one that is complete does nothing.
+
+    Raises:
+        DatasetError: there is no finished dataset.
+        ConfigError: `to` is none of `FORMATS`, or `output` holds something else.
+    """
+    if to not in FORMATS:
+        raise ConfigError(f"format '{to}'{nearest(to, FORMATS)}; allowed: {', '.join(FORMATS)}")
+    source = store.read(dataset)
+    place = outputs.open_output(output, in_job=False)
+    identity = {"dataset": source.path, "created": source.info["created"], "format": to}
+    if place.uri == source.path:
+        raise ConfigError(f"output {place.uri} is the dataset itself; take another output")
+    if outputs.claim_copy(place, identity, MARKER):
+        say(f"{place.uri} is complete already; nothing to do")
+        return store.read_json(place.at(MARKER), place.fs)
+    place.make("data")
+    pair_schema, pairs_of = FORMATS[to]
+    for file in source.files:
+        target = place.at("data", file.rpartition("/")[2])
+        if place.exists("data", file.rpartition("/")[2]):
+            continue
+        with pq.ParquetWriter(f"{target}.tmp", pair_schema, filesystem=place.fs) as writer:
+            parquet = pq.ParquetFile(file, filesystem=source.fs)
+            for group in range(parquet.num_row_groups):
+                rows = parquet.read_row_group(group).to_pylist()
+                found = [pair for row in rows for pair in pairs_of(row)]
+                if found:  # `datasets` cannot read an empty row group
+                    writer.write_table(pa.Table.from_pylist(found, pair_schema))
+        place.fs.move(f"{target}.tmp", target)
+    pairs = sum(pq.ParquetFile(path, filesystem=place.fs).metadata.num_rows for path in place.files("data"))
+    info = {
+        "rankray_version": rankray.__version__,
+        "identity": identity,
+        "prompts": source.info["rows"],
+        "pairs": pairs,
+    }
+    store.write_json(place.at(MARKER), info, place.fs)
+    place.remove("_work")
+    return info
+
+
+def _ranked(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The candidates that are in the ranking, best first."""
+    return sorted((c for c in row["candidates"] if c["rank"] > 0), key=lambda c: int(c["rank"]))
+
+
+def _pair(row: dict[str, Any], chosen: dict[str, Any], rejected: dict[str, Any]) -> dict[str, Any]:
+    phi = [chosen["win_probability"], rejected["win_probability"]]
+    weight = ranking.pair_weight(np.array(phi), np.array([chosen["rank"], rejected["rank"]]))[0, 1]
+    found = {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "weight": float(weight)}
+    for name, candidate in (("chosen", chosen), ("rejected", rejected)):
+        found[name] = {"bytes": store.image_bytes(candidate["image"]), "path": None}
+        found[f"{name}_generator"] = candidate["generator"]
+        found[f"{name}_win_probability"] = candidate["win_probability"]
+    return found
+
+
+def all_pairs(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every pair of a dataset's row in which one is preferred, the better one's rank ascending; ties have none."""
+    for better, worse in combinations(_ranked(row), 2):
+        if better["win_probability"] != worse["win_probability"]:
+            yield _pair(row, better, worse)
+
+
+def best_worst(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The best against the worst; none where they tie."""
+    ranked = _ranked(row)
+    if len(ranked) > 1 and ranked[0]["win_probability"] != ranked[-1]["win_probability"]:
+        yield _pair(row, ranked[0], ranked[-1])
+
+
+def pickapic(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """`best_worst` under Pick-a-Pic's columns; which of them is picture 0 is decided by the prompt's hash, as there the
+    better one is either."""
+    ranked = _ranked(row)
+    if len(ranked) < 2 or ranked[0]["win_probability"] == ranked[-1]["win_probability"]:
+        return
+    digest = hashlib.sha256(row["prompt_id"].encode()).digest()
+    sides = [ranked[0], ranked[-1]] if digest[0] % 2 == 0 else [ranked[-1], ranked[0]]
+    images = [store.image_bytes(side["image"]) for side in sides]
+    best = sides.index(ranked[0])
+    # Seeds of imported pictures are unknown, and two of one model would share a name.
+    marks = [
+        side["seed"] if side["seed"] is not None else hashlib.sha256(image).hexdigest()
+        for side, image in zip(sides, images, strict=True)
+    ]
+    uids = [f"{row['prompt_id']}-{side['generator']}-{mark}" for side, mark in zip(sides, marks, strict=True)]
+    yield {
+        "caption": row["prompt"],
+        **{f"jpg_{n}": image for n, image in enumerate(images)},
+        **{f"label_{n}": float(n == best) for n in (0, 1)},
+        **{f"image_{n}_uid": uid for n, uid in enumerate(uids)},
+        **{f"model_{n}": side["generator"] for n, side in enumerate(sides)},
+        "has_label": True,
+        "are_different": True,
+        "best_image_uid": uids[best],
+        "ranking_id": int.from_bytes(digest[1:8], "big"),
+        "num_example_per_prompt": 1,
+    }
+
+
+FORMATS: dict[str, tuple[pa.Schema, Callable[[dict[str, Any]], Iterator[dict[str, Any]]]]] = {
+    "pairs": (PAIR_SCHEMA, best_worst),
+    "all-pairs": (PAIR_SCHEMA, all_pairs),
+    "pickapic": (PICKAPIC_SCHEMA, pickapic),
+}

@@ -1,0 +1,398 @@
+"""Evaluation as a job: models -> pictures of benchmarks' prompts from the same seeds -> judgements -> tables.
+
+    OUTPUT/sets/MODEL/LIST/     each model's pictures of one prompt list, judged: a dataset as Syn-Pic's
+    OUTPUT/pipelines/NAME/      checkpoints of a run, written out as pipelines
+    OUTPUT/changed/             pictures that changed most, before and after
+    OUTPUT/results.md           the tables
+    OUTPUT/config.toml, report.html
+    OUTPUT/results.json         written last: all that was asked for is measured
+
+Every set is made by Syn-Pic and resumes as it does; one that is finished is found finished in a second, so that more
+models can be measured into the same output. The price is that judges load anew for each model and list: with real
+weights a minute each, where a list takes hours.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray.exceptions import RayTaskError
+
+import rankray
+from rankray import store
+from rankray.cluster import layout
+from rankray.cluster.ray_session import connect, exclusive, in_submitted_job
+from rankray.config import ConfigError
+from rankray.config.evaluate import LABEL, EvaluateConfig, EvaluatedModel, SetConfig
+from rankray.data import cost
+from rankray.data import place as outputs
+from rankray.data.place import Output
+from rankray.evals import (
+    models as evaluated_models,
+)
+from rankray.evals import (
+    published,
+    results,
+)
+from rankray.evals import (
+    scores as evaluation,
+)
+from rankray.evals import (
+    table as evaluation_table,
+)
+from rankray.evals.models import Model
+from rankray.evals.prompt_lists import PromptList, read_lists, scorer_revisions
+from rankray.evals.results import Change, Measured
+from rankray.models.targets import require_resolved
+from rankray.synpic import job as synpic
+from rankray.synpic.job import Given
+from rankray.synpic.pools import stages_of
+
+Say = Callable[[str], None]
+Publish = Callable[[str, dict[str, Any]], None]
+MARKER = "results.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation leaves: its place and the contents of `results.json`."""
+
+    path: str
+    info: dict[str, Any]
+
+    @property
+    def failed_share(self) -> float:
+        """The worst stage's failures in a set, as a share of what it was given."""
+        return float(self.info["failures"]["worst_share"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation whose inputs were found good.
+
+    Attributes:
+        lists: prompts, and who judges.
+        models: what is measured, the baseline first where it is none of the others.
+        revisions: of judges and metrics.
+    """
+
+    config: EvaluateConfig
+    output: Output
+    lists: tuple[PromptList, ...]
+    models: tuple[Model, ...]
+    baseline: str | None
+    revisions: dict[str, str]
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Digests of the prompts and of what is asked of them: a file that was edited is another one."""
+        found = {}
+        for prompts in self.lists:
+            found[f"prompts.{prompts.name}.contents"] = outputs.prompts_digest(prompts.prompts.rows)
+            for label, asked in prompts.asked.items():
+                found[f"prompts.{prompts.name}.asked.{label}"] = asked
+        return found
+
+
+def run(config: EvaluateConfig, say: Say = print, publish: Publish | None = None) -> Result:
+    """Measures what is left of all models, or nothing where all is measured.
+
+    Raises:
+        ConfigError: the configuration, the prompts, a model, the output or the cluster do not fit; nothing was begun.
+        BrokenModelError: (inside Ray's task error) a model failed for everything; finished rows are kept.
+    """
+    plan = check(config)
+    output = plan.output
+    if output.exists(MARKER) or output.exists("_work", "identity.json"):
+        outputs.claim(output, config, plan.revisions, MARKER, plan.contents)
+    if (found := _measured_already(plan)) is not None:
+        say(f"{output.uri} is complete already; nothing to do")
+        return Result(output.uri, found)
+    connect()
+    _check_cluster(plan, say)
+    outputs.claim(output, config, plan.revisions, MARKER, plan.contents)
+    say(f"output: {output.uri}")
+    for prompts in plan.lists:
+        say(prompts.described)
+    info: dict[str, Any] = {}
+    with exclusive("evaluate", output.uri):
+        outputs.write_config(output, config)
+        for models in _rounds(plan, say):
+            info = _measure(replace(plan, models=models), say, publish)
+        if not info:
+            raise ConfigError(f"the run {config.follow} has no checkpoint to measure yet; try again later")
+        if not info["complete"] and evaluated_models.finished(str(config.follow)):
+            info = {**info, "complete": True}
+            publish_results(output, info, publish)
+    output.remove("_work")
+    return Result(output.uri, info)
+
+
+def check(config: EvaluateConfig) -> Plan:
+    """Looks at everything that an evaluation needs, without loading a model.
+
+    Raises:
+        ConfigError: named fault, what is allowed, what to do.
+    """
+    output = outputs.open_output(config.output, in_job=in_submitted_job())
+    lists = tuple(read_lists(config))
+    revisions = scorer_revisions(lists)
+    written = evaluated_models.written(output)
+    models = [evaluated_models.resolve(asked, written) for asked in config.models]
+    baseline = config.baseline
+    if baseline is not None:
+        baseline = evaluated_models.named(baseline, config.models, models)
+    if baseline is None and config.baseline is not None:
+        models.insert(0, evaluated_models.resolve(evaluated_models.parse(config.baseline), written))
+        baseline = models[0].name
+    names = [model.name for model in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"models: '{twice[0]}' stands twice; give one another name, as in NAME=/its/place")
+    if config.follow is not None:
+        evaluated_models.check_run(config.follow, models)
+    if "://" in output.uri and (config.follow or any(model.checkpoint for model in models)):
+        raise ConfigError(
+            f"pipelines of checkpoints load from directories, and output is '{output.uri}'; give a directory that all "
+            "nodes see"
+        )
+    evaluated_models.check_kept(models, written)
+    require_resolved([evaluated_models.target(model) for model in models if not model.checkpoint])
+    _check_sets(output, lists, models)
+    return Plan(config, output, lists, tuple(models), baseline, revisions)
+
+
+def _check_sets(output: Output, lists: Sequence[PromptList], models: Sequence[Model]) -> None:
+    """Refuses a model whose name is another's in this output: its sets are of other weights."""
+    for model in models:
+        if model.checkpoint:
+            continue  # `check_kept` looked at its place
+        revision = evaluated_models.revision(model)
+        for prompts in lists:
+            for marker in ("dataset.json", "_work/identity.json"):
+                place = output.at("sets", model.name, prompts.name, marker)
+                if not output.exists("sets", model.name, prompts.name, marker):
+                    continue
+                was = store.read_json(place, output.fs)["identity"].get(f"revision.{LABEL}", revision)
+                if was != revision:
+                    raise ConfigError(
+                        f"'{model.name}' was measured here with other weights ({was[:19]}, and they are "
+                        f"{revision[:19]} now); give it a name of its own, as in NAME={model.asked}"
+                    )
+
+
+def _check_cluster(plan: Plan, say: Say) -> None:
+    """Waits for nodes where the pools of a set have no room on those that are there, before anything is written.
+
+    Raises:
+        ConfigError: they have none after `execution.wait_for_nodes_s` either.
+    """
+    execution = plan.config.execution
+    for model in plan.models:
+        for prompts in plan.lists:
+            settings = _settings(plan, model, prompts)
+            pools = stages_of(settings, prompts.judges, look_up=False)
+            try:
+                layout.plan(pools, layout.wait_for_nodes(pools, 0.0, say), execution.mode)
+            except ConfigError:
+                try:
+                    nodes = layout.wait_for_nodes(pools, execution.wait_for_nodes_s, say)
+                    layout.plan(pools, nodes, execution.mode)
+                finally:
+                    layout.release_nodes(execution.wait_for_nodes_s)
+
+
+def _measured_already(plan: Plan) -> dict[str, Any] | None:
+    """The results, where they are of all that the plan asks for and nothing more can come."""
+    output, follow = plan.output, plan.config.follow
+    if not output.exists(MARKER) or (follow is not None and not evaluated_models.finished(follow)):
+        return None
+    info = store.read_json(output.at(MARKER), output.fs)
+    due = list(plan.models)
+    if follow is not None:
+        due = _known(plan)
+        due += [last] if (last := _last(follow, due)) is not None else []
+    weights = {model.name: evaluated_models.revision(model) for model in due if not model.checkpoint}
+    same = {model["name"]: model["revision"] for model in info["models"]} == weights
+    return info if same and len(weights) == len(due) and info["baseline"] == plan.baseline else None
+
+
+def _rounds(plan: Plan, say: Say) -> Iterator[tuple[Model, ...]]:
+    """The models to measure, all at once; those of a run that is followed as they come."""
+    follow = plan.config.follow
+    models = [evaluated_models.as_pipeline(model, plan.output, say) for model in plan.models]
+    if follow is None:
+        yield tuple(models)
+        return
+    models = _known(replace(plan, models=tuple(models)))
+    if models:
+        yield tuple(models)
+    news = time.monotonic()
+    while True:
+        # Looked at first, so that no checkpoint that comes meanwhile is missed.
+        over = evaluated_models.finished(follow)
+        fresh = list(_fresh(follow, plan.output, models, say))
+        if over and not fresh and (last := _last(follow, models)) is not None:
+            fresh = [last]
+        for model in fresh:
+            models.append(model)
+            yield tuple(models)
+            news = time.monotonic()
+        if over and not fresh:
+            return
+        if time.monotonic() - news > plan.config.follow_patience_s:
+            say(
+                f"{follow} is not finished, and no checkpoint came for follow_patience_s; run this again to go on"
+            )
+            return
+        if not fresh:
+            time.sleep(plan.config.follow_interval_s)
+
+
+def _known(plan: Plan) -> list[Model]:
+    """The plan's models, and the checkpoints of the followed run that were measured before."""
+    place = store.absolute(str(plan.config.follow)).rstrip("/")
+    found = {model.name: model for model in plan.models}
+    for asked, model in evaluated_models.written(plan.output).items():
+        if asked.startswith(f"{place}/checkpoints/"):
+            found.setdefault(model.name, model)
+    return list(found.values())
+
+
+def _fresh(run: str, output: Output, models: Sequence[Model], say: Say) -> Iterator[Model]:
+    """Checkpoints of the run that are not among the models, as pipelines; those of the same step are the same."""
+    steps = evaluated_models.steps(run, models)
+    for asked in evaluated_models.checkpoints(run):
+        try:
+            model = evaluated_models.resolve(asked, {})
+            if model.step in steps:
+                continue
+            steps.add(model.step)
+            written = evaluated_models.as_pipeline(model, output, say)
+        except (ConfigError, OSError, RayTaskError):
+            if evaluated_models.is_there(asked):
+                raise
+            say(f"{asked.model} was dropped by its run before it could be measured; raise checkpoints.keep")
+        else:
+            yield written
+
+
+def _last(run: str, models: Sequence[Model]) -> Model | None:
+    """The finished run's own pipeline, unless a checkpoint of its last step is among the models."""
+    final = evaluated_models.resolve(EvaluatedModel(model=run), {})
+    return None if final.step in evaluated_models.steps(run, models) else final
+
+
+def _measure(plan: Plan, say: Say, publish: Publish | None) -> dict[str, Any]:
+    """Makes what is left of the models' sets, and their results, which it writes last."""
+    sets: dict[tuple[str, str], Measured] = {}
+    for model in plan.models:
+        for prompts in plan.lists:
+            say(f"{model.name} on {prompts.name}")
+            sets[model.name, prompts.name] = _set(plan, model, prompts, say)
+    info = _results(plan, sets)
+    publish_results(plan.output, info, publish)
+    return info
+
+
+def _set(plan: Plan, model: Model, prompts: PromptList, say: Say) -> Measured:
+    settings = _settings(plan, model, prompts)
+    made = synpic.run(settings, say, given=Given(prompts.prompts, prompts.judges))
+    return Measured(made.info, evaluation.read(made.path), made.failed_share)
+
+
+def _settings(plan: Plan, model: Model, prompts: PromptList) -> SetConfig:
+    place = plan.output.uri_of("sets", model.name, prompts.name)
+    return plan.config.set_config(
+        place, prompts.name, model.choice, prompts.samples, prompts.scorers, prompts.asked
+    )
+
+
+def _results(plan: Plan, sets: dict[tuple[str, str], Measured]) -> dict[str, Any]:
+    """The contents of `results.json`; writes the pictures that changed most."""
+    config, names = plan.config, [model.name for model in plan.models]
+    changed = results.changes(plan.lists, names, plan.baseline, sets, config.changed)
+    revisions = {f"revision.{name}": value for name, value in plan.revisions.items()}
+    identity = {**config.identity(), **revisions, **plan.contents}
+    return {
+        "rankray_version": rankray.__version__,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "complete": config.follow is None,
+        "identity": identity,
+        "seed": config.seed,
+        "baseline": plan.baseline,
+        "models": [results.described(model, _weights(plan, model, sets)) for model in plan.models],
+        **results.tables(plan.lists, names, plan.baseline, sets),
+        "changed": _write_changed(plan, changed),
+        "published": _published(plan.lists),
+        "failures": results.failures(names, plan.lists, sets, config.execution.tolerance),
+        "sets": [
+            {
+                "model": name,
+                "set": prompts,
+                "path": found.pictures.path,
+                "samples": found.info["generators"][0]["samples"],
+                **{key: found.info[key] for key in ("rows", "images", "images_made", "runs")},
+                "failures": found.info["failures"]["total"],
+            }
+            for (name, prompts), found in sets.items()
+        ],
+        "cost": cost.merged(
+            [_named(found.info["cost"], name) for (name, _), found in sets.items()], config.prices
+        ),
+    }
+
+
+def _published(lists: Sequence[PromptList]) -> dict[str, Any]:
+    """The paper's rows beside each benchmark, by the benchmark's label."""
+    found: dict[str, Any] = {}
+    for prompts in lists:
+        for choice in prompts.scorers:
+            if choice.label in prompts.benchmarks and (rows := published.beside(choice.model)) is not None:
+                found[choice.label] = rows
+    return found
+
+
+def _weights(plan: Plan, model: Model, sets: dict[tuple[str, str], Measured]) -> str:
+    return str(sets[model.name, plan.lists[0].name].info["generators"][0]["revision"])
+
+
+def _named(ledger: dict[str, Any], model: str) -> dict[str, Any]:
+    """A set's bill with the evaluated model's name in place of the label that all share."""
+    rows = [{**row, "model": model} if row["model"] == LABEL else row for row in ledger["models"]]
+    return {**ledger, "models": rows}
+
+
+def _write_changed(plan: Plan, changes: Sequence[Change]) -> list[dict[str, Any]]:
+    """The changes' entries, with the places of their pictures, which it copies out of their sets."""
+    output, suffix = plan.output, plan.config.images.format
+    output.remove("changed")
+    wanted: dict[str, set[tuple[str, int]]] = {}
+    for change in changes:
+        for path, key in (change.before, change.after):
+            wanted.setdefault(path, set()).add(key)
+    places: dict[tuple[str, tuple[str, int]], str] = {}
+    for path, keys in wanted.items():
+        output.make("changed")
+        model, prompts = path.split("/")[-2:]
+        for key, data in evaluation.images_of(path, keys).items():
+            place = f"changed/{prompts}-{key[0][:16]}-{key[1]}-{model}.{suffix}"
+            with output.fs.open_output_stream(output.at(place)) as stream:
+                stream.write(data)
+            places[path, key] = place
+    return [
+        {**change.entry, "before_image": places[change.before], "after_image": places[change.after]}
+        for change in changes
+    ]
+
+
+def publish_results(output: Output, info: dict[str, Any], publish: Publish | None) -> None:
+    """Writes results.md, the report and, last, results.json."""
+    output.write_text("results.md", evaluation_table.markdown(info))
+    if publish is not None:
+        publish(output.uri, info)
+    store.write_json(output.at(MARKER), info, output.fs)

@@ -1,0 +1,195 @@
+"""What a finished dataset of one model says of its pictures, and how two of them compare: same prompts, same seeds.
+
+Pictures and scores are made by Syn-Pic itself, so an evaluation resumes, distributes and reports as it does. On prompts
+of the shapes world the exact checker is a metric beside the rewards: it alone knows the truth, and no reward has seen
+it. It costs 0.7 ms a picture on the driver.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from rankray import store
+from rankray.models.targets import Judgement
+from rankray.stats import compare
+
+CHECKER = "checker"
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """P prompts in the order of their ids, S pictures each, without the pictures.
+
+    Attributes:
+        seeds: int64[P, S].
+        scores: by scorer, float64[P, S]; NaN where it or the generator failed.
+        details: what judges said of each picture, by judge; {} where none saw it.
+    """
+
+    path: str
+    ids: tuple[str, ...]
+    prompts: tuple[str, ...]
+    seeds: npt.NDArray[np.int64]
+    scores: Mapping[str, Floats]
+    details: tuple[tuple[Mapping[str, Any], ...], ...]
+
+    def judgements(self, name: str) -> dict[str, list[Judgement | None]]:
+        """By prompt, what the scorer called `name` says of each picture; None where it or the generator failed."""
+        found: dict[str, list[Judgement | None]] = {}
+        for prompt, scores, details in zip(self.prompts, self.scores[name], self.details, strict=True):
+            found[prompt] = [
+                None if np.isnan(score) else Judgement(float(score), detail.get(name, {}))
+                for score, detail in zip(scores, details, strict=True)
+            ]
+        return found
+
+
+def read(path: str) -> Pictures:
+    """The finished dataset of one model at `path`; its pictures are not read.
+
+    Raises:
+        DatasetError: there is none, or it is not finished.
+    """
+    dataset = store.read(path)
+    leaves = [f"candidates.list.element.{name}" for name in ("seed", "scores")]
+    rows = []
+    for file in dataset.files:
+        parquet = pq.ParquetFile(file, filesystem=dataset.fs)
+        more = ["details"] if "details" in parquet.schema_arrow.names else []
+        rows += parquet.read(["prompt_id", "prompt", *leaves, *more]).to_pylist()
+    rows.sort(key=lambda row: str(row["prompt_id"]))
+    scores = np.array([[c["scores"] for c in row["candidates"]] for row in rows], np.float64)
+    names = [reward["name"] for reward in dataset.info["rewards"]]
+    nothing: dict[str, Any] = {}
+    return Pictures(
+        path=dataset.path,
+        ids=tuple(row["prompt_id"] for row in rows),
+        prompts=tuple(row["prompt"] for row in rows),
+        seeds=np.array([[c["seed"] for c in row["candidates"]] for row in rows], np.int64),
+        scores={name: scores[..., n] for n, name in enumerate(names)},
+        details=tuple(
+            tuple(
+                json.loads(text) if text else nothing
+                for text in row.get("details") or [None] * len(row["candidates"])
+            )
+            for row in rows
+        ),
+    )
+
+
+def check_comparable(before: Pictures, after: Pictures) -> None:
+    """Whether pictures can be paired.
+
+    Raises:
+        ValueError: their prompts or seeds differ.
+    """
+    if before.prompts != after.prompts:
+        raise ValueError(f"{before.path} and {after.path} hold different prompts")
+    if not np.array_equal(before.seeds, after.seeds):
+        raise ValueError(f"{before.path} and {after.path} were drawn from different seeds")
+
+
+def metrics_of(path: str) -> tuple[Pictures, dict[str, Floats]]:
+    """A finished dataset of one model, and each metric's values [P, S]: its rewards, and the checker where it knows."""
+    found = read(path)
+    metrics = dict(found.scores)
+    if all(_is_shapes(prompt) for prompt in found.prompts):
+        rows = sorted(store.read(path).rows(images=True), key=lambda row: str(row["prompt_id"]))
+        metrics[CHECKER] = np.array([[_passes(c, row["prompt"]) for c in row["candidates"]] for row in rows])
+    return found, metrics
+
+
+def _is_shapes(prompt: str) -> bool:
+    from rankray.shapes.prompts import parse
+
+    try:
+        parse(prompt)
+    except ValueError:
+        return False
+    return True
+
+
+def _passes(candidate: dict[str, Any], prompt: str) -> float:
+    """1 where the picture shows the prompt, NaN where there is none."""
+    from PIL import Image
+
+    from rankray.shapes import check
+
+    if candidate["image"] is None:
+        return float("nan")
+    with Image.open(io.BytesIO(store.image_bytes(candidate["image"]))) as picture:
+        return float(check(np.asarray(picture.convert("RGB")), prompt))
+
+
+def difference(before: str, after: str) -> dict[str, Any]:
+    """The paired difference of every metric between two finished datasets of the same prompts and seeds.
+
+    Raises:
+        ValueError: their prompts or seeds differ.
+    """
+    (one, first), (other, second) = metrics_of(before), metrics_of(after)
+    check_comparable(one, other)
+    return {name: asdict(compare(first[name], second[name])) for name in first if name in second}
+
+
+def most_changed(change: Floats, count: int) -> list[tuple[int, int]]:
+    """Places (prompt, picture) of up to `count` largest gains of float[P, S], then of as many largest losses.
+
+    What did not change is neither, nor is NaN; among equals the first prompt's come first, one a prompt before two.
+    """
+    found: list[tuple[int, int]] = []
+    for sign in (1.0, -1.0):
+        size = np.where(sign * change > 0, sign * change, 0.0)
+        rank = np.argsort(np.argsort(-size, axis=1, kind="stable"), axis=1)
+        order = sorted(zip(*np.nonzero(size), strict=True), key=lambda at: (-size[at], rank[at], at))
+        found += [(int(p), int(s)) for p, s in order[:count]]
+    return found
+
+
+def images_of(path: str, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
+    """The encoded pictures of some candidates, by (prompt id, place in the row); those without one are left out."""
+    dataset = store.read(path)
+    ids = {row_id for row_id, _ in wanted}
+    found = {}
+    for file in dataset.files:
+        column = pq.read_table(file, columns=["prompt_id"], filesystem=dataset.fs)["prompt_id"].to_pylist()
+        rows = [n for n, row_id in enumerate(column) if row_id in ids]
+        if not rows:
+            continue
+        for row in store.read_table(file, dataset.fs, images=True).take(rows).to_pylist():
+            for k, candidate in enumerate(row["candidates"]):
+                if (row["prompt_id"], k) in wanted and candidate["image"] is not None:
+                    found[row["prompt_id"], k] = store.image_bytes(candidate["image"])
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """The difference as a Markdown table; the checker's figures are shares and stand in points."""
+    lines = [
+        "| metric | before | after | gain | 95 % interval | wins : losses |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in found.items():
+        scale, unit = (100.0, " %") if name == CHECKER else (1.0, "")
+        digits = 1 if name == CHECKER else 4
+        before, after, gain, low, high = (
+            f"{scale * row[key]:+.{digits}f}"
+            if key in ("gain", "low", "high")
+            else f"{scale * row[key]:.{digits}f}"
+            for key in ("before", "after", "gain", "low", "high")
+        )
+        label = f"{name}{unit}"
+        lines.append(
+            f"| {label} | {before} | {after} | {gain} | {low} to {high} | {row['wins']} : {row['losses']} |"
+        )
+    return "\n".join(lines)

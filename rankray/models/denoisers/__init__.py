@@ -1,0 +1,135 @@
+"""The DENOISERS table: families of models that can be trained, by the diffusers pipeline that they belong to.
+
+A family is one file with two functions and one row here:
+
+    encode_prompts(pipe, prompts, call) -> {name: Tensor[B, ...]}    what the denoiser is conditioned on, once a prompt
+    predict(denoiser, noisy, time, text, size) -> Tensor[B, C, H, W] its prediction, from that and the noisy latents
+
+`pipe` is the pipeline with its denoiser left on the meta device, so prompts are encoded by the pipeline's own code, as
+they will be when it draws. `parts` does what all families share: load, encode pictures, LoRA, export.
+
+Importing this module loads neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankray.config import ConfigError
+from rankray.models import weight_copies
+from rankray.models.generators import GeneratorSpec
+from rankray.models.targets import locate
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+Configs = Mapping[str, Mapping[str, Any]]
+"""`config.json` of each component that is loaded, by its name in the pipeline."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _clip_tokens(configs: Configs) -> int:
+    """Tokens that prompts are padded to; what the published configurations leave out is CLIP's own 77."""
+    return int(configs["text_encoder"].get("max_position_embeddings", 77))
+
+
+def _sd15_text(configs: Configs, call: Mapping[str, Any]) -> Shapes:
+    return {"text": (_clip_tokens(configs), configs["unet"]["cross_attention_dim"])}
+
+
+def _sdxl_text(configs: Configs, call: Mapping[str, Any]) -> Shapes:
+    return {**_sd15_text(configs, call), "pooled": (configs["text_encoder_2"]["projection_dim"],)}
+
+
+def _sd3_text(configs: Configs, call: Mapping[str, Any]) -> Shapes:
+    tokens, model = _clip_tokens(configs) + call.get("max_sequence_length", 256), configs["transformer"]
+    return {"text": (tokens, model["joint_attention_dim"]), "pooled": (model["pooled_projection_dim"],)}
+
+
+def _pixart_text(configs: Configs, call: Mapping[str, Any]) -> Shapes:
+    tokens = call.get("max_sequence_length", 300)
+    return {"text": (tokens, configs["transformer"]["caption_channels"]), "text_mask": (tokens,)}
+
+
+@dataclass(frozen=True)
+class DenoiserSpec:
+    """One trainable family.
+
+    Attributes:
+        pipeline: class name in diffusers.
+        denoiser: the pipeline's component that is trained.
+        module: where `encode_prompts` and `predict` stand.
+        text: what `encode_prompts` gives for a prompt, by the components' configurations and the row's `call`.
+        lora_targets: names of the layers that get an adapter.
+    """
+
+    pipeline: str
+    denoiser: str
+    module: str
+    text: Callable[[Configs, Mapping[str, Any]], Shapes]
+    lora_targets: tuple[str, ...] = _ATTENTION
+
+
+DENOISERS: dict[str, DenoiserSpec] = {
+    "sd15": DenoiserSpec("StableDiffusionPipeline", "unet", "rankray.models.denoisers.sd15", _sd15_text),
+    "sdxl": DenoiserSpec("StableDiffusionXLPipeline", "unet", "rankray.models.denoisers.sdxl", _sdxl_text),
+    "sd3": DenoiserSpec(
+        "StableDiffusion3Pipeline",
+        "transformer",
+        "rankray.models.denoisers.sd3",
+        _sd3_text,
+        (*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    ),
+    "pixart_sigma": DenoiserSpec(
+        "PixArtSigmaPipeline", "transformer", "rankray.models.denoisers.pixart_sigma", _pixart_text
+    ),
+}
+
+
+def family(spec: GeneratorSpec) -> str:
+    """The family of a generator's row.
+
+    Raises:
+        ConfigError: no family trains that pipeline.
+    """
+    for name, row in DENOISERS.items():
+        if row.pipeline == spec.pipeline:
+            return name
+    known = ", ".join(f"{name} ({row.pipeline})" for name, row in DENOISERS.items())
+    raise ConfigError(f"'{spec.source}' is a {spec.pipeline}, which no family trains; families: {known}")
+
+
+def check_family(spec: GeneratorSpec) -> None:
+    """Reads the pipeline's `model_index.json` and no weights.
+
+    Raises:
+        ConfigError: it holds another pipeline than the row says, or none that trains.
+    """
+    row = DENOISERS[family(spec)]
+    try:
+        found = json.loads(_index(spec)).get("_class_name")
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"'{spec.source}' is no diffusers pipeline: {reason}") from None
+    if found != row.pipeline:
+        known = ", ".join(f"{name} ({item.pipeline})" for name, item in DENOISERS.items())
+        raise ConfigError(
+            f"'{spec.source}' holds a {found} and the model's row says {row.pipeline}; name the row that fits: {known}"
+        )
+
+
+def _index(spec: GeneratorSpec) -> bytes:
+    """The pipeline's `model_index.json`, a kilobyte; without the rest, where it lies elsewhere."""
+    name = "model_index.json"
+    if weight_copies.is_uri(spec.source):
+        return weight_copies.read(spec.source, name)
+    place = locate(spec.source)
+    if place != spec.source or Path(place).exists():
+        return (Path(place) / name).read_bytes()
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(place, name, revision=spec.revision)).read_bytes()

@@ -1,0 +1,359 @@
+"""The GENERATORS table: every text-to-image model that a configuration can name, as data.
+
+One adapter serves all rows; what a family needs differently stands in its row. That keeps a new diffusers
+pipeline to one row, and its price is that a row can hold only what data can say: a pipeline that needs code
+of its own (none of these does) is a class of its own, named "package.module:Class".
+
+Importing this module loads neither torch nor diffusers: the driver does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from rankray.config import ConfigError, GeneratorChoice, nearest
+from rankray.models.targets import (
+    UNRECORDED,
+    UNRESOLVED,
+    Found,
+    Target,
+    check_files,
+    find,
+    unknown_model,
+    user_target,
+)
+
+ADAPTER = "rankray.models.generators.diffusers_pipeline:DiffusersGenerator"
+
+
+@dataclass(frozen=True)
+class GeneratorSpec:
+    """One diffusers pipeline and how it is called.
+
+    Attributes:
+        source: hub repository, directory, or "shapes:NAME".
+        pipeline: class name in `diffusers`.
+        steps, guidance: denoising steps and guidance scale, passed as `steps_argument` and `guidance_argument`.
+        height, width: pixels.
+        dtype: "float32", "float16" or "bfloat16".
+        batch_size: images computed at once; smaller remainders are padded to it.
+        num_gpus, num_cpus: of one actor.
+        full_size: file of `generators/full_size` that says what it is made of, from which a plan gets memory and speed.
+        revision: branch, tag or commit; a hub branch is resolved to its commit before the job starts.
+        variant: weight files' variant, such as "fp16".
+        negative_prompt: None leaves the pipeline's own.
+        load: further arguments of `from_pretrained`.
+        call: further arguments of each call.
+        after_load: component path -> keyword arguments of its `register_to_config`.
+        patch: "module.NAME" -> "module:attribute" to set there before loading.
+        connected: prefix of a component -> the repository or directory of the pipeline that it is taken from, where the
+            source holds a part of the whole alone. Each is resolved and recorded as the source is.
+        connected_revisions: branch, tag or commit of each; "main" where it names none.
+        denoisers: components that `compile` compiles.
+        scheduler: class name in `diffusers` to swap in, built from the old one's configuration.
+        vae_slicing, vae_tiling: decode one image, or one tile, at a time: less memory, more time.
+        channels_last: lay out the denoisers' convolutions as tensor cores read them.
+        fused: one product in place of three for queries, keys and values; the same sums in another order.
+        compile: run the denoisers through `torch.compile`; gains nothing on CPU.
+    """
+
+    source: str
+    pipeline: str
+    steps: int
+    guidance: float
+    height: int = 1024
+    width: int = 1024
+    dtype: str = "float32"
+    batch_size: int = 8
+    num_gpus: float = 1.0
+    num_cpus: float = 1.0
+    full_size: str | None = None
+    revision: str = "main"
+    variant: str | None = None
+    negative_prompt: str | None = None
+    load: Mapping[str, Any] = field(default_factory=dict)
+    call: Mapping[str, Any] = field(default_factory=dict)
+    after_load: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    patch: Mapping[str, str] = field(default_factory=dict)
+    connected: Mapping[str, str] = field(default_factory=dict)
+    connected_revisions: Mapping[str, str] = field(default_factory=dict)
+    denoisers: tuple[str, ...] = ("unet",)
+    steps_argument: str = "num_inference_steps"
+    guidance_argument: str = "guidance_scale"
+    scheduler: str | None = None
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    channels_last: bool = False
+    fused: bool = False
+    compile: bool = False
+    target: str = ADAPTER
+
+
+# diffusers moved this class out of its top level, and its module, and then refuses the component that names either: a
+# saved pipeline names the class, the published one the module.
+_PAELLA = {
+    "diffusers.PaellaVQModel": "diffusers.pipelines.deprecated.wuerstchen:PaellaVQModel",
+    "diffusers.pipelines.wuerstchen": "diffusers.pipelines.deprecated:wuerstchen",
+}
+
+# An image must not depend on whether a package is installed: PixArt cleans captions only where ftfy and bs4
+# are, SDXL draws an invisible watermark only where its package is. Both are off.
+_SDXL = GeneratorSpec(
+    source="stabilityai/stable-diffusion-xl-base-1.0",
+    pipeline="StableDiffusionXLPipeline",
+    steps=50,
+    guidance=5.0,
+    dtype="float16",
+    variant="fp16",
+    full_size="sdxl",
+    load={"add_watermarker": False},
+)
+_SD3 = GeneratorSpec(
+    source="stabilityai/stable-diffusion-3-medium-diffusers",
+    pipeline="StableDiffusion3Pipeline",
+    steps=28,
+    guidance=7.0,
+    dtype="float16",
+    full_size="sd3-medium",
+    denoisers=("transformer",),
+)
+_PIXART = GeneratorSpec(
+    source="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    pipeline="PixArtSigmaPipeline",
+    steps=20,
+    guidance=4.5,
+    dtype="float16",
+    full_size="pixart-sigma",
+    call={"clean_caption": False},
+    denoisers=("transformer",),
+)
+_CASCADE = GeneratorSpec(
+    source="stabilityai/stable-cascade",
+    pipeline="StableCascadeCombinedPipeline",
+    steps=20,
+    guidance=4.0,
+    dtype="bfloat16",
+    variant="bf16",
+    full_size="stable-cascade",
+    call={"num_inference_steps": 10, "decoder_guidance_scale": 0.0},
+    patch=_PAELLA,
+    connected={"prior": "stabilityai/stable-cascade-prior"},
+    denoisers=("prior_prior", "decoder"),
+    steps_argument="prior_num_inference_steps",
+    guidance_argument="prior_guidance_scale",
+)
+_SD35 = replace(
+    _SD3,
+    source="stabilityai/stable-diffusion-3.5-medium",
+    steps=40,
+    guidance=4.5,
+    dtype="bfloat16",
+    full_size="sd3.5-medium",
+)
+_FLUX = GeneratorSpec(
+    source="black-forest-labs/FLUX.1-dev",
+    pipeline="FluxPipeline",
+    steps=50,
+    guidance=3.5,
+    dtype="bfloat16",
+    batch_size=4,
+    full_size="flux-dev",
+    call={"max_sequence_length": 512},
+    denoisers=("transformer",),
+)
+
+
+def _shapes(spec: GeneratorSpec, name: str, **changes: Any) -> GeneratorSpec:
+    """A row of the shapes world: the big model's, at 64 x 64, in float32, on a share of a CPU core."""
+    small: dict[str, Any] = {
+        "source": f"shapes:{name}",
+        "guidance": 2.5,
+        "height": 64,
+        "width": 64,
+        "dtype": "float32",
+        "variant": None,
+        "connected": {},
+        "batch_size": 16,
+        "num_gpus": 0.0,
+        "num_cpus": 0.05,
+        "full_size": None,
+    }
+    return replace(spec, **{**small, **changes})
+
+
+GENERATORS: dict[str, GeneratorSpec] = {
+    "sdxl": _SDXL,
+    "sd3-medium": _SD3,
+    "pixart-sigma": _PIXART,
+    "stable-cascade": _CASCADE,
+    "sd15": GeneratorSpec(
+        source="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        pipeline="StableDiffusionPipeline",
+        steps=50,
+        guidance=7.5,
+        height=512,
+        width=512,
+        dtype="float16",
+        variant="fp16",
+        full_size="sd15",
+        # Its checker paints a picture black and says so to the log alone; a black candidate would be ranked.
+        load={"safety_checker": None, "requires_safety_checker": False},
+    ),
+    "sdxl-turbo": replace(
+        _SDXL,
+        source="stabilityai/sdxl-turbo",
+        steps=1,
+        guidance=0.0,
+        height=512,
+        width=512,
+    ),
+    "sd3.5-medium": _SD35,
+    "sd3.5-large": replace(
+        _SD35,
+        source="stabilityai/stable-diffusion-3.5-large",
+        steps=28,
+        guidance=3.5,
+        full_size="sd3.5-large",
+    ),
+    # Distilled without guidance; its transformer takes none.
+    "flux-schnell": replace(
+        _FLUX,
+        source="black-forest-labs/FLUX.1-schnell",
+        steps=4,
+        guidance=0.0,
+        call={"max_sequence_length": 256},
+        full_size="flux-schnell",
+    ),
+    "flux-dev": _FLUX,
+    "sana": GeneratorSpec(
+        source="Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+        pipeline="SanaPipeline",
+        steps=20,
+        guidance=4.5,
+        dtype="bfloat16",
+        variant="bf16",
+        full_size="sana",
+        call={"clean_caption": False},
+        denoisers=("transformer",),
+    ),
+    "shapes-sdxl": _shapes(_SDXL, "shapes-sdxl", steps=12),
+    # Without T5 the pipeline fills 256 zero tokens unless told not to; it was trained without them.
+    "shapes-sd3": _shapes(
+        _SD3,
+        "shapes-sd3",
+        steps=12,
+        load={"text_encoder_3": None, "tokenizer_3": None},
+        call={"max_sequence_length": 0},
+    ),
+    "shapes-pixart": _shapes(
+        _PIXART,
+        "shapes-pixart",
+        steps=12,
+        call={"clean_caption": False, "use_resolution_binning": False, "max_sequence_length": 16},
+    ),
+    # A small Cascade's ratios between stages are not saved with it, and the pipeline's own are for 1024 pixels.
+    "shapes-cascade": _shapes(
+        _CASCADE,
+        "shapes-cascade",
+        steps=10,
+        call={"num_inference_steps": 4, "decoder_guidance_scale": 0.0},
+        after_load={"prior_pipe": {"resolution_multiple": 8.0}, "decoder_pipe": {"latent_dim_scale": 2.0}},
+    ),
+}
+
+_SETTINGS = (
+    "steps",
+    "guidance",
+    "height",
+    "width",
+    "negative_prompt",
+    "dtype",
+    "batch_size",
+    "source",
+    "revision",
+)
+_OPTIONS = tuple(
+    key.name
+    for key in fields(GeneratorSpec)
+    if key.name not in (*_SETTINGS, "target", "num_gpus", "num_cpus", "full_size")
+)
+
+
+def resolve(choice: GeneratorChoice, look_up: bool = True) -> Target:
+    """What a pool has to run for one generator of the configuration.
+
+    Args:
+        choice: its entry there.
+        look_up: find its weights and what identifies them; without, nothing is read and nobody asked.
+
+    The choice's own settings replace the row's; `options` may hold any further field of `GeneratorSpec`, and
+    its tables (`load`, `call`, ...) are merged into the row's. Another `source` drops the row's variant
+    and what the row connects to it.
+
+    Raises:
+        ConfigError: unknown name (nearest match given), unknown option, or weights that cannot be found.
+    """
+    if ":" in choice.model:
+        return user_target(choice, "generator", choice.samples, choice.seed_name)
+    if choice.model not in GENERATORS:
+        raise unknown_model("generator", choice.model, GENERATORS)
+    spec = GENERATORS[choice.model]
+    if choice.source is not None:
+        spec = replace(spec, variant=None, revision="main", connected={}, connected_revisions={})
+    given = {key: getattr(choice, key) for key in _SETTINGS}
+    spec = replace(spec, **{key: value for key, value in given.items() if value is not None})
+    spec = _with_options(spec, choice)
+    found = {"": Found(spec.source, spec.revision, UNRECORDED)}
+    if look_up:
+        spec, found = _looked_up(spec)
+    return Target(
+        name=choice.label,
+        target=spec.target,
+        kwargs={"spec": spec},
+        revision="; ".join(f"{part}={one.recorded}" if part else one.recorded for part, one in found.items()),
+        num_gpus=spec.num_gpus,
+        num_cpus=spec.num_cpus,
+        samples=choice.samples,
+        seed_name=choice.seed_name,
+        unresolved=tuple(one.source for one in found.values() if one.recorded.startswith(UNRESOLVED)),
+    )
+
+
+def _looked_up(spec: GeneratorSpec) -> tuple[GeneratorSpec, dict[str, Found]]:
+    """The row with its commits in it, and what was found of its source, under "", and of what is connected to it."""
+    places = {"": (spec.source, spec.revision)}
+    places |= {
+        prefix: (place, spec.connected_revisions.get(prefix, "main"))
+        for prefix, place in spec.connected.items()
+    }
+    found = {}
+    for part, (place, revision) in places.items():
+        check_files(place, pickles=False)
+        found[part] = find(place, revision)
+    connected = {prefix: found[prefix] for prefix in spec.connected}
+    changed = replace(
+        spec,
+        source=found[""].source,
+        revision=found[""].revision,
+        connected={prefix: one.source for prefix, one in connected.items()},
+        connected_revisions={prefix: one.revision for prefix, one in connected.items()},
+    )
+    return changed, found
+
+
+def _with_options(spec: GeneratorSpec, choice: GeneratorChoice) -> GeneratorSpec:
+    for key, value in choice.options.items():
+        if key not in _OPTIONS:
+            raise ConfigError(
+                f"generator '{choice.label}': unknown option '{key}'{nearest(key, _OPTIONS)}; "
+                f"allowed: {', '.join(_OPTIONS)}"
+            )
+        old = getattr(spec, key)
+        if isinstance(old, Mapping) and not isinstance(value, Mapping):
+            raise ConfigError(f"generator '{choice.label}': option '{key}' must be a table, got {value!r}")
+        merged = {**old, **value} if isinstance(old, Mapping) else value
+        changes: dict[str, Any] = {key: tuple(merged) if isinstance(merged, list) else merged}
+        spec = replace(spec, **changes)
+    return spec

@@ -1,0 +1,85 @@
+"""LAION's aesthetic predictor (Schuhmann 2022): five linear layers on CLIP ViT-L/14's image feature, about 1 to 10.
+
+It does not look at the prompt: a reward for how a picture looks, whatever it shows. The layers are 0.9 million
+parameters on top of 304 million of CLIP, which is the whole of its cost. They are published as a pickle of plain
+tensors, which is read by torch's `weights_only` loader; a safetensors file of the same keys does as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+
+from rankray.models.loading import check_strict, fetched, read_plain
+from rankray.models.rewards import RewardSpec
+from rankray.models.rewards.clip import ClipModel, in_batches
+from rankray.models.targets import locate
+
+WIDTHS = (1024, 128, 64, 16, 1)
+DROPOUT = (0.2, 0.2, 0.1)
+"""After the first three layers; at work they do nothing, and they number the published keys."""
+
+
+class Aesthetic:
+    """The reward on one device.
+
+    Args:
+        spec: its row; `source` holds the layers in option `file`, option `clip` names the CLIP beneath them.
+        device: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ConfigError: the layers do not fit that CLIP, or one of them cannot be found.
+    """
+
+    def __init__(self, spec: RewardSpec, device: str) -> None:
+        options = spec.options
+        self.batch_size = spec.batch_size
+        self.clip = ClipModel(
+            options["clip"],
+            options["clip_revision"],
+            processor=None,
+            processor_revision="main",
+            vocabulary=options["vocabulary"],
+            dtype=spec.dtype,
+            device=device,
+            by_openai=True,
+        )
+        self.layers = layers(self.clip.model.config.projection_dim)
+        weights = _weights(spec)
+        shapes = {name: tensor.shape for name, tensor in self.layers.state_dict().items()}
+        wrong = [name for name, tensor in weights.items() if name in shapes and tensor.shape != shapes[name]]
+        keys = {"missing_keys": set(shapes) - set(weights), "unexpected_keys": set(weights) - set(shapes)}
+        check_strict(spec.source, {**keys, "mismatched_keys": wrong})
+        self.layers.load_state_dict(weights)
+        self.layers.to(device).eval().requires_grad_(False)
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """float32[len(images)]: about 1 to 10, higher is better; prompts have no part in it."""
+        return in_batches(self._score_batch, images, prompts, self.batch_size)
+
+    def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
+        found: Tensor = self.layers(self.clip.image_features(images)).squeeze(-1)
+        return found
+
+
+def layers(width: int) -> nn.Module:
+    """The predictor over features of `width`, with the published names: layers.0, layers.2, ..., layers.7."""
+    found: list[nn.Module] = []
+    for n, out in enumerate(WIDTHS):
+        found.append(nn.Linear(width, out))
+        found += [nn.Dropout(DROPOUT[n])] if n < len(DROPOUT) else []
+        width = out
+    module = nn.Sequential()
+    module.add_module("layers", nn.Sequential(*found))
+    return module
+
+
+def _weights(spec: RewardSpec) -> dict[str, Tensor]:
+    place, name = Path(locate(spec.source)), spec.options["file"]
+    if not place.exists():
+        return read_plain(fetched(spec.source, name, spec.revision))
+    return read_plain(place / name if place.is_dir() else place)

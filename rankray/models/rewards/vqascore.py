@@ -1,0 +1,143 @@
+"""VQAScore (Lin et al. 2024): P("Yes" | image, "Does this figure show ...?") of CLIP-FlanT5, by t2v-metrics.
+
+The package's model truly batches; its `Score` object loops, and reads each picture from a file, which is spared here.
+It needs transformers 4.57 (5.x silently drops 55 tensors), so its actors run in an environment of their own. 3 billion
+parameters (xl) or 11 (xxl, the published default) make it the slowest of the five rewards by far. The package rounds
+weights to bfloat16 on loading, whatever dtype computes with them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rankray.config import ConfigError
+from rankray.models.loading import check_strict, fetched_files, one_line
+from rankray.models.rewards import RewardSpec
+from rankray.models.rewards.clip import Preprocessing, in_batches
+from rankray.models.rewards.submodule import import_alone
+from rankray.models.targets import locate
+
+_MODULE = "t2v_metrics.models.vqascore_models.clip_t5_model"
+_TOWER = "vision_tower."
+
+
+class VqaScore:
+    """The reward on one device.
+
+    Args:
+        spec: its row; options `model`, the package's name of the model, `tokenizer`, FLAN-T5's repository or directory,
+            `tower`, CLIP's repository or directory, which gives the image processor, and the weights of the tower
+            where the checkpoint has none, and `vocabulary`, the size that it must have (0 takes what it has).
+        device: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ConfigError: the package is missing, this transformers would drop weights in silence, or weights or vocabulary
+            are not what the model needs.
+    """
+
+    def __init__(self, spec: RewardSpec, device: str) -> None:
+        import transformers
+
+        if int(transformers.__version__.split(".")[0]) >= 5:
+            raise ConfigError(
+                f"reward 'vqascore' needs transformers 4.57, here is {transformers.__version__}, which would drop "
+                "weights in silence; run its pool in the environment 'vqascore': rankray envs build vqascore"
+            )
+        try:
+            module = import_alone(_MODULE)
+        except ImportError as error:
+            raise ConfigError(
+                f"reward 'vqascore' cannot import its package ({error}); rankray envs build vqascore"
+            ) from None
+        self.batch_size, self._module, self._dtype = spec.batch_size, module, getattr(torch, spec.dtype)
+        name = _point(module, spec)
+        with tempfile.TemporaryDirectory() as nothing:  # the package makes the directory that it is told
+            self.model: Any = module.CLIPT5Model(model_name=name, device=device, cache_dir=nothing)
+        self.model.model.to(self._dtype)
+        self.preprocess = Preprocessing.from_config(self.model.image_processor.to_dict())
+        self._squared = module.expand2square
+        self.model.load_images = self._pixels  # of paths, one by one, which these are not
+        tokens, due = len(self.model.tokenizer), spec.options["vocabulary"]
+        if due and tokens != due:
+            raise ConfigError(
+                f"the tokenizer of '{spec.options['tokenizer']}' has {tokens} tokens, due are {due}"
+            )
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """float32[len(images)] in 0 .. 1, higher is better."""
+        return in_batches(self._score_batch, images, prompts, self.batch_size)
+
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts, within the package's question, are longer than the 2,048 tokens that it keeps."""
+        module, model = self._module, self.model
+        questions = [
+            module.format_question(
+                module.default_question_template.format(prompt), model.conversational_style
+            )
+            for prompt in prompts
+        ]
+        most = model.tokenizer.model_max_length
+        return [len(module.t5_tokenizer_image_token(text, model.tokenizer)) > most for text in questions]
+
+    def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
+        # The package computes in half precision under CUDA's autocast alone, and mixes precisions without one.
+        mixes = self._dtype != torch.float32 and torch.device(self.model.device).type == "cpu"
+        with torch.autocast("cpu", dtype=self._dtype if mixes else torch.bfloat16, enabled=mixes):
+            return torch.as_tensor(self.model.forward(images, prompts)).flatten()
+
+    def _pixels(self, images: list[Image.Image]) -> Tensor:
+        """As the package's `load_images` makes them, squared by a border of the mean colour if so asked."""
+        shown = [image.convert("RGB") for image in images]
+        if self.model.image_aspect_ratio == "pad":
+            border = tuple(int(value * 255) for value in self.preprocess.mean)
+            shown = [self._squared(image, border) for image in shown]
+        return self.preprocess.batch(shown, self.model.device)
+
+
+def _point(module: ModuleType, spec: RewardSpec) -> str:
+    """Points the package's row of the model at these weights, to be loaded strictly; the row's name."""
+    rows, name = module.CLIP_T5_MODELS, spec.options["model"]
+    if name not in rows:
+        raise ConfigError(f"t2v-metrics has no CLIP-FlanT5 called '{name}'; it has {', '.join(rows)}")
+    options = spec.options
+    tokenizer = fetched_files(
+        options["tokenizer"], options["tokenizer_revision"], ("*.json", "*.txt", "*.model")
+    )
+    tower = fetched_files(options["tower"], options["tower_revision"], ("*.json", "*.bin", "*.safetensors"))
+    paths = {"model": locate(spec.source), "tokenizer": tokenizer}
+    rows[name] = {part: {**rows[name][part], "path": path} for part, path in paths.items()}
+    # From where it is defined: in `module` it may be an earlier reward's of this process.
+    original = importlib.import_module(f"{module.__package__}.clip_t5.model").CLIPT5ForConditionalGeneration
+
+    class Strict:
+        """Loads what the original does, with this row's tower, and refuses weights that do not fit."""
+
+        @staticmethod
+        def from_pretrained(place: str, cache_dir: str) -> Any:
+            hub = {} if Path(place).exists() else {"revision": spec.revision}
+            with one_line(spec.source, spec.revision):
+                config = original.config_class.from_pretrained(place, **hub)
+                config.mm_vision_tower = tower
+                # As the package rounds them anyway: in float32, as it reads them, xxl takes 45 GB of the host.
+                model, found = original.from_pretrained(
+                    place, config=config, torch_dtype=torch.bfloat16, output_loading_info=True, **hub
+                )
+            missing = [key for key in found["missing_keys"] if not key.startswith(_TOWER)]
+            check_strict(spec.source, {**found, "missing_keys": missing})
+            if len(missing) < len(found["missing_keys"]):
+                # The tower comes from its own repository, and what a checkpoint lacks was made random since.
+                model.get_vision_tower().load_model()
+            return model
+
+    vars(module)["CLIPT5ForConditionalGeneration"] = Strict
+    return str(name)

@@ -1,0 +1,1 @@
+"""What a job would take, before anything starts: fit, hours, dollars."""

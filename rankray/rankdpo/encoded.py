@@ -1,0 +1,300 @@
+"""Encoded candidates: latents and text embeddings of a ranked dataset, as they are kept and as they are read.
+
+    PLACE/data/*.parquet     one row a prompt, one row group a row: any row can be read alone
+    PLACE/empty.safetensors  the empty prompt's embeddings, for prompt dropout
+    PLACE/encoded.json       written last: the set is complete
+
+A row group a row costs some 2 KB of footer for each, beside 1 MB of SDXL latents and embeddings; in return a training
+run reads its rows in any order from any Arrow filesystem, and never a row that belongs to another worker.
+
+    K candidates, N rewards, latents [C, H, W]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from safetensors.numpy import load
+
+from rankray import store
+from rankray.rankdpo.labels import Labelling
+
+ENCODED_VERSION = 2
+"""Of what encoders make; 1 was encoded on GPUs with an autoencoder rounded to bfloat16."""
+IO_THREADS = 8
+OPEN_FILES = 64
+"""Parquet files whose footers a reader keeps: at 256 rows each, those of 16,000 prompts."""
+
+Array = npt.NDArray[Any]
+
+_LATENT = pa.struct([pa.field("mean", pa.binary()), pa.field("std", pa.binary())])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shapes and precision of an encoded set.
+
+    Attributes:
+        latent: (C, H, W).
+        text: name of each embedding -> its shape.
+        dtype: "float32" or "float16".
+        size: (height, width) of the pictures, in pixels.
+    """
+
+    latent: tuple[int, int, int]
+    text: Mapping[str, tuple[int, ...]]
+    dtype: str
+    size: tuple[int, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the schema's metadata and `encoded.json`."""
+        text = {name: list(shape) for name, shape in self.text.items()}
+        return {"latent": list(self.latent), "text": text, "dtype": self.dtype, "size": list(self.size)}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Layout:
+        """The reverse of `as_json`."""
+        text = {name: tuple(shape) for name, shape in value["text"].items()}
+        c, h, w = value["latent"]
+        height, width = value["size"]
+        return Layout((c, h, w), text, value["dtype"], (height, width))
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """A prompt as training sees it. Candidates without a picture have zeros and rank 0.
+
+    Attributes:
+        mean, std: float32[K, C, H, W], of the autoencoder's posterior.
+        win_probability: float32[K].
+        rank: int64[K].
+        scores: float32[K, N].
+        text: name -> float32 array, one embedding a prompt.
+    """
+
+    prompt_id: str
+    prompt: str
+    mean: Array
+    std: Array
+    win_probability: Array
+    rank: Array
+    scores: Array
+    text: Mapping[str, Array]
+
+
+def arrow_schema(layout: Layout) -> pa.Schema:
+    """Columns of an encoded set; the layout stands in the metadata."""
+    text = pa.struct([pa.field(name, pa.binary()) for name in layout.text])
+    return pa.schema(
+        [
+            pa.field("prompt_id", pa.string(), nullable=False),
+            pa.field("prompt", pa.string(), nullable=False),
+            pa.field("latents", pa.list_(_LATENT)),
+            pa.field("win_probability", pa.list_(pa.float32())),
+            pa.field("rank", pa.list_(pa.int8())),
+            pa.field("scores", pa.list_(pa.list_(pa.float32()))),
+            pa.field("text", text),
+        ],
+        metadata={"rankray.rankdpo.encoded": json.dumps({"version": ENCODED_VERSION, **layout.as_json()})},
+    )
+
+
+def encoded_table(
+    rows: Sequence[Mapping[str, Any]],
+    latents: Sequence[Sequence[tuple[Array, Array] | None]],
+    text: Mapping[str, Array],
+    layout: Layout,
+) -> pa.Table:
+    """Rows of a ranked dataset with what encoders made of them.
+
+    Args:
+        rows: of a ranked dataset, as Python values.
+        latents: (mean, std) [C, H, W] of each row's candidates, None where there is no picture.
+        text: name -> embeddings [B, ...].
+        layout: shapes and precision.
+    """
+
+    def stored(array: Array) -> bytes:
+        return np.ascontiguousarray(array, dtype=layout.dtype).tobytes()
+
+    found = []
+    for b, row in enumerate(rows):
+        pairs = [
+            None if pair is None else {"mean": stored(pair[0]), "std": stored(pair[1])} for pair in latents[b]
+        ]
+        candidates = row["candidates"]
+        found.append(
+            {
+                "prompt_id": row["prompt_id"],
+                "prompt": row["prompt"],
+                "latents": pairs,
+                "win_probability": [c["win_probability"] for c in candidates],
+                "rank": [0 if pair is None else c["rank"] for c, pair in zip(candidates, pairs, strict=True)],
+                "scores": [c["scores"] for c in candidates],
+                "text": {name: stored(array[b]) for name, array in text.items()},
+            }
+        )
+    return pa.Table.from_pylist(found, schema=arrow_schema(layout))
+
+
+def decoded_row(row: Mapping[str, Any], layout: Layout) -> EncodedRow:
+    """One stored row as arrays."""
+
+    def part(data: bytes | None, shape: tuple[int, ...]) -> Array:
+        if data is None:
+            return np.zeros(shape, np.float32)
+        return np.frombuffer(data, layout.dtype).reshape(shape).astype(np.float32)
+
+    pairs = [pair or {"mean": None, "std": None} for pair in row["latents"]]
+    phi = [np.nan if value is None else value for value in row["win_probability"]]
+    return EncodedRow(
+        prompt_id=row["prompt_id"],
+        prompt=row["prompt"],
+        mean=np.stack([part(pair["mean"], layout.latent) for pair in pairs]),
+        std=np.stack([part(pair["std"], layout.latent) for pair in pairs]),
+        win_probability=np.asarray(phi, np.float32),
+        rank=np.asarray(row["rank"], np.int64),
+        scores=np.asarray(row["scores"], np.float32),
+        text={name: part(row["text"][name], shape) for name, shape in layout.text.items()},
+    )
+
+
+def relabelled(row: EncodedRow, labelling: Labelling) -> EncodedRow:
+    """The row with another labelling's win probabilities and ranks; candidates that it leaves out have rank 0."""
+    phi, rank = labelling(row.prompt_id, row.scores, row.rank)
+    return replace(row, win_probability=phi, rank=rank)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands: file, row group, and the row's number within it."""
+
+    prompt_id: str
+    file: str
+    group: int
+    offset: int
+
+
+def index(files: Sequence[str], fs: pafs.FileSystem) -> list[Place]:
+    """Every row's place, sorted by prompt id, whatever the files are called."""
+
+    def places(file: str) -> list[Place]:
+        parquet = pq.ParquetFile(file, filesystem=fs)
+        ids = parquet.read(["prompt_id"])["prompt_id"].to_pylist()
+        found: list[Place] = []
+        for group in range(parquet.num_row_groups):
+            count = parquet.metadata.row_group(group).num_rows
+            found += [Place(ids[len(found) + n], file, group, n) for n in range(count)]
+        return found
+
+    with ThreadPoolExecutor(IO_THREADS) as pool:
+        return sorted(
+            (p for part in pool.map(places, files) for p in part), key=lambda place: place.prompt_id
+        )
+
+
+class RowReader:
+    """Reads single rows of Parquet files by their places, a row group at a time, several at once."""
+
+    def __init__(self, fs: pafs.FileSystem, columns: Sequence[str] | None = None) -> None:
+        self._fs, self._columns = fs, None if columns is None else list(columns)
+        self._pool = ThreadPoolExecutor(IO_THREADS)
+        self._open: dict[str, pq.FileMetaData] = {}
+
+    def read(self, places: Sequence[Place]) -> list[dict[str, Any]]:
+        """The rows at `places`, in their order."""
+        return list(self._pool.map(self._one, places))
+
+    def _one(self, place: Place) -> dict[str, Any]:
+        known = self._open.get(place.file)
+        with self._fs.open_input_file(place.file) as source:
+            parquet = pq.ParquetFile(source, metadata=known)
+            if known is None:
+                if len(self._open) >= OPEN_FILES:
+                    self._open.pop(next(iter(self._open)), None)
+                self._open[place.file] = parquet.metadata
+            table = parquet.read_row_group(place.group, self._columns, use_threads=False)
+        row: dict[str, Any] = table.slice(place.offset, 1).to_pylist()[0]
+        return row
+
+
+def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """A permutation of the rows that is a function of seed and epoch: int64[rows]."""
+    digest = hashlib.sha256(f"order\0{seed}\0{epoch}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(rows)
+
+
+def step_rows(step: int, batch_size: int, rows: int, seed: int) -> list[tuple[int, int]]:
+    """(epoch, row) of each prompt of a step's global batch.
+
+    Batches are cut from one endless row of epochs, so each epoch holds each prompt once even where `batch_size` does
+    not divide the dataset, and the place in the data is the step's number alone.
+    """
+    found: list[tuple[int, int]] = []
+    position, end = step * batch_size, (step + 1) * batch_size
+    while position < end:
+        epoch, start = divmod(position, rows)
+        take = min(end - position, rows - start)
+        found += [(epoch, int(row)) for row in epoch_order(rows, seed, epoch)[start : start + take]]
+        position += take
+    return found
+
+
+def epochs_of(steps: int, batch_size: int, rows: int) -> int:
+    """Epochs that a run of so many steps begins."""
+    return -(-steps * batch_size // rows)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a run reads of an encoded set: each row in epochs 0 to `whole` - 1, and those of `last` once more.
+
+    400 steps of 1,024 prompts are 7.06 epochs of 58,000: the eighth reads 3,600 prompts, not all of them.
+    """
+
+    whole: int
+    last: frozenset[str]
+
+    def epochs(self, prompt_id: str) -> range:
+        """The epochs in which a row that takes part is read."""
+        return range(self.whole + (prompt_id in self.last))
+
+
+def reads(prompt_ids: Iterable[str], steps: int, batch_size: int, seed: int) -> Reads:
+    """What `step_rows` gives to a run of so many steps over the rows of these prompts."""
+    ids = sorted(prompt_ids)
+    whole, rest = divmod(steps * batch_size, len(ids))
+    return Reads(whole, frozenset(ids[row] for row in epoch_order(len(ids), seed, whole)[:rest]))
+
+
+def layout_of(schema: pa.Schema) -> Layout:
+    """The layout that an encoded table's metadata states."""
+    return Layout.from_json(json.loads(schema.metadata[b"rankray.rankdpo.encoded"]))
+
+
+def read_empty(place: str) -> dict[str, np.ndarray]:
+    """The empty prompt's embeddings of the encoded set at `place`."""
+    fs, path = store.filesystem(place)
+    with fs.open_input_stream(f"{path}/empty.safetensors") as stream:
+        found: dict[str, np.ndarray] = load(stream.read())
+    return found
+
+
+def read_reference(place: str) -> dict[str, list[list[float]]]:
+    """prompt_id -> errors [E][K] of the reference errors at `place`; 58,000 prompts x 7 epochs x 4 are 7 MB."""
+    fs, path = store.filesystem(place)
+    found: dict[str, list[list[float]]] = {}
+    for file in store.data_files(fs, path):
+        table: pa.Table = pq.read_table(file, filesystem=fs)
+        found.update(zip(table["prompt_id"].to_pylist(), table["ref_error"].to_pylist(), strict=True))
+    return found

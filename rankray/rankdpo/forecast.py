@@ -1,0 +1,334 @@
+"""What a training will take, before a weight is read: memory of a trainer, bytes on disk, forward passes.
+
+Shapes are the published configurations' (or those of the weights' directory), so bytes on disk are exact but for
+Parquet's own (2 %). Memory is a plan's: ZeRO's shards, DeepSpeed's buffer, and what a backward pass keeps, which
+`benchmarks/memory_plan` counted on a fake device. Hours of the reference take the share of a GPU's peak that
+`rankray.models.hardware` assumes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rankray import store
+from rankray.cluster.seats import Node, alive_nodes
+from rankray.config import ConfigError
+from rankray.config.rankdpo import REFERENCE_FREE, RankDPOConfig, TrainingSettings
+from rankray.models import denoisers, hardware
+from rankray.models.components import BYTES, MEGAPIXEL, Component
+from rankray.models.demand import own_parameters
+from rankray.models.generators import GeneratorSpec, full_size
+from rankray.models.hardware import CONTEXT_GB, WORKSPACE, GpuType
+from rankray.models.targets import locate
+from rankray.rankdpo.encode_actors import ReferenceJob
+
+Mode = Literal["copy", "adapter_off", "precomputed"]
+
+BUCKET = 5e8
+"""Elements of gradients on their way in ZeRO, DeepSpeed's default; there as long as a backward pass."""
+
+STATES = {"adamw": 2.0, "sgd": 0.0}
+"""Float32 tensors of an optimizer's state a trained weight, without sgd's momentum."""
+
+ROW_BYTES = 2_100
+"""Of a stored row beside its arrays: a row group's footer, scores, the prompt."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model is to a training.
+
+    Attributes:
+        parameters: of the denoiser.
+        latent: (C, H, W) of a picture; text: shape of each embedding of a prompt.
+        denoiser, autoencoder: measured facts; None for weights of another make than the published ones.
+        megapixels: of a picture.
+    """
+
+    parameters: int
+    latent: tuple[int, int, int]
+    text: Mapping[str, tuple[int, ...]]
+    denoiser: Component | None
+    autoencoder: Component | None
+    megapixels: float
+
+    def prompt_bytes(self, candidates: int, dtype: str) -> int:
+        """Of one prompt in the encoded set: mean and deviation of each candidate's latents, and the embeddings."""
+        text = sum(math.prod(shape) for shape in self.text.values())
+        return (2 * candidates * math.prod(self.latent) + text) * BYTES[dtype] + ROW_BYTES
+
+
+def facts(spec: GeneratorSpec) -> Facts | None:
+    """The facts of a row's model, without network or weights; None where its configuration is not there to be read."""
+    row = denoisers.DENOISERS[denoisers.family(spec)]
+    known = (
+        {} if spec.full_size is None else {part.name: part for part in full_size.components(spec.full_size)}
+    )
+    try:
+        place = Path(locate(spec.source)) if spec.source else Path()
+    except ConfigError:
+        place = Path()
+    configs: Mapping[str, Mapping[str, Any]]
+    if (place / row.denoiser / "config.json").exists():
+        configs = {file.parent.name: json.loads(file.read_text()) for file in place.glob("*/config.json")}
+        parameters = own_parameters(place / row.denoiser, spec.variant)
+    elif known:
+        configs = {name: part.config for name, part in known.items()}
+        parameters = known[row.denoiser].parameters
+    else:
+        return None
+    if parameters is None or "vae" not in configs:
+        return None
+    down = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    latent = (configs["vae"]["latent_channels"], spec.height // down, spec.width // down)
+    size = spec.height * spec.width / MEGAPIXEL
+    part, vae = known.get(row.denoiser), known.get("vae")
+    if part is None or abs(parameters - part.parameters) > 0.2 * part.parameters:
+        part = vae = None
+    left = {name: config for name, config in configs.items() if spec.load.get(name, config) is not None}
+    return Facts(parameters, latent, row.text(left, spec.call), part, vae, size)
+
+
+def candidates_of(dataset: store.RankedDataset) -> int:
+    """Candidates of a row."""
+    return sum(int(item["samples"]) for item in dataset.info["generators"])
+
+
+def settled(
+    config: RankDPOConfig,
+    spec: GeneratorSpec,
+    dataset: store.RankedDataset,
+    device: str,
+    say: Callable[[str], None],
+) -> RankDPOConfig:
+    """The configuration with its reference chosen where that was left open; says why, and what will be on disk.
+
+    Ray must be there: the choice is by the memory of the cluster's GPUs.
+    """
+    found, candidates = facts(spec), candidates_of(dataset)
+    taken = config.objective.reference
+    if taken == "auto":
+        taken, why = reference(config, found, candidates, device, smallest_gpu(alive_nodes()))
+        say(f"reference: {taken}, as {why}")
+        objective = config.objective.model_copy(update={"reference": taken})
+        config = config.model_copy(update={"objective": objective})
+    if found is not None:
+        places = {"encoded": config.encoding.place or dataset.path, "output": config.output}
+        for line in disk_lines(stored(config, found, dataset.info["rows"], candidates, places, taken)):
+            say(line)
+    return config
+
+
+def ahead_line(job: ReferenceJob, rows: int, dataset: store.RankedDataset) -> str:
+    """What computing the reference ahead for `rows` prompts will take, said before it begins."""
+    count = job.config.workers.count
+    k = candidates_of(dataset) if job.labelling is None else len(job.labelling.candidates)
+    pairs = job.reads.whole * rows + len(job.reads.last)
+    line = (
+        f"reference ahead: {pairs / rows:.2f} epochs of {rows:,} prompts, {pairs * k:,} forward passes on "
+        f"{count} {'actor' if count == 1 else 'actors'}"
+    )
+    found, gpu = facts(job.spec), smallest_gpu(alive_nodes()) if job.device == "cuda" else None
+    if found is None or found.denoiser is None or gpu is None:
+        return line
+    hours = pairs * k * found.denoiser.flops_at(found.megapixels) / gpu.flops_per_s("half") / 3600
+    return f"{line}: about {hours / count:.1f} h on {count} x {gpu.name} (assumed speed)"
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What one trainer holds of a GPU, in bytes.
+
+    Attributes:
+        weights: of the model, and of the reference's copy.
+        states: gradients' sum, masters, the optimizer's state and the average.
+        activations: of a forward and backward pass.
+        bucket: gradients on their way, beside them.
+        stepping: what the optimizer's step takes, when these are gone: one more float32 tensor a trained weight.
+    """
+
+    weights: float
+    states: float
+    activations: float
+    bucket: float
+    stepping: float
+
+    @property
+    def allocated(self) -> float:
+        """The tensors alone: what `benchmarks/memory_plan` counts one by one."""
+        return self.weights + self.states + max(self.activations + self.bucket, self.stepping)
+
+    @property
+    def memory_gb(self) -> float:
+        """With workspaces, fragments and CUDA's own, 1e9 bytes."""
+        passing = WORKSPACE * self.activations + self.bucket
+        return (self.weights + self.states + max(passing, self.stepping)) / 1e9 + CONTEXT_GB
+
+
+def trainer(config: TrainingSettings, found: Facts, candidates: int, reference: str) -> Trainer:
+    """One trainer with the least number of workers and the smallest micro-batch.
+
+    Args:
+        reference: "copy", or any other, which holds no second model.
+    """
+    workers, tuned = config.workers, config.tuned
+    size, stage = BYTES[tuned.dtype], workers.zero_stage
+    shards = workers.count if stage else 1
+    lora = tuned.train == "lora"
+    trained = 0 if lora else found.parameters  # adapters are small; of modules by name: as if all
+    weights = found.parameters * size / (shards if stage == 3 else 1)
+    copy = found.parameters * size if reference == "copy" else 0
+    # stages 2 and 3 sum gradients in float32 (`zero.deepspeed_config`)
+    states = trained * (4 / shards if stage >= 2 else size)
+    if not workers.offload:
+        momentum = config.optimizer.name == "sgd" and config.optimizer.momentum > 0
+        tensors = (stage > 0) + STATES[config.optimizer.name] + momentum + (tuned.ema is not None)
+        states += 4 * tensors * trained / shards
+    activations = 0.0
+    if found.denoiser is not None and found.denoiser.kept:
+        kept = found.denoiser.kept[
+            "checkpointed" if tuned.activation_checkpointing else "lora" if lora else "full"
+        ]
+        one = found.denoiser.activations_at(found.megapixels) * size
+        activations = kept * one * candidates * (workers.micro_batch or 1)
+    return Trainer(
+        weights=weights + copy,
+        states=states,
+        activations=activations,
+        bucket=BUCKET * size if stage else 0.0,
+        stepping=0.0 if workers.offload else 4 * trained / shards,
+    )
+
+
+def smallest_gpu(nodes: Iterable[Node]) -> GpuType | None:
+    """The type with the least memory among the nodes' GPUs, by the resource with which Ray names them; None where any
+    node does not say. Of a name that two types have the smaller is taken."""
+    found = []
+    for node in nodes:
+        if not node.gpus:
+            continue
+        names = [name.partition(":")[2] for name in node.resources if name.startswith("accelerator_type:")]
+        if len(names) != 1:
+            return None
+        said = re.search(r"(\d+)G", names[0])
+        kind = hardware.by_device(names[0], float(said[1]) if said else 0.0)
+        if kind is None:
+            return None
+        found.append(kind)
+    return min(found, key=lambda kind: kind.memory_gb, default=None)
+
+
+def reference(
+    config: TrainingSettings, found: Facts | None, candidates: int, device: str, gpu: GpuType | None
+) -> tuple[Mode, str]:
+    """(where reference errors come from, why) where `objective.reference` is "auto".
+
+    Values are the same to rounding, so what is chosen may differ between a run's starts.
+    """
+    settled_by: tuple[tuple[bool, Mode, str], ...] = (
+        (config.objective.name in REFERENCE_FREE, "copy", f"objective {config.objective.name} asks none"),
+        (config.tuned.train == "lora", "adapter_off", "with LoRA the model without its adapters is it"),
+        (
+            config.encoding.mode == "stream",
+            "copy",
+            "encoding.mode = 'stream' keeps nothing to compute it from",
+        ),
+        (device == "cpu", "copy", "on CPUs a second model takes host memory alone"),
+    )
+    for holds, taken, why in settled_by:
+        if holds:
+            return taken, why
+    if found is None or found.denoiser is None or gpu is None:
+        what = "the model's size" if found is None or found.denoiser is None else "the GPUs' type"
+        return "precomputed", f"{what} is not known, and it takes less memory than a second model"
+    needs = trainer(config, found, candidates, "copy").memory_gb
+    room = f"{needs:.1f} GB of the {gpu.usable_gb:.1f} usable of {gpu.name}"
+    if needs <= gpu.usable_gb:
+        return (
+            "copy",
+            f"a trainer with a second model needs about {room}, and nothing waits for a stage ahead",
+        )
+    return "precomputed", f"a trainer with a second model would need about {room}"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a run leaves on disk: bytes, and where."""
+
+    what: str
+    size: float
+    place: str
+
+
+def stored(
+    config: TrainingSettings, found: Facts, rows: int, candidates: int, places: Mapping[str, str], taken: str
+) -> list[Stored]:
+    """What a run writes, before it does.
+
+    Args:
+        rows: prompts of the dataset.
+        places: of "encoded" and "output".
+        taken: where reference errors come from.
+    """
+    made = []
+    if config.encoding.mode == "store":
+        each = found.prompt_bytes(candidates, config.encoding.dtype)
+        what = f"encoded set ({each / 1e6:.2f} MB a prompt)"
+        made.append(Stored(what, float(rows * each), places["encoded"]))
+    if taken == "precomputed":
+        errors = config.steps * config.batch_size * candidates * 4 + rows * ROW_BYTES
+        made.append(Stored("reference errors", float(errors), places["encoded"]))
+    trained = 0 if config.tuned.train == "lora" else found.parameters
+    states = STATES[config.optimizer.name] + (
+        config.optimizer.name == "sgd" and config.optimizer.momentum > 0
+    )
+    one = 4.0 * trained * (1 + states + (config.tuned.ema is not None))
+    # the last N, the best, and the one that is being written while its forerunner is still there
+    number = config.checkpoints.keep + 2
+    what = f"checkpoints (up to {number} of {_gb(one)})"
+    return [*made, Stored(what, one * number, places["output"])]
+
+
+def disk_lines(made: Sequence[Stored]) -> list[str]:
+    """A line of sizes, and a warning for each local filesystem with less room than will be written to it."""
+    lines = ["on disk: " + ", ".join(f"{item.what} {_gb(item.size)}" for item in made)]
+    wanted: dict[int, tuple[float, float, str]] = {}
+    for item in made:
+        place = _existing(item.place)
+        if place is None:
+            continue
+        device = place.stat().st_dev
+        size = wanted.get(device, (0.0, 0.0, ""))[0] + item.size
+        wanted[device] = (size, float(shutil.disk_usage(place).free), item.place)
+    lines += [
+        f"warning: {place} has {_gb(free)} free, and up to {_gb(size)} will be written there; give another place "
+        "(output, encoding.place), or encoding.dtype = 'float16'"
+        for size, free, place in wanted.values()
+        if size > free
+    ]
+    return lines
+
+
+def _existing(place: str) -> Path | None:
+    """The nearest directory of a local path that is there; None of an URI."""
+    if "://" in place and not place.startswith("file://"):
+        return None
+    path = Path(place.removeprefix("file://")).expanduser()
+    return next((found for found in (path, *path.parents) if found.exists()), None)
+
+
+def _gb(size: float) -> str:
+    return (
+        f"{size / 1e9:,.0f} GB"
+        if size >= 1e10
+        else f"{size / 1e9:.1f} GB"
+        if size >= 1e8
+        else f"{size / 1e6:.1f} MB"
+    )

@@ -1,0 +1,396 @@
+"""RankDPO as a job (paper section 3.3, Algorithm 2): check, encode, compute the reference, train, export.
+
+    OUTPUT/pipeline/        the better model, as `save_pretrained` writes it
+    OUTPUT/checkpoints/     Ray Train's, the last N and the best
+    OUTPUT/samples/         picture grids while it trained
+    OUTPUT/metrics.jsonl    a line a step
+    OUTPUT/config.toml, report.html
+    OUTPUT/run.json         written last: the run is complete
+
+Everything that can be known of a bad input is found before a model loads. Killed anywhere, the same command goes on:
+the encoded set and the reference errors by row, the training from its last checkpoint, which costs at most
+`checkpoints.every` steps.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+import rankray
+from rankray import schema, store
+from rankray.cluster.ray_session import connect, exclusive, in_submitted_job
+from rankray.config import ConfigError, GeneratorChoice, device_of, nearest
+from rankray.config.rankdpo import REFERENCE_FREE, SCORED, RankDPOConfig, TrainingSettings
+from rankray.data import place as outputs
+from rankray.data.place import Output
+from rankray.models import denoisers, generators
+from rankray.models.generators import GeneratorSpec
+from rankray.rankdpo import forecast as training_forecast
+from rankray.rankdpo import labels
+from rankray.rankdpo import nodes as training_nodes
+
+if TYPE_CHECKING:
+    from rankray.rankdpo.training import TrainJob
+
+Say = Callable[[str], None]
+SAMPLE_PROMPTS = 4
+
+
+class TrainingError(RuntimeError):
+    """A run that stopped by itself: one line that says why and what is kept."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: its place and summary (the contents of `run.json`)."""
+
+    path: str
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run whose inputs were found good: the model's row and revision, the dataset, the objective's reward.
+
+    `labelling` is None where the dataset's own ranking is learnt; `rows` are prompts that take part.
+    """
+
+    config: RankDPOConfig
+    spec: GeneratorSpec
+    revision: str
+    dataset: store.RankedDataset
+    reward: int | None
+    labelling: labels.Labelling | None
+    rows: int
+    device: str
+
+
+def run(
+    config: RankDPOConfig,
+    say: Say = print,
+    publish: Callable[[str, dict[str, Any]], None] | None = None,
+) -> Result:
+    """Trains as `config` says, or what is left of it, or nothing where it is complete.
+
+    Raises:
+        ConfigError: the configuration, the dataset, the model, the output or the cluster do not fit; nothing was begun.
+        TrainingError: too many steps were not finite.
+    """
+    plan = check(config)
+    output = outputs.open_output(config.output, in_job=in_submitted_job())
+    revisions = {"model": plan.revision, "dataset": plan.dataset.info["prompts"]["sha256"]}
+    if output.exists("run.json"):
+        outputs.claim(output, config, revisions, "run.json")
+        say(f"{output.uri} is complete already; nothing to do")
+        return Result(output.uri, store.read_json(output.at("run.json"), output.fs))
+    connect()
+    training_nodes.require(training_nodes.workers(config.workers), config.workers.wait_for_nodes_s, say)
+    plan = _settled(plan, say)
+    outputs.claim(output, config, revisions, "run.json")
+    say(f"output: {output.uri}")
+    with exclusive("rankdpo", output.uri):
+        info = _make(plan, output, say)
+    if publish is not None:
+        publish(output.uri, info)
+    store.write_json(output.at("run.json"), info, output.fs)
+    output.remove("_work")
+    return Result(output.uri, info)
+
+
+def check(config: RankDPOConfig) -> Plan:
+    """Looks at everything that a run needs, without loading a model.
+
+    Raises:
+        ConfigError: named fault, what is allowed, what to do.
+    """
+    spec, revision = check_model(config.model)
+    dataset = _dataset(config.dataset)
+    labelling = labels.resolve(config.labels, dataset.info, config.seed)
+    reward = check_reward(config, [item["name"] for item in dataset.info["rewards"]])
+    if config.checkpoints.tensorboard and "://" in config.output:
+        raise ConfigError(
+            f"checkpoints.tensorboard writes to directories, and output is '{config.output}'; turn it off"
+        )
+    device = device_of(config.workers.num_gpus, config.rehearse)
+    rows = dataset.info["rows"]
+    if labelling is not None:
+        rows = labelling.count(row["prompt_id"] for row in dataset.rows())
+    return Plan(config, spec, revision, dataset, reward, labelling, rows, device)
+
+
+def _dataset(path: str) -> store.RankedDataset:
+    """The dataset, opened and found fit to train on, by its scores and the places of its images."""
+    try:
+        dataset = store.read(path)
+    except store.DatasetError as error:
+        raise ConfigError(f"dataset {error}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"dataset '{path}' cannot be opened: {str(error).splitlines()[0]}") from None
+    version = dataset.info.get("schema_version")
+    if version != schema.SCHEMA_VERSION:
+        raise ConfigError(
+            f"dataset {dataset.path} has schema version {version}, and this rankray reads "
+            f"{schema.SCHEMA_VERSION}; make it again, or take the rankray that wrote it"
+        )
+    usable = total = 0
+    for row in dataset.rows():
+        total += 1
+        usable += sum(candidate["rank"] > 0 for candidate in row["candidates"]) >= 2
+    if not usable:
+        raise ConfigError(
+            f"dataset {dataset.path}: none of {total:,} prompts has two ranked candidates, so there is nothing to "
+            "prefer; look at the failures in its report"
+        )
+    missing = store.missing_images(dataset)
+    if missing:
+        raise ConfigError(
+            f"dataset {dataset.path}: {len(missing):,} images are missing, the first is {missing[0]}; put its images "
+            "directory back"
+        )
+    return dataset
+
+
+def check_model(choice: GeneratorChoice) -> tuple[GeneratorSpec, str]:
+    """The row and revision of a model that can be trained; its weights are not read.
+
+    Raises:
+        ConfigError: a class of the user's own, or a pipeline of which no family trains.
+    """
+    target = generators.resolve(choice)
+    spec = target.kwargs.get("spec")
+    if not isinstance(spec, GeneratorSpec):
+        raise ConfigError(
+            f"model '{choice.model}' is a class of your own; name a row of the generators' table"
+        )
+    denoisers.check_family(spec)
+    return spec, target.revision
+
+
+def check_reward(config: TrainingSettings, names: list[str]) -> int | None:
+    """The place of the objective's reward among a candidate's scores, None where it needs none.
+
+    Raises:
+        ConfigError: the dataset has no such reward.
+    """
+    if config.objective.name not in SCORED:
+        return None
+    name = str(config.objective.reward)
+    if name not in names:
+        raise ConfigError(
+            f"objective {config.objective.name} needs the scores of '{name}'{nearest(name, names)}, which the dataset "
+            f"lacks; it has: {', '.join(names)}"
+        )
+    return names.index(name)
+
+
+def _settled(plan: Plan, say: Say) -> Plan:
+    found = training_forecast.settled(plan.config, plan.spec, plan.dataset, plan.device, say)
+    return replace(plan, config=found)
+
+
+def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
+    """Encodes, computes the reference, trains and exports what is left of a run; returns its summary."""
+    from rankray.rankdpo import samples
+    from rankray.rankdpo.encoded import epochs_of
+
+    config = plan.config
+    if output.exists("_work", "diverged.json"):
+        output.fs.delete_file(output.at("_work", "diverged.json"))
+    encoded = _Encoded(plan, say)
+    job = encoded.job(output.uri)
+    epochs = epochs_of(config.steps, config.batch_size, plan.rows)
+    say(
+        f"training {denoisers.family(plan.spec)} on {job.rows:,} prompts: {config.steps:,} steps of "
+        f"{config.batch_size:,} ({epochs} epochs), {config.workers.count} workers, ZeRO {config.workers.zero_stage}"
+    )
+    checkpoint = _train(job, output)
+    if output.exists("_work", "diverged.json"):
+        found = store.read_json(output.at("_work", "diverged.json"), output.fs)
+        raise TrainingError(
+            f"{found['skipped']} of {found['step']} steps had a loss or gradient that was not finite or exploded, more "
+            f"than checkpoints.bad_steps = {config.checkpoints.bad_steps}; the last good checkpoint is kept in "
+            f"{output.uri}/checkpoints. Lower optimizer.learning_rate or raise objective.beta, with another output."
+        )
+    say("writing the pipeline")
+    export = ray.remote(num_cpus=0.5)(samples.export_pipeline)
+    ray.get(
+        export.remote(plan.spec, config, output.uri_of("checkpoints", checkpoint), output.uri_of("pipeline"))
+    )
+    return _summary(plan, output, checkpoint)
+
+
+class _Encoded:
+    """The encoded set that trainers read, or the actors that encode for them, and where the reference errors are."""
+
+    def __init__(self, plan: Plan, say: Say) -> None:
+        from rankray.rankdpo import encoding
+        from rankray.rankdpo.encode_actors import EncodeActor, EncodeJob, ReferenceJob
+        from rankray.rankdpo.encoded import reads as reads_of
+
+        self.plan, config, dataset = plan, plan.config, plan.dataset
+        settings = config.encoding
+        device = device_of(settings.num_gpus, config.rehearse)
+        dtype = "float32" if device == "cpu" else "bfloat16"
+        job = EncodeJob(plan.spec, device, dtype, settings.dtype, settings.batch_size, "")
+        self.place = encoding.encoded_place(dataset, job, plan.revision, settings)
+        job = EncodeJob(plan.spec, device, dtype, settings.dtype, settings.batch_size, self.place)
+        self.names: tuple[str, ...] = ()
+        self.reference: str | None = None
+        if settings.mode == "stream":
+            wanted = [*training_nodes.encoders(settings), *training_nodes.workers(config.workers)]
+            training_nodes.require(wanted, config.workers.wait_for_nodes_s, say)
+            actor = ray.remote(EncodeActor)
+            options = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus, "max_restarts": -1}
+            self.names = tuple(f"encoder {n} of {self.place}" for n in range(settings.min_size))
+            # held here, as a named actor lives no longer than the handle that made it
+            self._actors = [actor.options(name=name, **options).remote(job) for name in self.names]
+            self.files, self.files_uri, self.layout = dataset.files, dataset.path, None
+            return
+        encoded = encoding.encode(dataset, job, settings, say, config.workers.wait_for_nodes_s)
+        self.files, self.files_uri, self.layout = encoded.files, encoded.uri, encoded.layout.as_json()
+        if config.objective.reference == "precomputed" and config.objective.name not in REFERENCE_FREE:
+            ids = encoding.prompt_ids(encoded, plan.labelling)
+            reads = reads_of(ids, config.steps, config.batch_size, config.seed)
+            ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, reads, plan.labelling)
+            place = encoding.reference_place(encoded, ahead, plan.revision)
+            told = training_forecast.ahead_line(ahead, len(ids), plan.dataset)
+            self.reference = encoding.precompute(encoded, ahead, place, config.workers, say, told)
+
+    def job(self, output: str) -> TrainJob:
+        """What a worker needs to train into `output`."""
+        from rankray.rankdpo.training import TrainJob
+
+        plan = self.plan
+        return TrainJob(
+            config=plan.config,
+            spec=plan.spec,
+            revision=plan.revision,
+            files=self.files,
+            files_uri=self.files_uri,
+            layout=self.layout,
+            place=self.place,
+            reference=self.reference,
+            encoders=self.names,
+            reward=plan.reward,
+            labelling=plan.labelling,
+            rows=plan.rows,
+            sample_prompts=plan.config.checkpoints.sample_prompts or _some_prompts(plan.dataset),
+            output=output,
+            device=plan.device,
+        )
+
+
+def prepare(config: RankDPOConfig, say: Say = print) -> TrainJob:
+    """Encodes the dataset, and computes the reference ahead where the run wants it so; what is left is to train.
+
+    Runs that share either, as an ablation's do, may then start together.
+
+    Raises:
+        ConfigError: as `run`.
+    """
+    plan = check(config)
+    connect()
+    return _Encoded(_settled(plan, say), say).job(config.output)
+
+
+def _train(job: Any, output: Output) -> str:
+    """Runs the workers to the end; returns the last checkpoint's name."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    workers = job.config.workers
+    resources = {"CPU": workers.num_cpus, **({"GPU": workers.num_gpus} if workers.num_gpus else {})}
+    scaling: dict[str, Any] = {
+        "num_workers": (workers.count, workers.max_count) if workers.max_count else workers.count,
+        "use_gpu": bool(workers.num_gpus),
+        "resources_per_worker": resources,
+        "elastic_resize_monitor_interval_s": workers.resize_every_s,
+    }
+    storage: dict[str, Any] = {
+        "name": "checkpoints",
+        "storage_path": output.path,
+        "storage_filesystem": output.fs,
+        "failure_config": FailureConfig(max_failures=workers.max_failures),
+        "checkpoint_config": CheckpointConfig(num_to_keep=job.config.checkpoints.keep),
+        "worker_runtime_env": {"env_vars": _environment(job.device)},
+    }
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(**scaling),
+        torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
+        run_config=RunConfig(**storage),
+    )
+    result = trainer.fit()
+    if result.checkpoint is None:
+        return ""
+    return str(result.checkpoint.path).rstrip("/").rpartition("/")[2]
+
+
+def _environment(device: str) -> dict[str, str]:
+    return {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} if device == "cpu" else {}
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    from rankray.rankdpo.training import train
+
+    train(settings["job"])
+
+
+def _some_prompts(dataset: store.RankedDataset) -> tuple[str, ...]:
+    rows = dataset.rows()
+    return tuple(row["prompt"] for row, _ in zip(rows, range(SAMPLE_PROMPTS), strict=False))
+
+
+def _summary(plan: Plan, output: Output, checkpoint: str) -> dict[str, Any]:
+    """The contents of `run.json`."""
+    import json
+
+    config = plan.config
+    with output.fs.open_input_stream(output.at("metrics.jsonl")) as stream:
+        lines = [json.loads(line) for line in stream.read().decode().splitlines()]
+    state = store.read_json(output.at("checkpoints", checkpoint, "state.json"), output.fs)["run"]
+    parameters = store.read_json(output.at("_work", "parameters.json"), output.fs)
+    wall_s = max(state["elapsed_s"], 1e-9)
+    wait_s = sum(line["data_wait_s"] for line in lines)
+    identity = store.read_json(output.at("_work", "identity.json"), output.fs)["identity"]
+    return {
+        "rankray_version": rankray.__version__,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "identity": identity,
+        "dataset": plan.dataset.path,
+        "model": {
+            "source": plan.spec.source,
+            "revision": plan.revision,
+            "family": denoisers.family(plan.spec),
+        },
+        "loss": config.objective.name,
+        "beta": config.objective.beta,
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "workers": config.workers.count,
+        "zero_stage": config.workers.zero_stage,
+        "lora_rank": config.tuned.lora_rank if config.tuned.train == "lora" else 0,
+        "reference": config.objective.reference,  # as it was chosen, where "auto" left it open
+        "encode": config.encoding.mode,
+        "parameters": {"trained": parameters["trained"], "total": parameters["total"]},
+        "held_parameters": parameters["held"],
+        "throughput": {
+            "wall_s": wall_s,
+            "prompts_per_s": config.steps * config.batch_size / wall_s,
+            "data_wait_share": wait_s / wall_s,
+            "cpu_minutes": sum(line["cpu_s"] * line["workers"] for line in lines) / 60,  # used, not claimed
+        },
+        "skipped_steps": state["skipped"],
+        "best": {"step": state["best_step"], "metric": "implicit_accuracy", "value": state["best"]},
+        "cost": {
+            "usd": lines[-1]["usd"],
+            "gpu_hours": state["gpu_s"] / 3600,
+            "cpu_hours": state["cpu_s"] / 3600,
+        },
+    }

@@ -1,0 +1,82 @@
+"""`report.html` of Algorithm 3: the gain of each round, and the pictures that changed most. One file, no network.
+
+Pictures are the held-out ones that the comparison was made of, embedded as they are: twelve pairs of 64-pixel pictures
+are 100 KB, of 1024-pixel ones thumbnails of 256 pixels 1 MB.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rankray.evals import scores as evaluation
+from rankray.evals.scores import CHECKER
+from rankray.report.pages import picture, write_page
+
+PAIRS = 6
+"""Pictures shown that changed most, of those that improved and of those that got worse."""
+
+
+def write_align_report(uri: str, info: dict[str, Any]) -> None:
+    """Writes `uri/report.html` from align.json's contents and the evaluations beside it."""
+    rounds = [
+        {**found, "table": [_row(name, row) for name, row in found["gain"].items()]}
+        for found in info["rounds"]
+    ]
+    last = f"round-{len(rounds)}"
+    values = {
+        "rounds": rounds,
+        "verdict": verdict(info["rounds"][-1]["gain"]),
+        "pairs": changed(f"{uri}/evaluation/before", f"{uri}/evaluation/{last}"),
+    }
+    write_page(uri, "align.html.j2", values)
+
+
+def verdict(gain: dict[str, Any]) -> str:
+    """The result in one line: the checker's where there is one, else the first reward's."""
+    name = CHECKER if CHECKER in gain else next(iter(gain))
+    row = gain[name]
+    shown = _row(name, row)
+    sure = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "not measurably different"
+    return f"{name}: {shown['before']} before, {shown['after']} after: {sure}"
+
+
+def _row(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    share = name == CHECKER
+    plain = "{:.1%}".format if share else "{:.4f}".format
+
+    def signed(value: float) -> str:
+        return f"{100 * value:+.1f} points" if share else f"{value:+.4f}"
+
+    return {
+        "name": name,
+        "before": plain(row["before"]),
+        "after": plain(row["after"]),
+        **{key: signed(row[key]) for key in ("gain", "low", "high")},
+        "wins": row["wins"],
+        "losses": row["losses"],
+        "p": f"{row['p_value']:.2g}",
+    }
+
+
+def changed(before: str, after: str) -> list[dict[str, Any]]:
+    """Pairs of pictures of one prompt and seed whose mean standardised score changed most, up and down."""
+    first, second = evaluation.read(before), evaluation.read(after)
+    scores = np.stack([np.stack(list(side.scores.values())) for side in (first, second)])  # [2, N, P, S]
+    spread = np.maximum(np.nanstd(scores, axis=(0, 2, 3), keepdims=True), 1e-12)
+    change = (scores[1] - scores[0]) / spread[0]
+    known = ~np.isnan(change)
+    mean = np.where(known, change, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    chosen = evaluation.most_changed(mean, PAIRS)
+    places = {(first.ids[p], s) for p, s in chosen}
+    pictures = [evaluation.images_of(side.path, places) for side in (first, second)]
+    return [
+        {
+            "prompt": first.prompts[p],
+            "before": picture({"bytes": pictures[0][first.ids[p], s], "path": None}),
+            "after": picture({"bytes": pictures[1][first.ids[p], s], "path": None}),
+            "change": f"{mean[p, s]:+.1f} standard deviations",
+        }
+        for p, s in chosen
+    ]

@@ -1,0 +1,176 @@
+"""What the reports share: their templates, numbers in words, pictures of a bounded size. One file a page, no network.
+
+Every report extends `templates/page.html.j2`, which fits a phone, paper, light and dark, and forbids the browser to
+load anything. Prompts are other people's text: the templates escape everything. Pictures are embedded as thumbnails of
+at most 256 pixels: 96 of 1024 pixels are 2 MB instead of 170. A picture that cannot be read costs its place alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from rankray import store
+
+THUMBNAIL_PIXELS = 256
+PICTURE_BYTES = 4_000_000
+"""What all pictures of a page may take together (5.3 MB as base64), however many there are."""
+PIXELATED_PIXELS = 128
+"""Pictures up to this width are shown enlarged as sharp squares; larger ones smoothly."""
+PROMPT_CHARACTERS = 240
+_Item = TypeVar("_Item")
+_SIDES = (THUMBNAIL_PIXELS, 192, 128, 96, 64)
+_SHOWN_AS_IS = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
+_SORT = Path(__file__).with_name("templates").joinpath("sort.js").read_text("utf-8")
+"""Sorts tables where a browser runs it; a page that has it allows this script by its hash, and no other."""
+_SORT_HASH = base64.b64encode(hashlib.sha256(_SORT.encode("utf-8")).digest()).decode("ascii")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def write_page(uri: str, template: str, values: dict[str, Any]) -> None:
+    """Writes `uri/report.html`, whole.
+
+    Args:
+        uri: a directory or URI on any Arrow filesystem.
+        template: one of `templates/`.
+        values: what it names.
+    """
+    fs, place = store.filesystem(uri)
+    store.write_text(f"{place}/report.html", environment().get_template(template).render(values), fs)
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """This package's templates: text is escaped and made printable, an undefined name is an error."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("rankray.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    made.filters |= {
+        "number": number,
+        "money": money,
+        "percent": percent,
+        "seconds": seconds,
+        "short": short,
+    }
+    made.globals |= {"sort_script": _SORT, "sort_hash": _SORT_HASH}
+    return made
+
+
+def spread(items: Sequence[_Item], count: int) -> list[_Item]:
+    """`count` items (or all, where there are fewer), evenly spaced from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    if count == 1:
+        return [items[0]]
+    return [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
+
+
+def picture(
+    image: dict[str, Any] | None,
+    limit_bytes: int = PICTURE_BYTES,
+    sides: Sequence[int] = _SIDES,
+    sharp: int = PIXELATED_PIXELS,
+) -> dict[str, Any]:
+    """`src` (None without a picture), `missing` (why), and `pixelated`: whether it is at most `sharp` pixels wide.
+
+    Args:
+        image: `bytes` and `path` as a candidate has them; None where there is no picture.
+        limit_bytes, sides: as `thumbnail` takes them.
+    """
+    if image is None:
+        return {"src": None, "missing": "no picture", "pixelated": False}
+    try:
+        data = store.image_bytes(image)
+        with Image.open(io.BytesIO(data)) as opened:
+            width = opened.width
+        src = thumbnail({"bytes": data, "path": None}, limit_bytes, sides)
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow's, file systems'
+        why = f"the picture cannot be read: {type(error).__name__}: {error}"
+        return {"src": None, "missing": why, "pixelated": False}
+    return {"src": src, "missing": None, "pixelated": width <= sharp}
+
+
+def thumbnail(image: dict[str, Any], limit_bytes: int = PICTURE_BYTES, sides: Sequence[int] = _SIDES) -> str:
+    """A data: URI of the picture, at most `sides[0]` pixels (256) wide and high.
+
+    A picture that is small enough already, in pixels and in bytes, stays what it is. Any other becomes the
+    JPEG of the first side of at most `limit_bytes`, or of the last side (64 pixels) where none is so small.
+
+    Raises:
+        OSError, ValueError, SyntaxError: it is missing, cut short, or no picture (as Pillow says it).
+    """
+    data = store.image_bytes(image)
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.load()
+        kind = _SHOWN_AS_IS.get(picture.format or "")
+        if kind and max(picture.size) <= sides[0] and len(data) <= limit_bytes:
+            return _data_uri(kind, data)
+        small = picture.convert("RGB")
+    buffer = io.BytesIO()
+    for side in sides:
+        small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=88)
+        if buffer.tell() <= limit_bytes:
+            break
+    return _data_uri("jpeg", buffer.getvalue())
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def printable(text: str) -> str:
+    """The text with each control character, which HTML has no place for, as U+FFFD."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def short(text: str, characters: int = PROMPT_CHARACTERS) -> str:
+    """The text, or its beginning and an ellipsis where it is longer."""
+    return text if len(text) <= characters else text[:characters].rstrip() + "…"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`1,234`, `0.123`, or a dash for what is missing."""
+    if value is None or value != value:  # noqa: PLR0124 - NaN
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """`12.3 %`, or a dash."""
+    return "–" if value is None or np.isnan(value) else f"{100 * value:.1f} %"
+
+
+def money(value: float | None) -> str:
+    """`$1,234.56`; below ten cents with two significant digits."""
+    if value is None:
+        return "–"
+    return f"${value:,.2f}" if value == 0 or value >= 0.1 else f"${value:.2g}"
+
+
+def seconds(value: float) -> str:
+    """`12.3 s`, `4.5 min`, `6.7 h`."""
+    if value < 120:
+        return f"{value:.1f} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"

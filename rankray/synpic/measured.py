@@ -1,0 +1,166 @@
+"""What a finished dataset, or a benchmark, says of models' speed and memory, to stand where a plan would assume.
+
+An actor's busy seconds are those inside its model's calls. On a shared GPU they are taken for its share of the GPU, as
+the plan takes them: what two models on one GPU cost each other is in them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankray import store
+from rankray.config import ConfigError, ModelChoice, PricesConfig, SynPicConfig, differing_keys
+from rankray.data.cost import ActorUsage, ledger
+from rankray.models.hardware import CONTEXT_GB, GpuType, by_device
+
+ASIDE = frozenset({"model", "name", "samples", "source", "revision"})
+"""Settings that do not change how long an item takes."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a finished job measured of one model: `seconds` an item, of a whole GPU or else of an actor's CPUs."""
+
+    seconds: float
+    gpu: GpuType | None = None
+    memory_gb: float | None = None
+
+
+def read_measured(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:
+    """(by label what was measured of the models of `config`, a line for each measurement that is of no use).
+
+    Args:
+        path: a finished dataset, or the JSON file that `benchmarks/full_size.py` writes.
+        config: the job's.
+
+    Raises:
+        ConfigError: there is neither, or it holds nothing of any of the models.
+    """
+    found, lines = _benchmark(path, config) if path.endswith(".json") else _dataset(path, config)
+    if not found:
+        raise ConfigError("; ".join([f"{path} measured none of these models", *lines]))
+    return found, lines
+
+
+def of_actors(path: str | None, usage: Iterable[ActorUsage]) -> tuple[dict[str, float], float | None]:
+    """(by label seconds of one actor for one item; of one actor's start): of the dataset at `path`, where there is one,
+    and better of the job's earlier runs, which say nothing of starts.
+
+    For a plan on the cluster that measured them, whatever its GPUs are called.
+
+    Raises:
+        ConfigError: there is no finished dataset at `path`.
+    """
+    try:
+        info = {} if path is None else store.read(path).info
+    except store.DatasetError as error:
+        raise ConfigError(f"nothing measured: {error}") from None
+    rows = [*info.get("cost", {}).get("models", []), *ledger(usage, PricesConfig())["models"]]
+    item_s = {row["model"]: row["busy_s"] / row["items"] for row in rows if row["items"] > row["failures"]}
+    starts = info.get("throughput", {}).get("start", {}).get("models", {}).values()
+    return item_s, max((row["start_s"] for row in starts), default=None)
+
+
+def _benchmark(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:
+    try:
+        parts = json.loads(Path(path).expanduser().read_text("utf-8"))["parts"]
+        rows = [row for row in parts.values() if "images_per_s" in row]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is no result of benchmarks/full_size.py ({type(error).__name__}); name a dataset, or such a file"
+        ) from None
+    found, lines = {}, []
+    for choice in (*config.generators, *config.rewards):
+        own = [row for row in rows if row["model"] == choice.model]
+        if not own:
+            continue
+        row = min(
+            own, key=lambda row: (len(_other_settings(choice, row)), choice.batch_size != row["batch_size"])
+        )
+        differing = _other_settings(choice, row)
+        gpu = by_device(row["gpu"]) if row["gpu"] else None
+        if differing:
+            lines.append(f"'{choice.label}' was measured with other settings: {', '.join(differing)}")
+        elif gpu is None:
+            lines.append(
+                f"'{choice.label}' was measured on {row['gpu'] or 'a CPU'}, which is no GPU type known here"
+            )
+        else:
+            alike = choice.batch_size in (None, row["batch_size"]) and row["peak_memory_gb"]
+            memory_gb = row["peak_memory_gb"] + CONTEXT_GB if alike else None
+            found[choice.label] = Measured(1 / row["images_per_s"], gpu, memory_gb)
+    return found, lines
+
+
+def _other_settings(choice: ModelChoice, row: Mapping[str, Any]) -> list[str]:
+    """What the choice sets otherwise than it was measured; the benchmark takes the row's settings, at full size, and
+    says which options of a generator it switched on beside them."""
+    pixels = row["pixels"] if row["kind"] == "generator" else None
+    theirs = {
+        "size": row["size"],
+        "steps": row["steps"],
+        "dtype": row["dtype"],
+        "height": pixels,
+        "width": pixels,
+    }
+    ours = {key: getattr(choice, key, None) for key in theirs} | {"size": "full"}
+    set_ = {key: value for key, value in ours.items() if value is not None}
+    theirs = {key: theirs[key] for key in set_}
+    if row["kind"] == "generator":
+        set_, theirs = {**set_, **choice.options}, {**theirs, **row["options"]}
+    return differing_keys(theirs, set_)
+
+
+def _dataset(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:
+    try:
+        info = store.read(path).info
+    except store.DatasetError as error:
+        raise ConfigError(f"nothing measured: {error}") from None
+    rows = {row["model"]: row for row in info["cost"]["models"]}
+    found, lines = {}, []
+    for kind, choices in (("generators", config.generators), ("rewards", config.rewards)):
+        for choice in choices:
+            row = rows.get(choice.label)
+            if row is None or row["items"] <= row["failures"]:
+                continue
+            ours, theirs = (
+                _settings(identity, kind, choice.label) for identity in (config.identity(), info["identity"])
+            )
+            differing = differing_keys(theirs, ours)
+            if differing:
+                lines.append(f"'{choice.label}' was measured with other settings: {', '.join(differing)}")
+                continue
+            measured = _of(row)
+            if measured is None:
+                gpu = row.get("gpu") or "an unnamed GPU"
+                lines.append(f"'{choice.label}' was measured on {gpu}, which is no GPU type known here")
+            else:
+                found[choice.label] = measured
+    return found, lines
+
+
+def _of(row: Mapping[str, Any]) -> Measured | None:
+    """None where the work was on a GPU of no known type."""
+    seconds = row["busy_s"] / row["items"]
+    if not row["gpu_hours"]:
+        return Measured(seconds)
+    gpu = by_device(row["gpu"], row["gpu_gb"]) if row.get("gpu") else None
+    if gpu is None:
+        return None
+    share = min(1.0, row["gpu_hours"] * 3600 / row["alive_s"])
+    memory_gb = row["peak_gpu_gb"] + CONTEXT_GB if row.get("peak_gpu_gb") else None
+    return Measured(seconds * share, gpu, memory_gb)
+
+
+def _settings(identity: Mapping[str, Any], kind: str, label: str) -> dict[str, Any]:
+    """Of the model called `label`, those that change how long an item takes."""
+    for number in sorted({key.split(".")[1] for key in identity if key.startswith(f"{kind}.")}):
+        prefix = f"{kind}.{number}."
+        own = {key.removeprefix(prefix): value for key, value in identity.items() if key.startswith(prefix)}
+        if (own["name"] or own["model"]) == label:
+            return {key: value for key, value in own.items() if key.split(".")[0] not in ASIDE}
+    return {}

@@ -1,0 +1,82 @@
+"""The phases of a Syn-Pic job: what each reads and writes, which are finished or begun, how the others are laid out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rankray.cluster import layout, progress
+from rankray.cluster.actors import Stage
+from rankray.cluster.layout import Layout, Work
+from rankray.cluster.seats import Node
+from rankray.config import SynPicConfig
+from rankray.data.place import Output
+from rankray.synpic import forecast, measured
+
+WorkOf = Callable[[Sequence[Stage], Sequence[Node]], Work]
+"""What is known of any stages' work on any nodes."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Consecutive stages that run together, their pools' sizes at first, and what is known of their work; the number of
+    stages before them, and whether they are the last.
+
+    What a phase writes is named by how many stages it has behind it, so that a later start on another
+    cluster, with other phases, takes up whatever the furthest finished one left.
+    """
+
+    stages: tuple[Stage, ...]
+    sizes: tuple[int, ...]
+    work: Work
+    before: int
+    last: bool
+
+    @property
+    def source(self) -> tuple[str, ...]:
+        return ("_work", f"upto-{self.before}") if self.before else ("_work", "prompts")
+
+    @property
+    def name(self) -> str:
+        return "data" if self.last else f"upto-{self.before + len(self.stages)}"
+
+    @property
+    def sink(self) -> tuple[str, ...]:
+        return ("data",) if self.last else ("_work", self.name)
+
+    @property
+    def checkpoint(self) -> tuple[str, ...]:
+        return ("_work", f"checkpoint-{self.name}")
+
+
+def stages_done(output: Output, plan: list[Stage]) -> int:
+    """How many stages the furthest finished phase has behind it; 0 where none is finished."""
+    return max((n for n in range(1, len(plan)) if output.exists("_work", f"done-upto-{n}")), default=0)
+
+
+def laid_out(
+    config: SynPicConfig,
+    models: Sequence[Stage],
+    plan: Sequence[Stage],
+    done: int,
+    output: Output,
+    rows: int,
+    say: Callable[[str], None],
+) -> tuple[WorkOf, list[Node], Layout]:
+    """What is known of any stages' work on any nodes; the nodes, once they have come; the layout of `plan[done:]`."""
+    left = plan[done:]
+    nodes = layout.wait_for_nodes(left, config.execution.wait_for_nodes_s, say)
+    own, start_s = measured.of_actors(config.execution.measured, progress.all_usage(output)[0])
+    work_of = functools.partial(forecast.job_work, config, models, rows, own, start_s)
+    if end := begun(output, len(plan), done):
+        going_on = layout.together(plan[done:end], nodes, work_of(plan[done:end], nodes))
+        if going_on is not None:
+            return work_of, nodes, going_on
+    return work_of, nodes, layout.plan(left, nodes, config.execution.mode, work_of(left, nodes))
+
+
+def begun(output: Output, stages_: int, done: int) -> int | None:
+    """The end of the phase that an earlier run was killed in: cut elsewhere, its finished rows would be lost."""
+    names = ((end, "data" if end == stages_ else f"upto-{end}") for end in range(done + 1, stages_ + 1))
+    return next((end for end, name in names if output.files("_work", f"checkpoint-{name}")), None)

@@ -1,0 +1,49 @@
+"""What an ablation refuses before anything is drawn or trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankray import config
+from rankray.ablate import job as ablation
+from rankray.config import ConfigError
+from rankray.config.ablate import AblationConfig
+
+FILE = Path(__file__).parents[3] / "jobs" / "ablate-shapes.toml"
+
+
+def changed(**options: Any) -> AblationConfig:
+    return config.build(AblationConfig, config.with_options(config.read_toml(FILE), options))
+
+
+def test_the_shapes_file_passes_and_its_parts_share_no_prompt() -> None:
+    ablation.check(changed(), "/o")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"validation.prompts.path": "shapes:heldout"}, "prompts are both held_out and validation"),
+        ({"validation.prompts.path": "shapes:train"}, "prompts are both validation and prompts"),
+        ({"held_out.prompts.path": "shapes:train"}, "prompts are both held_out and prompts"),
+        ({"labels.rewards": ["nosuch"]}, "the dataset has no reward 'nosuch'"),
+        ({"labels.samples": {"nosuch": 1}}, "the dataset has no generator 'nosuch'"),
+        ({"metric": "chekcer"}, "metric 'chekcer' (did you mean 'checker'?)"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        ablation.check(changed(**options), "/o")
+    assert told in str(error.value)
+
+
+def test_the_checker_judges_prompts_of_its_world_alone(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a dog\na cat\n")
+    options = {"held_out.prompts.path": str(file)}
+    with pytest.raises(ConfigError, match="those of held_out are others; give a reward as metric"):
+        ablation.check(changed(**options), "/o")
+    ablation.check(changed(**options, metric="shapes-pickscore"), "/o")

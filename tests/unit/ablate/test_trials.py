@@ -1,0 +1,82 @@
+"""Which models are measured together, what trainings share, and what is read of a measurement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import small_dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankray import config
+from rankray.ablate import trials
+from rankray.config.ablate import AblationConfig
+from rankray.config.rankdpo import LabelsConfig, RankDPOConfig
+
+FILE = Path(__file__).parents[3] / "jobs" / "ablate-shapes.toml"
+
+
+@given(st.integers(0, 60), st.integers(2, 16))
+def test_groups_hold_every_name_once_in_order_and_no_more_than_fit(count: int, most: int) -> None:
+    names = [f"model {n}" for n in range(count)]
+    groups = trials.grouped(names, most)
+    assert [name for group in groups for name in group] == names
+    assert all(len(group) <= most for group in groups)
+    # Two candidates make a ranking: a group of one only where there is one name.
+    assert count < 2 or most == 2 or all(len(group) >= 2 for group in groups)
+
+
+def test_a_measurement_is_read_by_model_and_reward(tmp_path: Path) -> None:
+    found = trials.read(small_dataset.write(tmp_path / "dataset"))
+    assert list(found) == ["one", "two"]
+    ids = {"a": 0, "b": 1, "c": 2}
+    place = {prompt: found["one"].prompts.index(prompt) for prompt in ids}
+    # Reward s of the first generator's two samples of each prompt.
+    assert found["one"].values["s"][place["a"]].tolist() == [30.0, 20.0]
+    assert found["two"].values["s"][place["a"]].tolist() == [10.0]
+    # t failed for b's first candidate; c's last has no picture.
+    assert np.isnan(found["one"].values["t"][place["b"], 0])
+    assert np.isnan(found["two"].values["r"][place["c"], 0])
+    assert "checker" not in found["one"].values  # these prompts are none of the shapes world
+
+
+def test_trainings_that_share_reference_errors_are_prepared_once() -> None:
+    settings = config.build(AblationConfig, config.read_toml(FILE))
+
+    def trial(objective: str, labels: LabelsConfig, seed: int) -> RankDPOConfig:
+        tuned = settings.tuned(objective)
+        return settings.trial(tuned, labels, tuned.settings[0], seed)
+
+    own = LabelsConfig(samples={"shapes-sdxl": 4})
+    random = settings.labels.model_copy(update={"aggregation": "random"})
+    made = [
+        trial("rank_dpo", settings.labels, 0),
+        trial("dpo", settings.labels, 0),  # the same candidates and seed: the same errors
+        trial("dpo", random, 0),  # other labels of the same candidates: the same errors
+        trial("dpo", settings.labels, 1),
+        trial("rank_dpo", own, 0),
+        trial("sft", settings.labels, 0),  # asks no reference
+        trial("sft", settings.labels, 1),
+    ]
+    due = trials._kinds(made).values()
+    found = {(one.objective.name, one.seed, tuple(one.labels.samples.items())) for one in due}
+    every = tuple(settings.labels.samples.items())
+    assert found == {
+        ("rank_dpo", 0, every),
+        ("dpo", 1, every),
+        ("rank_dpo", 0, (("shapes-sdxl", 4),)),
+        ("sft", 0, every),
+    }
+
+
+def test_a_training_that_shares_its_reference_errors_with_none_computes_them_itself() -> None:
+    settings = config.build(AblationConfig, config.read_toml(FILE))
+    tuned = settings.tuned("rank_dpo")
+    made = {
+        "a": settings.trial(tuned, settings.labels, tuned.settings[0], 0),
+        "b": settings.trial(tuned, settings.labels, tuned.settings[1], 0),
+        "alone": settings.trial(tuned, settings.labels, tuned.settings[0], 1),
+    }
+    found = {name: trial.objective.reference for name, trial in trials._lone(made).items()}
+    assert found == {"a": "precomputed", "b": "precomputed", "alone": "copy"}

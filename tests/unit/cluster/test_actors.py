@@ -1,0 +1,148 @@
+"""A model's pictures, prompts and labels in an actor, without a cluster."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from rankray.cluster import actors
+from rankray.cluster.progress import Block
+from rankray.config import ImagesConfig
+from rankray.data import pictures
+from rankray.models.targets import Target
+
+
+class Narrow:
+    """A generator and reward whose device has memory for two at once, and that pads; its pictures tell the prompt."""
+
+    def __init__(self, device: str) -> None:
+        self.batch_size = 8
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | Exception]:
+        if self.batch_size > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")
+        if "bad" in prompts:
+            raise ValueError("no such word")
+        return [
+            ValueError("overflowed") if prompt == "black" else Image.new("RGB", (len(prompt), 1))
+            for prompt in prompts
+        ]
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        if self.batch_size > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")
+        return [float("nan") if image.width == 4 else float(image.width) for image in images]
+
+
+class Reports(list[dict[str, Any]]):
+    """A meter within this process."""
+
+    @property
+    def report(self) -> Reports:
+        return self
+
+    def remote(self, usage: dict[str, Any], blocks: Sequence[Block]) -> None:
+        self.append(usage)
+
+
+def test_a_block_is_whole_whatever_fits_and_whatever_is_bad(capsys: pytest.CaptureFixture[str]) -> None:
+    own, reports = actors.Actors(1, 1, 1.0, 0.0, None, {}, {}, "cpu"), Reports()
+    context = actors.JobContext(0, ImagesConfig(), "", (("draws", 1),), ("scores",), 100, reports)
+    target = Target("draws", f"{__name__}:Narrow")
+    prompts = ["a", "bad", "ccc", "dddd", "black", "ffffff"]
+    table = pa.table({"prompt_id": [f"{n:032x}" for n in range(6)], "prompt": prompts})
+    drawn = actors.GenerateActor(actors.Stage("generator", target, own), context)(table)
+    entries = [row[0] for row in drawn["generated:draws"].to_pylist()]
+    assert [entry["width"] for entry in entries] == [1, None, 3, 4, None, 6]
+    assert [entry["error"] for entry in entries if entry["error"]] == [
+        "ValueError: no such word",
+        "ValueError: overflowed",
+    ]
+    scoring = actors.Stage("reward", replace(target, name="scores"), own)
+    scored = actors.ScoreActor(scoring, context)(drawn)["scored:scores"].to_pylist()
+    assert [row[0]["score"] for row in scored] == pytest.approx(
+        [1, np.nan, 3, np.nan, np.nan, 6], nan_ok=True
+    )
+    assert [row[0]["error"] for row in scored] == [None, None, None, "ValueError: a score is nan", None, None]
+    assert [
+        (r["model"], r["items"], r["failures"], r["skipped"], r["fits"]) for r in reports if r["items"]
+    ] == [
+        ("draws", 6, 2, 0, 2),
+        ("scores", 4, 1, 2, 2),
+    ]
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "computes 2 at once" in line] == [
+        f"rankray: '{name}' had no memory for a batch of 8 (RuntimeError: CUDA out of memory. Tried to allocate 9 GiB) "
+        "and computes 2 at once from here on"
+        for name in ("draws", "scores")
+    ]
+
+
+@pytest.mark.parametrize(("name", "exact"), [("png", True), ("webp", True), ("jpeg", False)])
+def test_encoded_images_come_back(name: str, exact: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
+    data = pictures.encode_image(Image.fromarray(pixels), ImagesConfig(format=name))
+    image = Image.open(io.BytesIO(data))
+    assert (image.format or "").lower() == name
+    assert image.size == (24, 16)
+    assert np.array_equal(np.asarray(image.convert("RGB")), pixels) is exact
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "message"),
+    [
+        (
+            "I;16",
+            (4, 3),
+            "a generator returned a picture of mode I;16, 4x3; due are 8-bit modes (RGB, RGBA, L,",
+        ),
+        ("F", (4, 3), "of mode F, 4x3; due are 8-bit modes"),
+        (
+            "RGB",
+            (0, 3),
+            "of mode RGB, 0x3; due are 8-bit modes (RGB, RGBA, L, LA, P, 1, CMYK, YCbCr) of at least 1x1",
+        ),
+    ],
+)
+def test_a_picture_that_would_be_spoilt_is_refused(mode: str, size: tuple[int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pictures.picture_of(Image.new(mode, size))
+
+
+@pytest.mark.parametrize("mode", pictures.PICTURE_MODES)
+@pytest.mark.parametrize("size", [(1, 1), (4096, 4096)])
+def test_other_modes_and_sizes_are_kept_as_rgb(mode: str, size: tuple[int, int]) -> None:
+    if size[0] > 1 and mode not in ("RGB", "L"):
+        return  # a second each, for nothing new
+    drawn = Image.new("RGB", size, (255, 255, 255)).convert(mode)
+    image = Image.open(io.BytesIO(pictures.encode_image(pictures.picture_of(drawn), ImagesConfig())))
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", size, (255, 255, 255))
+
+
+def test_prompts_that_a_model_cuts_are_counted() -> None:
+    class Short:
+        def truncated(self, prompts: Sequence[str]) -> list[bool]:
+            if "odd" in prompts:
+                raise ValueError("odd")
+            return [len(prompt) > 3 for prompt in prompts]
+
+    assert actors.count_truncated(Short(), ["a", "abcd", "odd", "efghi", ""]) == 2
+    assert actors.count_truncated(Short(), []) == 0
+    assert actors.count_truncated(object(), ["abcd"]) == 0
+
+
+@given(st.lists(st.text(alphabet="a_/=23DF", max_size=6), min_size=2, max_size=2, unique=True))
+def test_no_two_labels_share_a_file_name(labels: list[str]) -> None:
+    first, second = map(pictures.file_name, labels)
+    assert first != second
+    assert "/" not in first + second

@@ -1,0 +1,26 @@
+"""What a user is spared of Ray Data's warnings, and what not."""
+
+import logging
+
+import pytest
+from ray.data._internal.execution.operators.map_operator import _canonicalize_ray_remote_args
+
+from rankray.cluster import streaming
+
+
+def test_a_pool_that_claims_cpus_and_gpus_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("ray.data._internal.execution.operators.map_operator")
+    with caplog.at_level(logging.WARNING, logger=logger.name):
+        logger.addHandler(caplog.handler)
+        try:
+            _canonicalize_ray_remote_args({"num_cpus": 1, "num_gpus": 1})
+            assert "is experimental" in caplog.text, "Ray Data still says so"
+            caplog.clear()
+            streaming.hush()
+            _canonicalize_ray_remote_args({"num_cpus": 1, "num_gpus": 1})
+            logger.warning("a worker is lost")
+        finally:
+            logger.removeHandler(caplog.handler)
+            logger.removeFilter(streaming._of_use)
+    assert "is experimental" not in caplog.text
+    assert "a worker is lost" in caplog.text

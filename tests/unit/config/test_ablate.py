@@ -1,0 +1,111 @@
+"""An ablation's file: what it means, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankray import config
+from rankray.config import ConfigError
+from rankray.config.ablate import AblationConfig
+
+FILE = Path(__file__).parents[3] / "jobs" / "ablate-shapes.toml"
+
+
+def changed(**changes: Any) -> AblationConfig:
+    return config.build(AblationConfig, {**config.read_toml(FILE), **changes})
+
+
+def test_the_shapes_file_holds_the_papers_rows_tuned_alike() -> None:
+    found = changed()
+    assert {len(tuned.settings) for tuned in found.objectives} == {3}
+    table_4 = {row.name for row in found.rows if "4" in row.tables}
+    table_5 = {row.name for row in found.rows if "5" in row.tables}
+    assert {"dpo-random", "dpo-pickscore", "dpo", "rank-own", "rank"} <= table_4
+    assert {"sft", "weighted-sft", "dpo", "dpo-gain", "rank"} <= table_5
+    assert found.seeds >= 3
+    # Rows of the tables are trained from all seeds.
+    assert all(row.seeds is None for row in found.rows if row.tables)
+
+
+def test_a_rows_labels_replace_the_ablations_key_by_key() -> None:
+    found = changed()
+    every = {"shapes-sdxl": 1, "shapes-sd3": 1, "shapes-pixart": 1, "shapes-cascade": 1}
+    random = found.labels_of(found.row("dpo-random"))
+    assert (random.aggregation, random.samples) == ("random", every)
+    assert found.labels_of(found.row("rank-own")).samples == {"shapes-sdxl": 4}
+    assert found.labels_of(found.row("rank")) == found.labels
+
+
+def test_a_trial_has_the_setting_and_the_seed_and_all_else_alike() -> None:
+    found = changed()
+    trial = found.trial(found.tuned("dpo"), found.labels, (3e-4, 70.0), 2)
+    assert (trial.seed, trial.optimizer.learning_rate, trial.objective.beta) == (2, 3e-4, 70.0)
+    assert trial.objective.name == "dpo"
+    assert trial.objective.reference == "precomputed"
+    assert (trial.steps, trial.batch_size) == (found.training.steps, found.training.batch_size)
+    assert trial.optimizer.schedule == found.training.optimizer.schedule
+
+
+def test_models_that_are_measured_together_share_their_seeds() -> None:
+    found = changed()
+    job = found.evaluation("/o", found.held_out, {"start": None, "rank-seed0": "/p"})
+    assert [(g.label, g.seed_name, g.source) for g in job.generators] == [
+        ("start", "model", None),
+        ("rank-seed0", "model", "/p"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"objectives": [
+                {"name": "a", "objective": {"name": "dpo"}, "learning_rates": [1e-4], "betas": [1]},
+                {"name": "b", "objective": {"name": "sft"}, "learning_rates": [1e-4, 2e-4]},
+            ], "rows": [{"name": "r", "label": "R", "objective": "a"}], "curves": [], "along": None},
+            "these try different numbers of settings: {'a': 1, 'b': 2}; give each as many",
+        ),
+        (
+            {"rows": [{"name": "r", "label": "R", "objective": "rank"}], "curves": [], "along": None},
+            "row 'r': no objective 'rank'",
+        ),
+        (
+            {"along": {"row": "rnak", "steps": 4, "every": 2}},
+            "curves name rows that are not there: rnak",
+        ),
+        (
+            {"objectives": [{"name": "a", "objective": {"name": "dpo"}, "learning_rates": [1e-4], "betas": [1, 2]}]},
+            "'a' has 1 learning_rates and 2 betas; they are tried pair by pair, so give as many of both",
+        ),
+        ({"along": {"row": "rank", "steps": 600, "every": 10}}, "along.every = 10 makes 60 checkpoints"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(**changes)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"seed": 1}, "'seed' would not be used; rows are trained from seeds 0, 1, 2"),
+        ({"labels": {"rewards": ["shapes-mps"]}}, "'labels' would not be used; give"),
+        ({"objective": {"beta": 3.0}}, "'beta' would not be used; give an objective's betas"),
+        ({"optimizer": {"learning_rate": 0.1}}, "'learning_rate' would not be used"),
+    ],
+)
+def test_what_rows_and_objectives_say_is_not_said_of_training(table: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        changed(training=table)
+    assert told in str(error.value)
+
+
+def test_the_sweeps_seed_is_no_rows_and_the_last_step_is_measured() -> None:
+    with pytest.raises(ConfigError, match="sweep_seed = 2 is the seed of a row's own training"):
+        changed(sweep_seed=2)
+    with pytest.raises(ConfigError, match=r"along.every = 3 does not divide along.steps = 10"):
+        changed(along={"row": "rank", "steps": 10, "every": 3})

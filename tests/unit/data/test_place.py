@@ -1,0 +1,172 @@
+"""A dataset's directory: who owns it, what is staged, what a kill may leave and what is made of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rankray import config, schema, store
+from rankray.config import ConfigError, SynPicConfig
+from rankray.data import place as output
+from rankray.data.place import Output
+from rankray.data.prompts import PromptsRead
+
+
+def settings(**changes: Any) -> SynPicConfig:
+    tables: dict[str, Any] = {
+        "prompts": {"path": "p.txt"},
+        "generators": [{"model": "sdxl", "samples": 2}],
+        "rewards": [{"model": "pickscore"}],
+        "output": "/o",
+    }
+    return config.build(SynPicConfig, {**tables, **changes})
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Output:
+    return output.open_output(str(tmp_path / "o"), in_job=False)
+
+
+def prompts(*rows: str) -> PromptsRead:
+    return PromptsRead(rows=list(rows), read=len(rows), empty=0, duplicates=0, undecodable=0, source="p.txt")
+
+
+def test_opening_writes_nothing(place: Output) -> None:
+    assert not Path(place.path).exists()
+
+
+def test_a_relative_place_is_refused_in_a_job_and_made_absolute_elsewhere(
+    tmp_path: Path, monkeypatch
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"output 'o' is relative, .* Ray deletes .*; give an absolute path"
+    ):
+        output.open_output("o", in_job=True)
+    monkeypatch.chdir(tmp_path)
+    assert output.open_output("o", in_job=False).uri == str(tmp_path / "o")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert output.open_output("~/x", in_job=True).uri == str(tmp_path / "x")
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        output.open_output("nowhere://bucket/o", in_job=False)
+
+
+def test_options_in_a_uri_are_refused_before_anything_is_computed() -> None:
+    """They were dropped where a part's name was put behind them, and every row was written to no place."""
+    with pytest.raises(ConfigError, match=r"has options after '\?'.*AWS_ENDPOINT_URL"):
+        output.open_output("s3://bucket/o?endpoint_override=127.0.0.1:9000&scheme=http", in_job=True)
+
+
+def test_claiming_twice_is_fine_and_another_configuration_is_not(place: Output) -> None:
+    assert output.claim(place, settings(), {"sdxl": "1"}) is False
+    assert output.claim(place, settings(execution={"mode": "phases"}), {"sdxl": "1"}) is False
+    with pytest.raises(
+        ConfigError,
+        match=r"another configuration.*\n  revision\.sdxl: '1' there, '2' here\n  seed: 0 there, 3 here",
+    ):
+        output.claim(place, settings(seed=3), {"sdxl": "2"})
+    written = config.build(SynPicConfig, config.read_toml(place.at("config.toml")))
+    assert written == settings()
+
+
+def test_foreign_files_are_left_alone(place: Output) -> None:
+    place.make("data")
+    pq.write_table(pa.table({"a": [1]}), place.at("data/x.parquet"))
+    with pytest.raises(ConfigError, match=r"/data is there, and no rankray job began it"):
+        output.claim(place, settings(), {})
+    assert place.files("_work") == []
+
+
+def test_a_foreign_configuration_is_left_alone(place: Output) -> None:
+    place.make("data")
+    place.write_text("config.toml", "mine")
+    with pytest.raises(ConfigError, match=r"/config\.toml is there, and no rankray job began it"):
+        output.claim(place, settings(), {})
+
+
+def test_what_a_kill_left_of_staging_is_replaced(place: Output) -> None:
+    output.claim(place, settings(), {})
+    place.make("_work", "prompts")
+    for number in range(5):
+        place.write_text(f"_work/prompts/{number:06}.parquet", "half a file")
+    ids = output.stage_prompts(place, prompts(*"abcdef"), rows_per_block=3)
+    assert output.finished_ids(place, "_work", "prompts") == ids
+
+
+def test_other_prompts_on_a_complete_output_are_refused(place: Output) -> None:
+    same, other = prompts("a", "b"), prompts("a", "b", "c")
+    info = {"rows": 2, "prompts": {"sha256": output.prompts_digest(same.rows)}}
+    place.make("_work")
+    store.write_json(place.at("dataset.json"), info, place.fs)
+    with pytest.raises(ConfigError, match="is complete with 2 prompts"):
+        output.complete_already(place, other)
+    assert output.complete_already(place, prompts("b", "a")) == info
+    assert not place.exists("_work")
+
+
+def test_staged_prompts_are_sorted_blocks(place: Output) -> None:
+    output.claim(place, settings(), {})
+    ids = output.stage_prompts(place, prompts(*"abcdefg"), rows_per_block=3)
+    assert ids == sorted(schema.prompt_id(letter) for letter in "abcdefg")
+    blocks = [pq.read_table(file)["prompt_id"].to_pylist() for file in place.files("_work", "prompts")]
+    assert blocks == [ids[:3], ids[3:6], ids[6:]]
+    assert output.stage_prompts(place, prompts(*"gfedcba"), rows_per_block=2) == ids
+    assert len(place.files("_work", "prompts")) == 3
+    with pytest.raises(ConfigError, match=r"other prompts than when .* was begun \(7 then, 1 now\)"):
+        output.stage_prompts(place, prompts("x"), rows_per_block=3)
+
+
+def write_ids(place: Output, name: str, *ids: str) -> None:
+    pq.write_table(
+        pa.table({"prompt_id": list(ids), "n": list(range(len(ids)))}), place.at("data", f"{name}.parquet")
+    )
+
+
+def test_repeats_are_dropped_from_the_later_file(place: Output) -> None:
+    place.make("data")
+    write_ids(place, "1", "a", "b")
+    write_ids(place, "2", "b", "c")
+    write_ids(place, "3", "a", "c")
+    write_ids(place, "4", "d")
+    assert output.drop_repeats(place, "data") == 3
+    assert output.finished_ids(place, "data") == ["a", "b", "c", "d"]
+    assert len(place.files("data")) == 3
+    assert output.drop_repeats(place, "data") == 0
+
+
+def candidate(
+    generator: str, scores: list[float], error: str | None = None, width: int | None = 8
+) -> dict[str, Any]:
+    image = {"bytes": b"x", "path": None} if width else None
+    return {"generator": generator, "image": image, "width": width, "scores": scores, "error": error}
+
+
+def test_failures_are_counted_by_who_failed(place: Output) -> None:
+    place.make("data")
+    rows = [
+        {
+            "prompt_id": "a",
+            "prompt": "",
+            "candidates": [candidate("g", [1.0, 2.0]), candidate("h", [1.0, math.nan], "s: no; way")],
+        },
+        {
+            "prompt_id": "b",
+            "prompt": "",
+            "candidates": [candidate("g", [math.nan] * 2, "ValueError: x", None)],
+        },
+    ]
+    table = pa.Table.from_pylist(rows, schema.ranked_schema({"g": "", "h": ""}, {"r": "", "s": ""}))
+    pq.write_table(table, place.at("data/x.parquet"))
+    by_model, examples = output.count_failures(place, ["r", "s"])
+    assert by_model == {"s": 1, "g": 1}
+    assert examples == [
+        {"prompt_id": "a", "model": "s", "error": "s: no; way"},
+        {"prompt_id": "b", "model": "g", "error": "ValueError: x"},
+    ]

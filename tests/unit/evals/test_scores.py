@@ -1,0 +1,88 @@
+"""Two models' pictures of the same prompts and seeds: what is paired, what the table and the report's title say."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from rankray import schema
+from rankray.evals import scores as evaluation
+from rankray.report.align import changed, verdict, write_align_report
+from rankray.shapes.prompts import parse, prompts
+from rankray.shapes.renderer import compose, paint
+
+PROMPTS = prompts("heldout")[:6]
+
+
+def dataset(place: Path, right: list[bool], texts: list[str] = PROMPTS) -> str:
+    """One model's pictures: a rendered one of the prompt where `right`, an empty page where not; the score says so."""
+    rows = []
+    for text, good in zip(texts, right, strict=True):
+        page = np.full((64, 64, 3), 240, np.uint8)
+        pixels = paint(compose(parse(text), np.random.default_rng(0))) if good else page
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        candidate = {
+            "generator": "model",
+            "seed": 1,
+            "image": {"bytes": buffer.getvalue(), "path": None},
+            "width": 64,
+            "height": 64,
+            "scores": [2.0 if good else 1.0],
+            "win_probability": 0.0,
+            "rank": 1,
+            "error": None,
+        }
+        rows.append(
+            {"prompt_id": schema.prompt_id(text), "prompt": text, "candidates": [candidate, dict(candidate)]}
+        )
+    (place / "data").mkdir(parents=True)
+    table = pa.Table.from_pylist(rows, schema=schema.ranked_schema({"model": "x"}, {"r": "y"}))
+    pq.write_table(table, place / "data" / "0.parquet")
+    info = {"rewards": [{"name": "r", "revision": "y"}], "rows": len(rows)}
+    (place / "dataset.json").write_text(json.dumps(info))
+    return str(place)
+
+
+def test_the_checker_is_a_metric_of_the_shapes_world(tmp_path: Path) -> None:
+    before = dataset(tmp_path / "before", [True, False, False, False, True, False])
+    after = dataset(tmp_path / "after", [True, True, True, True, False, False])
+    found = evaluation.difference(before, after)
+    row = found["checker"]
+    assert (row["before"], row["after"]) == (pytest.approx(2 / 6), pytest.approx(4 / 6))
+    assert (row["wins"], row["losses"]) == (3, 1)
+    assert found["r"]["gain"] == pytest.approx(2 / 6)
+    assert "| checker % | 33.3 | 66.7 | +33.3 |" in evaluation.table(found)
+    assert verdict(found) == "checker: 33.3% before, 66.7% after: not measurably different"
+
+
+def test_other_prompts_are_refused(tmp_path: Path) -> None:
+    before = dataset(tmp_path / "before", [True] * 6)
+    after = dataset(tmp_path / "after", [True] * 5, PROMPTS[:5])
+    with pytest.raises(ValueError, match="hold different prompts"):
+        evaluation.difference(before, after)
+
+
+def test_the_report_shows_what_changed_most(tmp_path: Path) -> None:
+    before = dataset(tmp_path / "evaluation" / "before", [True, False, False, True, True, True])
+    after = dataset(tmp_path / "evaluation" / "round-1", [True, True, False, False, True, True])
+    pairs = changed(before, after)
+    ids = {schema.prompt_id(text): n for n, text in enumerate(PROMPTS)}
+    by_prompt = {text: ids[schema.prompt_id(text)] for text in PROMPTS}
+    assert [by_prompt[pair["prompt"]] for pair in pairs] == [1, 1, 3, 3]
+    assert [pair["change"][0] for pair in pairs] == ["+", "+", "-", "-"]
+    gain: dict[str, Any] = evaluation.difference(before, after)
+    info = {"rounds": [{"rows": 6, "images": 12, "steps": 3, "gain": gain}]}
+    write_align_report(str(tmp_path), info)
+    page = (tmp_path / "report.html").read_text()
+    assert "checker: 66.7% before, 66.7% after: not measurably different" in page
+    assert page.count("data:image/png") == 8
+    assert "http" not in page.replace("http-equiv", "")

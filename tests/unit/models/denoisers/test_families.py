@@ -1,0 +1,215 @@
+"""Each trainable family against a training step written with diffusers' own parts, on pipelines of random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rankray import diffusion
+from rankray.config import ConfigError
+from rankray.diffusion import TimeSampling
+from rankray.models.denoisers import DENOISERS, check_family, family, parts
+from rankray.models.generators import GeneratorSpec
+from rankray.rankdpo.batches import Noising, errors, make_batch
+from rankray.rankdpo.encoded import EncodedRow
+from recipes.random_weights import pipelines
+
+PROMPTS = ["a red circle", "two blue squares"]
+CALLS: dict[str, dict[str, Any]] = {
+    "sd15": {},
+    "sdxl": {},
+    "sd3": {"max_sequence_length": 0},
+    "pixart_sigma": {"max_sequence_length": 16, "clean_caption": False},
+}
+
+
+BUILDERS = {
+    "sd15": pipelines.sd15,
+    "sdxl": pipelines.sdxl,
+    "sd3": lambda: pipelines.sd3(with_t5=False),
+    "pixart_sigma": pipelines.pixart,
+}
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GeneratorSpec]:
+    """Family -> the row of a saved pipeline with random weights."""
+    root = tmp_path_factory.mktemp("families")
+    torch.manual_seed(0)
+    found = {}
+    for name, build in BUILDERS.items():
+        pipe = build()
+        pipelines.awaken(pipe)
+        pipe.save_pretrained(root / name)
+        absent = {key: None for key, part in pipe.components.items() if part is None}
+        found[name] = GeneratorSpec(
+            source=str(root / name),
+            pipeline=DENOISERS[name].pipeline,
+            steps=2,
+            guidance=1.0,
+            height=64,
+            width=64,
+            load=absent,
+            call=CALLS[name],
+        )
+    return found
+
+
+def reference_error(pipe: Any, name: str, latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """One training step's error a picture, as diffusers' own training scripts compute it."""
+    if name == "sd3":
+        sigma = time.float()[:, None, None, None]
+        embeds, _, pooled, _ = pipe.encode_prompt(
+            PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=0
+        )
+        found = pipe.transformer(
+            hidden_states=(1.0 - sigma) * latents + sigma * noise,
+            timestep=time.float() * 1000.0,
+            encoder_hidden_states=embeds,
+            pooled_projections=pooled,
+        ).sample
+        return ((found - (noise - latents)) ** 2).mean(dim=(1, 2, 3))
+    scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    steps = time.long()
+    noisy = scheduler.add_noise(latents, noise, steps)
+    if name == "sd15":
+        embeds, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, False)
+        found = pipe.unet(noisy, steps, embeds).sample
+    elif name == "sdxl":
+        embeds, _, pooled, _ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
+        ids = pipe._get_add_time_ids((64, 64), (0, 0), (64, 64), embeds.dtype, pipelines.WIDTH)
+        added = {"text_embeds": pooled, "time_ids": ids.repeat(2, 1)}
+        found = pipe.unet(noisy, steps, embeds, added_cond_kwargs=added).sample
+    else:
+        embeds, mask, _, _ = pipe.encode_prompt(
+            PROMPTS, do_classifier_free_guidance=False, max_sequence_length=16
+        )
+        found = pipe.transformer(
+            noisy,
+            encoder_hidden_states=embeds,
+            encoder_attention_mask=mask,
+            timestep=steps,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+        ).sample.chunk(2, 1)[0]
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    due = scheduler.get_velocity(latents, noise, steps) if velocity else noise
+    return ((found - due) ** 2).mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@torch.no_grad()
+def test_errors_are_those_of_a_plain_training_step(specs: Mapping[str, GeneratorSpec], name: str) -> None:
+    spec = specs[name]
+    encoders = parts.load_encoders(spec, "cpu", torch.float32)
+    module = parts.module_of(spec)
+    text = module.encode_prompts(encoders, PROMPTS, spec.call)
+    empty = {key: value[0].numpy() for key, value in module.encode_prompts(encoders, [""], spec.call).items()}
+    rng = np.random.default_rng(0)
+    rows = [
+        EncodedRow(
+            prompt_id=f"p{b}",
+            prompt=PROMPTS[b],
+            mean=rng.normal(size=(2, 4, 8, 8)).astype(np.float32),
+            std=np.zeros((2, 4, 8, 8), np.float32),
+            win_probability=np.array([1.0, 0.0], np.float32),
+            rank=np.array([1, 2]),
+            scores=np.zeros((2, 1), np.float32),
+            text={key: value[b].numpy() for key, value in text.items()},
+        )
+        for b in range(2)
+    ]
+    process = parts.load_process(spec)
+    noising = Noising(process, TimeSampling(), 0, 0.0, False, True, "none")
+    batch = make_batch(rows, [0, 0], noising, empty, "cpu")
+    denoiser = parts.load_denoiser(spec, "cpu", torch.float32).eval()
+    found = errors(denoiser, module.predict, batch, batch.mask, noising, (64, 64), torch.float32)
+    whole = getattr(diffusers, spec.pipeline).from_pretrained(spec.source, **spec.load)
+    for k in range(2):
+        due = reference_error(whole, name, batch.latents[:, k], batch.noise[:, k], batch.time)
+        torch.testing.assert_close(found[:, k], due, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_pictures_are_encoded_as_the_pipeline_decodes_them(
+    specs: Mapping[str, GeneratorSpec], name: str
+) -> None:
+    spec = specs[name]
+    encoders = parts.load_encoders(spec, "cpu", torch.float32)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    mean, std = parts.encode_images(encoders, [picture, picture])
+    pixels = encoders.image_processor.preprocess(picture)
+    posterior = encoders.vae.encode(pixels).latent_dist
+    shift = getattr(encoders.vae.config, "shift_factor", None) or 0.0
+    due = (posterior.mean - shift) * encoders.vae.config.scaling_factor
+    torch.testing.assert_close(mean[1:], due, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        std[:1], posterior.std * encoders.vae.config.scaling_factor, atol=1e-6, rtol=1e-5
+    )
+    assert all(p.device.type == "meta" for p in getattr(encoders, parts.row_of(spec).denoiser).parameters())
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_adapters_start_as_no_change_and_merge_into_what_they_did(
+    specs: Mapping[str, GeneratorSpec], name: str, tmp_path: Path
+) -> None:
+    spec = specs[name]
+    plain = parts.load_denoiser(spec, "cpu", torch.float32).eval()
+    adapted = parts.load_denoiser(spec, "cpu", torch.float32).eval()
+    parts.add_lora(adapted, spec, 4, 4)
+    learnt = {key for key, p in adapted.named_parameters() if p.requires_grad}
+    assert learnt
+    assert all("lora" in key for key in learnt)
+    encoders = parts.load_encoders(spec, "cpu", torch.float32)
+    module = parts.module_of(spec)
+    text = module.encode_prompts(encoders, PROMPTS, spec.call)
+    noisy, time = torch.randn(2, 4, 8, 8), torch.tensor([10, 500])
+
+    def predict(denoiser: Any) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = module.predict(denoiser, noisy, time, text, (64, 64))
+        return found
+
+    torch.testing.assert_close(predict(adapted), predict(plain))
+    for key, parameter in adapted.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.1)
+    changed = predict(adapted)
+    assert (changed - predict(plain)).abs().max() > 1e-3
+    parts.merge_lora(adapted)
+    assert not any("lora" in key for key, _ in adapted.named_parameters())
+    torch.testing.assert_close(predict(adapted), changed, atol=1e-5, rtol=1e-4)
+    parts.export(spec, adapted, tmp_path / "pipeline")
+    again = getattr(diffusers, spec.pipeline).from_pretrained(tmp_path / "pipeline", **spec.load)
+    torch.testing.assert_close(
+        predict(getattr(again, parts.row_of(spec).denoiser)), changed, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_flow_times_follow_the_schedulers_shift(specs: Mapping[str, GeneratorSpec]) -> None:
+    assert parts.time_sampling(specs["sdxl"], None, 0.0, 1.0) == TimeSampling("uniform", 0.0, 1.0)
+    found = parts.time_sampling(specs["sd3"], None, 0.0, 1.0)
+    assert found == TimeSampling(
+        "logit_normal", 0.0, 1.0, diffusers.FlowMatchEulerDiscreteScheduler().config.shift
+    )
+    assert isinstance(parts.load_process(specs["sd3"]), diffusion.Process)
+
+
+def test_other_pipelines_are_refused(specs: Mapping[str, GeneratorSpec]) -> None:
+    cascade = GeneratorSpec(source="x", pipeline="StableCascadeCombinedPipeline", steps=1, guidance=1.0)
+    with pytest.raises(
+        ConfigError, match="a StableCascadeCombinedPipeline, which no family trains; families: sd15"
+    ):
+        family(cascade)
+    wrong = GeneratorSpec(
+        source=specs["sd3"].source, pipeline="StableDiffusionXLPipeline", steps=1, guidance=1.0
+    )
+    with pytest.raises(ConfigError, match="holds a StableDiffusion3Pipeline and the model's row says"):
+        check_family(wrong)

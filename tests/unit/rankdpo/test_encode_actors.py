@@ -1,0 +1,82 @@
+"""The reference stage: which errors it computes, and that those beside a prompt do not change them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import small_dataset
+import torch
+
+from rankray import config
+from rankray.config.rankdpo import RankDPOConfig
+from rankray.models.generators import GENERATORS
+from rankray.rankdpo import batches
+from rankray.rankdpo.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
+from rankray.rankdpo.encoded import Reads
+
+SPEC = GENERATORS["shapes-sdxl"]
+SETTINGS = {
+    "dataset": "/d",
+    "output": "/o",
+    "model": {"model": "shapes-sdxl"},
+    "noise": {"prompt_dropout": 0.3},
+}
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, pa.Table]:
+    root = tmp_path_factory.mktemp("encoded")
+    place = small_dataset.write(root / "dataset")
+    rows = pq.read_table(f"{place}/data").to_pylist()
+    table = EncodeActor(EncodeJob(SPEC, "cpu", "float32", "float32", 4, str(root / "set"))).encode(rows)
+    return str(root / "set"), table
+
+
+def errors(place: str, table: pa.Table, reads: Reads, at_once: int = 8) -> dict[str, list[list[float]]]:
+    actor = ReferenceActor(ReferenceJob(SPEC, "cpu", config.build(RankDPOConfig, SETTINGS), place, reads))
+    actor._at_once = at_once
+    return dict(zip(*(actor(table)[name].to_pylist() for name in ("prompt_id", "ref_error")), strict=True))
+
+
+def test_only_what_will_be_read_is_computed(encoded: tuple[str, pa.Table]) -> None:
+    place, table = encoded
+    ids = table["prompt_id"].to_pylist()
+    found = errors(place, table, Reads(2, frozenset(ids[:1])))
+    assert [len(found[name]) for name in ids] == [3, *[2] * (len(ids) - 1)]
+    assert errors(place, table, Reads(0, frozenset()))[ids[0]] == []
+
+
+def test_errors_do_not_depend_on_what_stands_beside_a_prompt(encoded: tuple[str, pa.Table]) -> None:
+    place, table = encoded
+    alone, three, all_ = (errors(place, table, Reads(3, frozenset()), at_once) for at_once in (1, 3, 64))
+    for name, due in alone.items():
+        np.testing.assert_allclose(three[name], due, rtol=2e-6)
+        np.testing.assert_allclose(all_[name], due, rtol=2e-6)
+        assert due[0] != due[1], "each epoch has its own noise"
+        unranked = [k for k, value in enumerate(due[0]) if value == 0.0]
+        rank = next(row["rank"] for row in table.to_pylist() if row["prompt_id"] == name)
+        assert unranked == [k for k, value in enumerate(rank) if value == 0]
+
+
+def test_out_of_memory_makes_batches_smaller_for_good(
+    encoded: tuple[str, pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, table = encoded
+    due, sizes, make = errors(place, table, Reads(3, frozenset())), [], batches.make_batch
+
+    def of_three(rows: Any, *args: Any) -> Any:
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("as a GPU says it")
+        return make(rows, *args)
+
+    monkeypatch.setattr(batches, "make_batch", of_three)
+    found = errors(place, table, Reads(3, frozenset()))
+    for name in due:
+        np.testing.assert_allclose(found[name], due[name], rtol=2e-6)
+    assert sizes[:3] == [8, 4, 2]
+    assert max(sizes[2:]) == 2

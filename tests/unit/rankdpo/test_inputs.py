@@ -1,0 +1,199 @@
+"""What a run refuses, and what it says: found from files alone, before a model loads or Ray starts."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from rankray import config, schema
+from rankray.cli import run_rankdpo
+from rankray.config import ConfigError
+from rankray.config.rankdpo import AlignConfig, RankDPOConfig
+from rankray.rankdpo import job as rankdpo
+
+
+def dataset(
+    place: Path, ranks: tuple[int, int] = (1, 2), image: dict[str, Any] | None = None, **changes: Any
+) -> Path:
+    """A finished dataset of one prompt and two candidates."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "PNG")
+    picture = image or {"bytes": buffer.getvalue(), "path": None}
+    prompt = "a red circle"
+    candidates = [
+        {
+            "generator": "g",
+            "seed": n,
+            "image": picture,
+            "width": 64,
+            "height": 64,
+            "scores": [float(rank)],
+            "win_probability": 1.0 if rank == 1 else 0.0,
+            "rank": rank,
+            "error": None,
+        }
+        for n, rank in enumerate(ranks)
+    ]
+    (place / "data").mkdir(parents=True)
+    row = {"prompt_id": schema.prompt_id(prompt), "prompt": prompt, "candidates": candidates}
+    table = pa.Table.from_pylist([row], schema=schema.ranked_schema({"g": "x"}, {"r": "y"}))
+    pq.write_table(table, place / "data" / "0.parquet")
+    info = {
+        "schema_version": schema.SCHEMA_VERSION,
+        "rows": 1,
+        "rewards": [{"name": "r", "revision": "y"}],
+        "generators": [{"name": "g", "revision": "x", "samples": 2}],
+        "prompts": {"sha256": "0"},
+        "identity": {"images.store": "inline" if image is None else "files"},
+    }
+    (place / "dataset.json").write_text(json.dumps({**info, **changes}))
+    return place
+
+
+def settings(place: Path, **changes: Any) -> RankDPOConfig:
+    tables = {"dataset": str(place), "output": "/o", "model": {"model": "shapes-sdxl"}, "batch_size": 4}
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return config.build(RankDPOConfig, config.with_options(tables, dotted))
+
+
+def test_a_good_dataset_passes(tmp_path: Path) -> None:
+    plan = rankdpo.check(settings(dataset(tmp_path / "d")))
+    assert plan.spec.pipeline == "StableDiffusionXLPipeline"
+    assert plan.revision.startswith("sha256:")
+    assert (plan.reward, plan.device) == (None, "cpu")
+
+
+def test_datasets_that_cannot_be_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "unfinished" / "data").mkdir(parents=True)
+    (tmp_path / "unfinished" / "data" / "0.parquet").write_bytes(b"")
+    gone = {"bytes": None, "path": str(tmp_path / "gone.png")}
+    cases = [
+        (tmp_path / "none", "none: no dataset there"),
+        (tmp_path / "unfinished", "1 data files, but no dataset.json: the job is not finished; run it again"),
+        (
+            dataset(tmp_path / "old", schema_version=0),
+            "has schema version 0, and this rankray reads 1; make it again",
+        ),
+        (dataset(tmp_path / "nan", ranks=(0, 0)), "none of 1 prompts has two ranked candidates"),
+        (dataset(tmp_path / "one", ranks=(1, 0)), "none of 1 prompts has two ranked candidates"),
+        (
+            dataset(tmp_path / "files", image=gone),
+            "2 images are missing, the first is .*gone.png; put its images",
+        ),
+    ]
+    for place, message in cases:
+        with pytest.raises(ConfigError, match=message) as caught:
+            rankdpo.check(settings(place))
+        assert "\n" not in str(caught.value)
+
+
+def test_models_that_cannot_be_trained(tmp_path: Path) -> None:
+    place = dataset(tmp_path / "d")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.json").write_text("{}")
+    cases = [
+        ({"model": {"model": "shapes-cascade"}}, "a StableCascadeCombinedPipeline, which no family trains"),
+        (
+            {"model": {"model": "toy_models:Noise"}},
+            "is a class of your own; name a row of the generators' table",
+        ),
+        (
+            {"model": {"model": "shapes-sdxl", "source": "shapes:shapes-sd3"}},
+            "holds a StableDiffusion3Pipeline",
+        ),
+        ({"model": {"model": "shapes-sdxl", "source": str(empty)}}, "is no diffusers pipeline"),
+        (
+            {"model": {"model": "shapes-sdlx"}},
+            r"unknown generator 'shapes-sdlx' \(did you mean 'shapes-sdxl'\?\)",
+        ),
+        ({"model": {"model": "shapes-sdxl", "source": "/nowhere"}}, "no directory '/nowhere' here"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(ConfigError, match=message):
+            rankdpo.check(settings(place, **changes))
+
+
+def test_a_loss_that_needs_scores_which_the_dataset_lacks(tmp_path: Path) -> None:
+    place = dataset(tmp_path / "d")
+    with pytest.raises(
+        ConfigError,
+        match=r"needs the scores of 's' .*which the dataset lacks; it has: r|needs the scores of 's'",
+    ):
+        rankdpo.check(settings(place, objective__name="weighted_sft", objective__reward="s"))
+    assert rankdpo.check(settings(place, objective__name="weighted_sft", objective__reward="r")).reward == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"batch_size": 6, "workers__count": 4},
+            "batch_size 6 cannot be divided among 4 workers x micro_batch 1",
+        ),
+        (
+            {"batch_size": 12, "workers__count": 2, "workers__micro_batch": 4},
+            "batch_size 12 cannot be divided among 2 workers x micro_batch 4; take a multiple of 8",
+        ),
+        (
+            {"workers__count": 2, "workers__max_count": 8},
+            "batch_size 4 leaves some of 8 workers without a prompt",
+        ),
+        ({"workers__count": 3, "workers__max_count": 2}, "workers.max_count 2 is below workers.count 3"),
+        ({"objective__reference": "adapter_off"}, "adapter_off needs LoRA"),
+        (
+            {"objective__name": "weighted_sft"},
+            "weighted_sft weighs by one reward's scores: give objective.reward",
+        ),
+        ({"objective__name": "rank_dop"}, "objective.name = 'rank_dop'"),
+        ({"optimizer__name": "adafactor"}, "optimizer.name: adafactor looks at whole tensors or blocks"),
+        ({"optimizer__name": "adamw_8bit"}, "steps would depend on workers.count; take adamw"),
+        ({"optimizer__learning_rate": -1e-5}, "optimizer.learning_rate = -1e-05"),
+        ({"workers__num_gpus": 2}, "workers.num_gpus is 0 or 1"),
+        ({"workers__zero_stage": 0, "tuned__dtype": "bfloat16"}, "zero_stage 0 keeps no float32 masters"),
+        ({"workers__zero_stages": 2}, r"unknown key 'workers.zero_stages' \(did you mean 'zero_stage'\?\)"),
+    ],
+)
+def test_settings_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings(Path("/d"), **changes)
+
+
+def test_the_command_says_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code = run_rankdpo(["--dataset", str(tmp_path), "--output", "/o", "--model.model", "shapes-sdxl"])
+    printed = capsys.readouterr().err
+    assert (code, printed.count("\n")) == (2, 1)
+    assert printed.startswith("rankdpo: dataset ")
+    assert run_rankdpo(["--steps", "many"]) == 2
+
+
+@pytest.mark.parametrize("name", ["rankdpo-shapes", "rankdpo-sdxl", "rankdpo-sd3"])
+def test_shipped_configurations_are_valid(name: str) -> None:
+    path = Path(__file__).parents[3] / "jobs" / f"{name}.toml"
+    found = config.build(RankDPOConfig, config.read_toml(path))
+    assert found.objective.name == "rank_dpo"
+    if name != "rankdpo-shapes":
+        assert (found.batch_size, found.steps, found.workers.count) == (1024, 400, 8)
+
+
+@pytest.mark.parametrize("name", ["align-shapes", "align-demo"])
+def test_rounds_pass_the_model_on(name: str) -> None:
+    path = Path(__file__).parents[3] / "jobs" / f"{name}.toml"
+    found = config.build(AlignConfig, config.read_toml(path))
+    first, second = found.synpic("/a", 1, None), found.synpic("/b", 2, "/a/pipeline")
+    assert second.seed == first.seed + 1
+    ours = [choice for choice in second.generators if choice.source == "/a/pipeline"]
+    assert [choice.label for choice in ours] == [found.model.label]
+    assert all(choice.source is None for choice in first.generators)
+    assert found.rankdpo("/d", "/o", "/a/pipeline").model.source == "/a/pipeline"
+    before, after = found.evaluation("/x", None), found.evaluation("/y", "/a/pipeline")
+    assert [c.label for c in before.generators] == [c.label for c in after.generators] == ["model"]
+    assert before.seed == after.seed
+    assert before.prompts != found.prompts

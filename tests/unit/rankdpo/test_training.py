@@ -1,0 +1,224 @@
+"""A run's loop in this process: what its pipeline holds in the end of what was published and of what was learnt."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rankray import config
+from rankray.config import GeneratorChoice
+from rankray.config.rankdpo import RankDPOConfig
+from rankray.models import generators
+from rankray.models.denoisers import parts
+from rankray.rankdpo import samples
+from rankray.rankdpo.encode_actors import EncodeActor, EncodeJob
+from rankray.rankdpo.encoded import layout_of
+from rankray.rankdpo.training import TrainJob, train_alone
+from rankray.shapes import pipeline_dir
+
+PROMPTS = ("a red circle", "two blue squares", "a green triangle", "a red square")
+UNET, VAE = (f"{name}/diffusion_pytorch_model.safetensors" for name in ("unet", "vae"))
+Make = Callable[..., TrainJob]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """shapes-sdxl, which is in float16, with an autoencoder whose float32 no shorter dtype holds."""
+    place = tmp_path_factory.mktemp("published") / "model"
+    shutil.copytree(pipeline_dir("shapes-sdxl"), place)
+    weights = {name: value.float() * (1 + 1e-5) for name, value in load_file(place / VAE).items()}
+    save_file(weights, place / VAE, metadata={"format": "pt"})
+    return place
+
+
+def spec_of(place: Path) -> Any:
+    choice = GeneratorChoice(model="shapes-sdxl", source=str(place))
+    return generators.resolve(choice).kwargs["spec"]
+
+
+def ranked(prompt: str) -> dict[str, Any]:
+    rng = np.random.default_rng(len(prompt))
+    candidates = []
+    for rank in (1, 2):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
+        image = {"bytes": buffer.getvalue(), "path": None}
+        candidates.append({"image": image, "win_probability": 2.0 - rank, "rank": rank, "scores": [0.0]})
+    return {"prompt_id": prompt, "prompt": prompt, "candidates": candidates}
+
+
+@pytest.fixture(scope="module")
+def make(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """`make(dotted options)` is a run of that model on four prompts."""
+    place, spec = tmp_path_factory.mktemp("encoded"), spec_of(published)
+    actor = EncodeActor(EncodeJob(spec, "cpu", "float32", "float32", 8, str(place)))
+    table = actor.encode([ranked(prompt) for prompt in PROMPTS])
+    pq.write_table(table, place / "rows.parquet", row_group_size=1)
+
+    def job(**changes: Any) -> TrainJob:
+        tables: dict[str, Any] = {
+            "dataset": "/d",
+            "output": str(place / "output"),
+            "model": {"model": "shapes-sdxl", "source": str(published)},
+            "steps": 2,
+            "batch_size": 4,
+            "tuned": {"dtype": "bfloat16"},
+        }
+        dotted = {key.replace("__", "."): value for key, value in changes.items()}
+        return TrainJob(
+            config=config.build(RankDPOConfig, config.with_options(tables, dotted)),
+            spec=spec,
+            revision="",
+            files=(str(place / "rows.parquet"),),
+            files_uri=str(place),
+            layout=layout_of(table.schema).as_json(),
+            place=str(place),
+            reference=None,
+            encoders=(),
+            reward=None,
+            labelling=None,
+            rows=len(PROMPTS),
+            sample_prompts=PROMPTS[:1],
+            output=str(place / "output"),
+            device="cpu",
+        )
+
+    return job
+
+
+def trained(job: TrainJob) -> dict[str, Tensor]:
+    ((step, weights),) = train_alone(job, job.config.steps)
+    assert step == job.config.steps
+    return weights
+
+
+def exported(job: TrainJob, place: Path) -> dict[str, dict[str, Tensor]]:
+    """The weights of each part of the run's pipeline, after it was trained."""
+    checkpoint = place / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    name = "ema" if job.config.tuned.ema else "weights"
+    save_file(trained(job), checkpoint / f"{name}.safetensors")
+    samples.export_pipeline(job.spec, job.config, str(checkpoint), str(place / "pipeline"))
+    return tensors(place / "pipeline")
+
+
+def tensors(place: Path) -> dict[str, dict[str, Tensor]]:
+    return {file.parent.name: load_file(file) for file in place.glob("*/*.safetensors")}
+
+
+UNTRAINED: dict[str, dict[str, Any]] = {
+    "ZeRO 1": {"workers__zero_stage": 1},
+    "ZeRO 2": {},
+    "ZeRO 3": {"workers__zero_stage": 3},
+    "ZeRO 0": {"workers__zero_stage": 0, "tuned__dtype": "float32"},
+    "offload": {"workers__offload": True},
+    "average": {"tuned__ema": 0.5},
+    "LoRA": {"tuned__train": "lora", "tuned__lora_rank": 4},
+    "modules": {"tuned__train": ["attn2"]},
+    "float32": {"tuned__dtype": "float32"},
+}
+
+
+@pytest.mark.parametrize("changes", UNTRAINED.values(), ids=UNTRAINED.keys())
+def test_at_learning_rate_zero_the_model_comes_out_as_it_was_published(
+    make: Make, published: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    found, due = exported(make(optimizer__learning_rate=0, **changes), tmp_path), tensors(published)
+    assert {name: part.keys() for name, part in found.items()} == {name: p.keys() for name, p in due.items()}
+    for name, part in due.items():
+        for key, value in part.items():
+            assert found[name][key].dtype == value.dtype, (name, key)
+            assert torch.equal(found[name][key], value), (name, key)
+    whole = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
+    assert {part.dtype for part in whole.components.values() if hasattr(part, "dtype")} == {torch.float32}
+    assert {value.dtype for value in due["unet"].values()} == {torch.float16}
+    assert {value.dtype for value in due["vae"].values()} == {torch.float32}
+
+
+def test_what_is_learnt_is_not_rounded_away(make: Make, published: Path, tmp_path: Path) -> None:
+    """Updates far below bfloat16's spacing reach the pipeline, which is asked for in float32."""
+    rate, start = 1e-6, load_file(published / UNET)
+    job = make(optimizer__learning_rate=rate, checkpoints__export_dtype="float32")
+    found = exported(job, tmp_path)["unet"]
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    moves = torch.cat([(found[name] - value.float()).flatten() for name, value in start.items()]).abs()
+    assert float((moves > 0).float().mean()) > 0.9, "all weights but those without a gradient"
+    assert float(moves.max()) < 3 * rate, "two steps of AdamW, and none by rounding"
+
+
+def test_adapters_are_merged_into_unrounded_weights(make: Make, published: Path, tmp_path: Path) -> None:
+    job = make(tuned__train="lora", tuned__lora_rank=4, checkpoints__export_dtype="float32")
+    found, start = exported(job, tmp_path)["unet"], load_file(published / UNET)
+    changed = {name for name, value in start.items() if not torch.equal(found[name], value.float())}
+    assert changed
+    assert all(".attn" in name and name.endswith("weight") for name in changed)
+    for name in changed:
+        assert torch.linalg.matrix_rank(found[name].double() - start[name].double(), rtol=1e-3) <= 4, name
+
+
+def test_each_part_is_loaded_as_it_computes(published: Path) -> None:
+    pipe = parts.load_encoders(spec_of(published), "cpu", torch.bfloat16)
+    for name, value in load_file(published / VAE).items():
+        assert torch.equal(pipe.vae.state_dict()[name], value), name
+    assert pipe.text_encoder.dtype == torch.bfloat16
+
+
+def test_workers_draw_the_grid_that_one_draws(make: Make) -> None:
+    job = make()
+    painter = samples.painter(job, [])
+    prompts = PROMPTS[:2]
+    whole = samples.draw_grid(job.spec, painter, prompts, 0, 1)
+    assert whole.shape == (128, 4 * 64, 3)
+    shares = [samples.draw_grid(job.spec, painter, prompts, rank, 3) for rank in range(3)]
+    assert torch.equal(torch.stack(shares).sum(0, dtype=torch.uint8), whole)
+    tiles = whole.unfold(0, 64, 64).unfold(1, 64, 64).flatten(0, 1)
+    assert len({tuple(tile.flatten().tolist()) for tile in tiles}) == 8, "no two pictures are the same"
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_pictures_are_drawn_with_what_was_trained(make: Make, tmp_path: Path, train: str) -> None:
+    """By the weights in a pipeline that draws as by the pipeline that is written."""
+    job = make(optimizer__learning_rate=1e-3, tuned__train=train)
+    weights = trained(job)
+    drawn = samples.painter(job, weights.items())
+    save_file(weights, tmp_path / "weights.safetensors")
+    changed = job.config.checkpoints.model_copy(update={"export_dtype": "float32"})
+    config_ = job.config.model_copy(update={"checkpoints": changed})
+    samples.export_pipeline(job.spec, config_, str(tmp_path), str(tmp_path / "pipeline"))
+    due = load_file(tmp_path / "pipeline" / UNET)
+    found = drawn.pipe.unet.state_dict()
+    assert found.keys() == due.keys()
+    assert all(torch.equal(found[name], value) for name, value in due.items())
+    start = load_file(pipeline_dir("shapes-sdxl") / UNET)
+    assert any(not torch.equal(value, start[name].float()) for name, value in due.items())
+
+
+def test_weights_of_another_model_are_refused(make: Make) -> None:
+    job = make()
+    with pytest.raises(ValueError, match=r"do not fit the model: [0-9]+ names, such as "):
+        samples.denoiser_with(job.spec, job.config, {"conv_in.weight": torch.zeros(1)})
+
+
+def test_a_step_needs_no_ray() -> None:
+    """A GPU can be measured where it is not installed; only what starts workers or asks actors imports it."""
+    modules = (
+        "rankdpo.training, rankdpo.feed, rankdpo.encode_actors, models.denoisers.parts, "
+        "models.generators.diffusers_pipeline"
+    )
+    names = ", ".join(f"rankray.{name}" for name in modules.split(", "))
+    code = f"import sys; sys.modules['ray'] = sys.modules['deepspeed'] = None; import {names}"
+    subprocess.run([sys.executable, "-c", code], check=True)

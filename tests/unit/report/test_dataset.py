@@ -1,0 +1,258 @@
+"""The report is written from files and escapes everything that other people wrote."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import math
+import re
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from page_reader import Reader
+from PIL import Image
+
+from rankray import ranking, schema
+from rankray.config import PricesConfig
+from rankray.data.cost import ActorUsage, ledger
+from rankray.report import dataset as report
+from rankray.report import pages
+from rankray.report.figures import collect
+
+ODD = [
+    "<script>alert(1)</script>",
+    "\"quoted\" & 'single' {{ 7 * 7 }}",
+    "🦊 é",
+    "nul \0 and \x1b in",
+    "<b>" + "long " * 2000,
+]
+
+
+@functools.cache
+def png(size: int, colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def dataset(path: Path, prompts: list[str], size: int = 8) -> dict[str, Any]:
+    """Writes files; returns the summary. The second generator fails for the first prompt."""
+    rows = []
+    for n, prompt in enumerate(prompts):
+        failed = n == 0
+        scores = np.array([[n, 1.0], [math.nan] * 2 if failed else [1.0, n]], np.float32)
+        phi = ranking.win_probability(scores)
+        ranks = ranking.rank(phi)
+        candidates = [
+            {
+                "generator": name,
+                "seed": n,
+                "image": None if failed and i else {"bytes": png(size), "path": None},
+                "width": None if failed and i else size,
+                "height": None if failed and i else size,
+                "scores": scores[i].tolist(),
+                "win_probability": phi[i],
+                "rank": int(ranks[i]),
+                "error": "ValueError: <i>no</i>" if failed and i else None,
+            }
+            for i, name in enumerate(["one", "two"])
+        ]
+        rows.append({"prompt_id": schema.prompt_id(prompt), "prompt": prompt, "candidates": candidates})
+    (path / "data").mkdir(parents=True)
+    due = schema.ranked_schema({"one": "x", "two": "y"}, {"r": "", "s": ""})
+    pq.write_table(pa.Table.from_pylist(rows, due), path / "data" / "0.parquet")
+    usage = ActorUsage("one", "generator", "1", 30.0, 5.0, 60.0, len(rows), 0, 0, 0.0, 1.0)
+    model = {"model": "m", "revision": "sha256:<x>"}
+    return {
+        "schema_version": 1,
+        "rankray_version": "0",
+        "created": "now",
+        "seed": 0,
+        "identity": {"seed": 0, "prompts.path": "<p>.txt"},
+        "layout": "streaming",
+        "runs": 1,
+        "prompts": {"source": "<p>.txt", "duplicates": 1, "empty": 2, "undecodable": 3},
+        "generators": [{"name": name, "samples": 1, **model} for name in ("one", "two")],
+        "rewards": [{"name": "r", **model}, {"name": "s", **model}],
+        "rows": len(rows),
+        "candidates": 2 * len(rows),
+        "images": 2 * len(rows) - 1,
+        "failures": {
+            "total": 1,
+            "by_model": {"two": 1},
+            "tolerance": 0.01,
+            "examples": [
+                {"prompt_id": rows[0]["prompt_id"], "model": "two", "error": "ValueError: <i>no</i>"}
+            ],
+        },
+        "throughput": {"wall_s": 10.0, "images_per_s": 1.0, "rows_per_s": 1.0},
+        "cost": ledger([usage], PricesConfig(cpu_usd_per_hour=1.0)),
+    }
+
+
+def written(path: Path, prompts: list[str], size: int = 8) -> tuple[str, Reader]:
+    report.write_report(str(path), dataset(path, prompts, size))
+    html = (path / "report.html").read_text()
+    reader = Reader()
+    reader.feed(html)
+    return html, reader
+
+
+def test_other_peoples_text_is_text(tmp_path: Path) -> None:
+    html, reader = written(tmp_path, ODD)
+    assert {tag for tag, _ in reader.tags} & {"script", "i", "iframe", "link"} == set()
+    assert "<script>alert(1)</script>" in reader.text
+    assert "{{ 7 * 7 }}" in reader.text
+    assert "🦊 é" in reader.text
+    assert "nul \ufffd and \ufffd in" in reader.text
+    assert not set(html) & set("\0\x1b")
+    assert reader.text.count("long ") < 60
+    titles = [
+        attributes["title"] for tag, attributes in reader.tags if tag == "h3" and attributes.get("title")
+    ]
+    assert len(titles) == 1
+    assert len(str(titles[0])) == 2001  # the beginning, and the ellipsis
+    assert str(titles[0]).startswith("<b>long long")
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
+    html, reader = written(tmp_path, ["a", "b"])
+    sources = [attributes.get("src") or "" for tag, attributes in reader.tags if tag == "img"]
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", html)
+    assert "@import" not in html
+    assert "url(" not in html
+
+
+def test_failures_and_figures_are_shown(tmp_path: Path) -> None:
+    _, reader = written(tmp_path, ["a", "b", "c"])
+    assert "1 item failed" in reader.text
+    assert reader.text.count("ValueError: <i>no</i>") == 2  # under its picture's place, and in the table
+    assert "prompts.path" in reader.text
+    assert "no picture" in reader.text
+    # 60 s of one CPU at $1/h for 3 images: 1/60 $ / 3 * 1000.
+    assert "$5.56" in reader.text
+
+
+@pytest.mark.parametrize(("runs", "stated"), [(1, True), (2, False)])
+def test_a_rate_is_stated_only_where_one_run_made_all_rows(tmp_path: Path, runs: int, stated: bool) -> None:
+    report.write_report(str(tmp_path), dataset(tmp_path, ["a"]) | {"runs": runs})
+    html = (tmp_path / "report.html").read_text()
+    assert ("images/s" in html) == stated
+    assert ("the last of 2 runs" in html) != stated
+
+
+def test_size_is_bounded_for_big_pictures(tmp_path: Path) -> None:
+    html, reader = written(tmp_path, [f"prompt {i}" for i in range(30)], size=1024)
+    assert sum(tag == "section" for tag, _ in reader.tags) == report.SHOWN_PROMPTS
+    assert len(html) < 8_000_000
+    source = next(str(a["src"]) for tag, a in reader.tags if tag == "img")
+    data = base64.b64decode(source.partition(",")[2])
+    assert max(Image.open(io.BytesIO(data)).size) == pages.THUMBNAIL_PIXELS
+
+
+def test_pictures_in_files_are_read_and_a_missing_one_costs_only_itself(tmp_path: Path) -> None:
+    info = dataset(tmp_path, ["a", "b"])
+    place = tmp_path / "data" / "0.parquet"
+    table = pq.read_table(place)
+    rows = table.to_pylist()
+    (tmp_path / "there.png").write_bytes(png(8))
+    for row in rows:
+        row["candidates"][0]["image"] = {"bytes": None, "path": str(tmp_path / "there.png")}
+    rows[0]["candidates"][0]["image"] = {"bytes": None, "path": str(tmp_path / "gone.png")}
+    rows[1]["candidates"][1]["image"] = {"bytes": png(8)[:40], "path": None}
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), place)
+    report.write_report(str(tmp_path), info)
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("<img ") == 1
+    assert html.count("the picture cannot be read") == 2
+    assert "FileNotFoundError" in html
+
+
+def test_the_same_dataset_gives_the_same_report_in_any_file_order(tmp_path: Path) -> None:
+    prompts = [f"prompt {i}" for i in range(40)]
+    html, _ = written(tmp_path / "one", prompts)
+    table = pq.read_table(tmp_path / "one" / "data" / "0.parquet")
+    info = dataset(tmp_path / "two", prompts)
+    for n in range(2):  # the second half first
+        half = table.slice(20 * (1 - n), 20)
+        pq.write_table(half, tmp_path / "two" / "data" / f"{n}.parquet")
+    report.write_report(str(tmp_path / "two"), info)
+    assert (tmp_path / "two" / "report.html").read_text() == html
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["data", "report.html"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([[3, 30], [2, 20], [1, 10]], 1.0),
+        ([[1, 2], [2, 1]], 0.0),
+        # Pairs: 3 votes to 0, 2 to 1, 1 to 1 with one tie.
+        ([[3, 3, 3], [2, 1, 2], [1, 4, 2]], (3 / 3 + 1 / 3 + 0) / 3),
+        # One vote of one in the first pair; the third candidate has no scores and no pairs.
+        ([[1, math.nan], [2, 5], [math.nan, math.nan]], 1.0),
+        ([[1, 1], [1, 1]], 0.0),
+        ([[math.inf, math.inf], [math.inf, 0]], 0.5),
+        ([[math.nan], [1.0]], math.nan),
+    ],
+)
+def test_unanimity(scores: list[list[float]], expected: float) -> None:
+    assert report.unanimity(scores) == pytest.approx(expected, nan_ok=True)
+
+
+@given(
+    st.dictionaries(st.text("abc", min_size=1), st.floats(0, 1) | st.just(math.nan), max_size=40),
+    st.integers(1, 12),
+    st.randoms(),
+)
+def test_chosen_prompts_span_the_dataset(values: dict[str, float], count: int, random: Random) -> None:
+    failed = sorted(values)[::3]
+    chosen = report.choose(values, failed, count)
+    assert len(chosen) == len(set(chosen)) <= count
+    assert set(chosen) <= set(values)
+    shuffled = random.sample(sorted(values), len(values))
+    assert report.choose({row_id: values[row_id] for row_id in shuffled}, failed, count) == chosen
+    known = [values[row_id] for row_id in chosen if not math.isnan(values[row_id])]
+    assert known == sorted(known, reverse=True)
+    if failed:
+        assert 1 <= len(set(chosen) & set(failed)) <= max(1, count // 4)
+
+
+def test_both_ends_are_chosen() -> None:
+    values = {f"{i:03}": i / 100 for i in range(100)}
+    chosen = report.choose(values, [], 5)
+    # Of 100 in falling order, places 0, 24, 49, 74 and 99: quarters of 99, rounded down.
+    assert chosen == ["099", "075", "050", "025", "000"]
+
+
+def test_ties_are_a_share_of_comparisons() -> None:
+    rows = [
+        {
+            "candidates": [
+                {"generator": "a", "scores": [1.0, 2.0], "rank": 1, "win_probability": 0.5},
+                {"generator": "b", "scores": [1.0, 1.0], "rank": 2, "win_probability": 0.0},
+            ]
+        }
+    ]
+    assert report.tie_share(collect(rows, ["a", "b"], ["r", "s"])) == 0.5
+    assert report.tie_share(collect([], ["a", "b"], ["r", "s"])) is None
+
+
+def test_an_infinite_score_has_no_place_on_the_axis() -> None:
+    scores = [[1.0], [3.0]]
+    rows = [
+        {"candidates": [{"generator": "a", "scores": s, "rank": 0, "win_probability": 0.0} for s in scores]}
+    ]
+    figures = collect(rows, ["a"], ["r"])
+    figures.scores[0][0].append(math.inf)
+    (found,) = report.histograms(["a"], ["r"], figures)
+    assert (found["low"], found["high"], found["series"][0]["mean"]) == (1.0, 3.0, 2.0)

@@ -1,0 +1,94 @@
+"""What the reports share: sizes of pictures, numbers in words, and a page that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rankray.report import pages
+
+
+def png(size: int, colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_size_is_bounded_for_many_candidates(tmp_path: Path) -> None:
+    """16 noisy pictures a prompt: each gets a 24 * 16th of the bytes, so it is made smaller."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    limit = pages.PICTURE_BYTES // (24 * 16)
+    source = pages.thumbnail({"bytes": buffer.getvalue(), "path": None}, limit)
+    data = base64.b64decode(source.partition(",")[2])
+    assert len(data) <= limit
+    assert 64 <= max(Image.open(io.BytesIO(data)).size) < pages.THUMBNAIL_PIXELS
+
+
+def test_small_pictures_stay_what_they_are() -> None:
+    data = png(64)
+    source = pages.thumbnail({"bytes": data, "path": None})
+    assert source == "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (math.nan, "–"), (1234, "1,234"), (0.12345, "0.123"), (1234.5, "1,234.500")],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert pages.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.0, "$0.00"), (0.0123, "$0.012"), (185.6, "$185.60"), (0.0000321, "$3.2e-05")],
+)
+def test_money(value: float | None, text: str) -> None:
+    assert pages.money(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3.21, "3.2 s"), (119, "119.0 s"), (240, "4.0 min"), (7200, "2.0 h")]
+)
+def test_seconds(value: float, text: str) -> None:
+    assert pages.seconds(value) == text
+
+
+@pytest.mark.parametrize(("width", "pixelated"), [(128, True), (129, False)])
+def test_small_pictures_are_enlarged_as_sharp_squares(width: int, pixelated: bool) -> None:
+    found = pages.picture({"bytes": png(width), "path": None})
+    assert (found["missing"], found["pixelated"]) == (None, pixelated)
+    assert found["src"].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(
+    ("image", "why"),
+    [
+        (None, "no picture"),
+        ({"bytes": b"nothing", "path": None}, "UnidentifiedImageError"),
+        ({"bytes": None, "path": "/nowhere/at/all.png"}, "FileNotFoundError"),
+    ],
+)
+def test_a_picture_that_is_not_there_says_why(image: dict[str, Any] | None, why: str) -> None:
+    found = pages.picture(image)
+    assert found["src"] is None
+    assert why in found["missing"]
+
+
+def test_every_page_forbids_loads_and_has_print_phone_and_dark_rules(tmp_path: Path) -> None:
+    pages.write_page(str(tmp_path), "page.html.j2", {})
+    page = (tmp_path / "report.html").read_text()
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'\"" in page
+    for rule in ("@media print", "@media (max-width: 30rem)", "prefers-color-scheme: dark"):
+        assert rule in page
+    assert not re.findall(r"(?:src|href)=|@import|url\(|//", page)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

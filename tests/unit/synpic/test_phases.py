@@ -1,0 +1,47 @@
+"""Where a job that was killed goes on: the phase that it was in, if that still fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rankray.cluster.actors import Actors, Stage
+from rankray.data import place as outputs
+from rankray.models.targets import Target
+from rankray.synpic import phases
+from rankray.synpic.phases import Phase
+
+
+def stage(name: str) -> Stage:
+    return Stage("generator", Target(name, f"x:{name}"), Actors(1, 1, 0.1, 1.0, None, {}, {}, "cpu"))
+
+
+def test_a_phase_is_named_by_what_it_has_behind_it() -> None:
+    three = (stage("a"), stage("b"), stage("c"))
+    first = Phase(three[:2], (1, 1), None, 0, False)
+    last = Phase(three[2:], (1,), None, 2, True)
+    assert (first.source, first.sink) == (("_work", "prompts"), ("_work", "upto-2"))
+    assert (last.source, last.sink, last.checkpoint) == (
+        ("_work", "upto-2"),
+        ("data",),
+        ("_work", "checkpoint-data"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("begun", "done", "end"),
+    [
+        ([], 0, None),
+        (["checkpoint-upto-2"], 0, 2),
+        (["checkpoint-upto-2"], 2, None),
+        (["checkpoint-data"], 2, 4),
+    ],
+)
+def test_the_phase_that_was_begun(tmp_path: Path, begun: list[str], done: int, end: int | None) -> None:
+    output = outputs.open_output(str(tmp_path), in_job=False)
+    for name in begun:
+        (tmp_path / "_work" / name).mkdir(parents=True)
+        assert phases.begun(output, 4, done) is None, "an empty checkpoint has nothing to lose"
+        (tmp_path / "_work" / name / "0.parquet").touch()
+    assert phases.begun(output, 4, done) == end
