@@ -11,30 +11,18 @@ found finished in a second. The price is that phases do not overlap: trainers wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import rankray
-from rankray import store
-from rankray.cluster.ray_session import connect, in_submitted_job
+from rankray.cluster.job import Result, Say, connect, exclusive, open_output
 from rankray.config import ConfigError
 from rankray.config.rankdpo import AlignConfig
-from rankray.data import place as outputs
+from rankray.data import place
+from rankray.data.place import Output, Publish
 from rankray.evals import scores as evaluation
 from rankray.rankdpo import job as rankdpo
 from rankray.synpic import job as synpic
-
-Say = Callable[[str], None]
-Publish = Callable[[str, dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What Algorithm 3 leaves: its place and summary (the contents of `align.json`)."""
-
-    path: str
-    info: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,24 +41,28 @@ def run(config: AlignConfig, say: Say, publish: Publishers) -> Result:
         ConfigError: something in the configuration, the prompts, the models or the cluster does not fit.
         TrainingError: a round's training diverged.
     """
-    output = outputs.open_output(config.output, in_job=in_submitted_job())
+    output = open_output(config.output)
     check(config, output.uri)
     connect()
+    with exclusive("align", output.uri):
+        info = _rounds(config, output, say, publish)
+    return Result(output.uri, place.publish(output, "align.json", info, publish.align))
+
+
+def _rounds(config: AlignConfig, output: Output, say: Say, publish: Publishers) -> dict[str, Any]:
+    """All rounds, each found finished where it is; the contents of `align.json`."""
     evaluations = [_evaluate(config, output, "before", None, say, publish.dataset)]
     source, rounds = None, []
     for number in range(1, config.rounds + 1):
         say(f"round {number} of {config.rounds}")
-        place = output.uri_of(f"round-{number}")
-        made = synpic.run(config.synpic(f"{place}/synpic", number, source), say, publish.dataset)
-        trained = rankdpo.run(config.rankdpo(made.path, f"{place}/rankdpo", source), say, publish.run)
+        part = output.uri_of(f"round-{number}")
+        made = synpic.run(config.synpic(f"{part}/synpic", number, source), say, publish.dataset)
+        trained = rankdpo.run(config.rankdpo(made.path, f"{part}/rankdpo", source), say, publish.run)
         source = f"{trained.path}/pipeline"
         evaluations.append(_evaluate(config, output, f"round-{number}", source, say, publish.dataset))
         rounds.append(_round(made.info, trained.info, evaluation.difference(evaluations[0], evaluations[-1])))
         say(evaluation.table(rounds[-1]["gain"]))
-    info = {"rankray_version": rankray.__version__, "rounds": rounds, "pipeline": source}
-    publish.align(output.uri, info)
-    store.write_json(output.at("align.json"), info, output.fs)
-    return Result(output.uri, info)
+    return {"rankray_version": rankray.__version__, "rounds": rounds, "pipeline": source}
 
 
 def check(config: AlignConfig, output: str) -> None:
@@ -91,7 +83,7 @@ def check(config: AlignConfig, output: str) -> None:
 
 
 def _evaluate(
-    config: AlignConfig, output: outputs.Output, name: str, source: str | None, say: Say, publish: Publish
+    config: AlignConfig, output: Output, name: str, source: str | None, say: Say, publish: Publish
 ) -> str:
     """Pictures and scores of held-out prompts by the model at `source`; the dataset's place."""
     place = output.uri_of("evaluation", name)

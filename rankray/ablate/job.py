@@ -15,34 +15,23 @@ all: time is not what is held equal.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rankray
-from rankray import store
 from rankray.ablate import table as tables
 from rankray.ablate.trials import START, Bench, Measured, Outcome, outcomes
-from rankray.cluster.ray_session import connect, exclusive, in_submitted_job
+from rankray.cluster.job import Job, Result, Say, open_output
 from rankray.config import ConfigError, nearest
 from rankray.config.ablate import CHECKER, AblationConfig, Row
-from rankray.data import place as outputs
+from rankray.data import place
+from rankray.data.place import Publish
 from rankray.data.prompts import read_prompts
 from rankray.rankdpo import job as rankdpo
 from rankray.rankdpo import labels
 from rankray.synpic import job as synpic
 
-Say = Callable[[str], None]
-Publish = Callable[[str, dict[str, Any]], None]
 HAS_NO_BETA = frozenset({"sft", "weighted_sft"})
-
-
-@dataclass(frozen=True)
-class Result:
-    """What an ablation leaves: its place and figures (the contents of `ablation.json`)."""
-
-    path: str
-    info: dict[str, Any]
 
 
 def run(config: AblationConfig, say: Say, publish_dataset: Publish, publish: Publish) -> Result:
@@ -51,29 +40,22 @@ def run(config: AblationConfig, say: Say, publish_dataset: Publish, publish: Pub
     Raises:
         ConfigError: something in the configuration, the prompts, the models or the cluster does not fit.
     """
-    output = outputs.open_output(config.output, in_job=in_submitted_job())
+    output = open_output(config.output)
     _, revision = check(config, output.uri)
-    contents = {
-        f"{name}.contents": outputs.prompts_digest(rows) for name, rows in _prompts_of(config).items()
-    }
-    complete = outputs.claim(output, config, {"model": revision}, "ablation.json", contents)
-    if complete:
-        say(f"{output.uri} is complete already; nothing to do")
-        return Result(output.uri, store.read_json(output.at("ablation.json"), output.fs))
-    connect()
-    with exclusive("ablate", output.uri):
+    contents = {f"{name}.contents": place.prompts_digest(rows) for name, rows in _prompts_of(config).items()}
+    identity = place.identity_of(config, {"model": revision}, contents)
+    job = Job("ablate", config, output, "ablation.json", identity, say)
+
+    def work(_: None, meter: Any) -> dict[str, Any]:
         made = synpic.run(config.synpic(output.uri_of("synpic")), say, publish_dataset)
         bench = Bench(config, output, made.path, say)
-        info = _figures(bench, made.info, _sweep(bench))
-    for table in info["tables"]:
-        say(f"\nTable {table}\n{tables.markdown(info, table)}")
-    identity = store.read_json(output.at("_work", "identity.json"), output.fs)["identity"]
-    info = {**info, "identity": identity}
-    output.write_text("tables.md", _markdown(info))
-    publish(output.uri, info)
-    store.write_json(output.at("ablation.json"), info, output.fs)
-    output.remove("_work")
-    return Result(output.uri, info)
+        info = {**_figures(bench, made.info, _sweep(bench)), "identity": place.claimed(output)}
+        for table in info["tables"]:
+            say(f"\nTable {table}\n{tables.markdown(info, table)}")
+        output.write_text("tables.md", _markdown(info))
+        return info
+
+    return Result(output.uri, job.complete() or job.run(lambda: None, work, publish))
 
 
 def check(config: AblationConfig, output: str) -> tuple[Any, str]:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import rankray
 from rankray import ranking, schema, store
 from rankray.config import ConfigError, nearest
-from rankray.data import place as outputs
+from rankray.data.place import claim, complete, open_output, publish
 
 MARKER = "pairs.json"
 
@@ -83,37 +83,35 @@ def run(dataset: str, output: str, to: str, say: Callable[[str], None]) -> dict[
     if to not in FORMATS:
         raise ConfigError(f"format '{to}'{nearest(to, FORMATS)}; allowed: {', '.join(FORMATS)}")
     source = store.read(dataset)
-    place = outputs.open_output(output, in_job=False)
+    made = open_output(output, in_job=False)
     identity = {"dataset": source.path, "created": source.info["created"], "format": to}
-    if place.uri == source.path:
-        raise ConfigError(f"output {place.uri} is the dataset itself; take another output")
-    if outputs.claim_copy(place, identity, MARKER):
-        say(f"{place.uri} is complete already; nothing to do")
-        return store.read_json(place.at(MARKER), place.fs)
-    place.make("data")
+    if made.uri == source.path:
+        raise ConfigError(f"output {made.uri} is the dataset itself; take another output")
+    if (already := complete(made, MARKER, identity, say)) is not None:
+        return already
+    claim(made, MARKER, identity)
+    made.make("data")
     pair_schema, pairs_of = FORMATS[to]
     for file in source.files:
-        target = place.at("data", file.rpartition("/")[2])
-        if place.exists("data", file.rpartition("/")[2]):
+        file_out = made.at("data", file.rpartition("/")[2])
+        if made.exists("data", file.rpartition("/")[2]):
             continue
-        with pq.ParquetWriter(f"{target}.tmp", pair_schema, filesystem=place.fs) as writer:
+        with pq.ParquetWriter(f"{file_out}.tmp", pair_schema, filesystem=made.fs) as writer:
             parquet = pq.ParquetFile(file, filesystem=source.fs)
             for group in range(parquet.num_row_groups):
                 rows = parquet.read_row_group(group).to_pylist()
                 found = [pair for row in rows for pair in pairs_of(row)]
                 if found:  # `datasets` cannot read an empty row group
                     writer.write_table(pa.Table.from_pylist(found, pair_schema))
-        place.fs.move(f"{target}.tmp", target)
-    pairs = sum(pq.ParquetFile(path, filesystem=place.fs).metadata.num_rows for path in place.files("data"))
+        made.fs.move(f"{file_out}.tmp", file_out)
+    pairs = sum(pq.ParquetFile(path, filesystem=made.fs).metadata.num_rows for path in made.files("data"))
     info = {
         "rankray_version": rankray.__version__,
         "identity": identity,
         "prompts": source.info["rows"],
         "pairs": pairs,
     }
-    store.write_json(place.at(MARKER), info, place.fs)
-    place.remove("_work")
-    return info
+    return publish(made, MARKER, info)
 
 
 def _ranked(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -29,8 +29,8 @@ import rankray
 from rankray import ranking, schema, store
 from rankray.config import ConfigError, PricesConfig, nearest
 from rankray.data import choices
-from rankray.data import place as outputs
 from rankray.data.cost import ledger
+from rankray.data.place import Output, Publish, claim, claimed, complete, open_output, publish
 
 REWARD = "human"
 ROWS_PER_FILE = 128
@@ -78,7 +78,7 @@ def run(
     output: str,
     how: Importing,
     say: Callable[[str], None],
-    publish: Callable[[str, dict[str, Any]], None] | None = None,
+    report: Publish | None = None,
 ) -> dict[str, Any]:
     """Writes the ranked dataset of `inputs` (Parquet files, or directories of them) to `output`; its `dataset.json`.
 
@@ -93,31 +93,27 @@ def run(
             raise ConfigError(f"{key} '{value}'{nearest(value, allowed)}; allowed: {', '.join(allowed)}")
     sources = [source for name in inputs for source in choices.find(name)]
     models = choices.models_of(sources)
-    place = outputs.open_output(output, in_job=False)
+    made = open_output(output, in_job=False)
     identity = _identity(sources, how)
-    if outputs.claim_copy(place, identity, "dataset.json"):
-        say(f"{place.uri} is complete already; nothing to do")
-        return store.read_json(place.at("dataset.json"), place.fs)
-    place.make("data")
-    place.make("_work", "read")
+    if (already := complete(made, "dataset.json", identity, say)) is not None:
+        return already
+    claim(made, "dataset.json", identity)
+    made.make("data")
+    made.make("_work", "read")
     begin_s, seen, counts = time.perf_counter(), _Seen(), Counter[str]()
     due = schema.ranked_schema(dict.fromkeys(models, "unrecorded"), {REWARD: "labels"})
     for number, source in enumerate(sources):
-        note = place.at("_work", "read", f"{number:05}.json")
-        if not place.exists("_work", "read", f"{number:05}.json"):
-            store.write_json(note, _read(source, number, place, due, how, seen), place.fs)
-        found = store.read_json(note, place.fs)
+        note = made.at("_work", "read", f"{number:05}.json")
+        if not made.exists("_work", "read", f"{number:05}.json"):
+            store.write_json(note, _read(source, number, made, due, how, seen), made.fs)
+        found = store.read_json(note, made.fs)
         seen.add(found["ids"])
         counts.update(found["counts"])
         say(f"{number + 1} of {len(sources)} files: {counts['read']:,} pairs read, {counts['kept']:,} kept")
     if not counts["kept"]:
         raise ConfigError(f"no pair of {counts['read']:,} can be used: {left_out(counts, how.ties)}")
-    info = _summary(place, models, how, counts, seen.rows, time.perf_counter() - begin_s)
-    if publish is not None:
-        publish(place.uri, info)
-    store.write_json(place.at("dataset.json"), info, place.fs)
-    place.remove("_work")
-    return info
+    info = _summary(made, models, how, counts, seen.rows, time.perf_counter() - begin_s)
+    return publish(made, "dataset.json", info, report)
 
 
 def left_out(counts: dict[str, int] | Counter[str], ties: str) -> str:
@@ -140,7 +136,7 @@ def _identity(sources: Sequence[choices.Source], how: Importing) -> dict[str, An
 
 
 def _read(
-    source: choices.Source, number: int, place: outputs.Output, due: pa.Schema, how: Importing, seen: _Seen
+    source: choices.Source, number: int, output: Output, due: pa.Schema, how: Importing, seen: _Seen
 ) -> dict[str, Any]:
     """Writes the rows of one input; what is noted of it: counts, and [row's id, pair's id] of each row."""
     counts = Counter[str]()
@@ -149,10 +145,10 @@ def _read(
     parts = 0
 
     def write(rows: list[dict[str, Any]]) -> None:
-        target = place.at("data", f"{number:05}-{parts:05}.parquet")
+        target = output.at("data", f"{number:05}-{parts:05}.parquet")
         table = pa.Table.from_pylist(rows, due)
-        pq.write_table(table, f"{target}.tmp", filesystem=place.fs, row_group_size=choices.ROWS_AT_ONCE)
-        place.fs.move(f"{target}.tmp", target)
+        pq.write_table(table, f"{target}.tmp", filesystem=output.fs, row_group_size=choices.ROWS_AT_ONCE)
+        output.fs.move(f"{target}.tmp", target)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in source.batches(tuple(choices.COLUMNS)):
@@ -232,7 +228,7 @@ def _row(
 
 
 def _summary(
-    place: outputs.Output,
+    output: Output,
     models: Sequence[str],
     how: Importing,
     counts: Counter[str],
@@ -241,7 +237,7 @@ def _summary(
 ) -> dict[str, Any]:
     """The contents of `dataset.json`: a job's, as far as there was one."""
     rows, read = counts["kept"], counts["read"]
-    identity = store.read_json(place.at("_work/identity.json"), place.fs)["identity"]
+    identity = claimed(output)
     files = identity["import.files"]
     return {
         "schema_version": schema.SCHEMA_VERSION,

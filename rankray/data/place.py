@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,8 @@ from rankray.config.rankdpo import RankDPOConfig
 from rankray.data.prompts import PromptsRead
 
 JobConfig = SynPicConfig | RankDPOConfig | AblationConfig | EvaluateConfig
+Publish = Callable[[str, dict[str, Any]], None]
+"""Writes a page, given the output's URI and its summary: the surface's, handed down from above."""
 
 IO_THREADS = 16
 """58,000 prompts are 3,625 files, and an object store takes some 50 ms for one."""
@@ -111,62 +113,102 @@ def open_output(uri: str, in_job: bool) -> Output:
     return Output(place, fs, path)
 
 
-def _begin(output: Output) -> None:
-    try:
-        output.make("_work")
-        output.write_text("_work/writable", "yes")
-    except OSError as error:
-        reason = _first_line(error)
-        raise ConfigError(
-            f"output '{output.uri}' cannot be written ({reason}); give a directory that can be"
-        ) from None
+def identity_of(
+    config: JobConfig, revisions: Mapping[str, str], contents: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What tells a job's output from another's, flat: the configuration's identity, and what it names by name alone.
+
+    Args:
+        revisions: of each model's weights, by its label.
+        contents: digests of files, by a dotted name.
+    """
+    named = {f"revision.{name}": revision for name, revision in revisions.items()}
+    return {**config.identity(), **named, **(contents or {})}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def claim(
+def complete(
     output: Output,
-    config: JobConfig,
-    revisions: Mapping[str, str],
-    marker: str = "dataset.json",
-    contents: Mapping[str, str] | None = None,
-) -> bool:
-    """Makes the directory this configuration's, or finds that it already is. True where it is complete.
+    marker: str,
+    identity: Mapping[str, Any],
+    say: Callable[[str], None],
+    check: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any] | None:
+    """The summary of a finished output, or None where something is left to do.
 
     Args:
         marker: the file, written last, whose presence means that the work is complete.
-        contents: digests of files that the configuration names, by a dotted name.
+        check: refuses a summary of something else that no identity tells.
+
+    Raises:
+        ConfigError: another configuration's results are there; the differing keys are named.
+    """
+    if not output.exists(marker):
+        return None
+    info: dict[str, Any] = store.read_json(output.at(marker), output.fs)
+    _require_same(output, info["identity"], identity)
+    if check is not None:
+        check(info)
+    output.remove("_work")  # a kill after the last write leaves it
+    say(f"{output.uri} is complete already; nothing to do")
+    return info
+
+
+def claim(output: Output, marker: str, identity: Mapping[str, Any], config: JobConfig | None = None) -> None:
+    """Makes the directory this identity's, or finds that it already is; keeps the resolved configuration there.
 
     Raises:
         ConfigError: another configuration's rows are there (the differing keys are named), files are there that
-            no job began, or the place cannot be written.
+            nothing of ours began, or the place cannot be written.
     """
-    identity = {**config.identity(), **{f"revision.{name}": revision for name, revision in revisions.items()}}
-    identity |= contents or {}
-    complete = output.exists(marker)
-    place = marker if complete else "_work/identity.json"
-    if complete or output.exists(place):
-        found = store.read_json(output.at(place), output.fs)
-        begun = {key: value for key, value in found["identity"].items() if key not in NO_LONGER}
-        lines = differing_keys(begun, identity)
-        if lines:
-            raise ConfigError(
-                f"{output.uri} was begun with another configuration; take another output, or go back to it:\n  "
-                + "\n  ".join(lines)
-            )
-        return complete
+    for name in (marker, "_work/identity.json"):
+        if output.exists(name):
+            begun = store.read_json(output.at(name), output.fs)["identity"]
+            return _require_same(output, begun, identity)
     foreign = ["data"] if output.files("data") else []
-    foreign += [name for name in ("config.toml", "report.html", "pipeline") if output.exists(name)]
+    if config is None:
+        foreign += [path.rpartition("/")[2] for path in output.files()]
+    else:  # notes and logs of the user's may stand beside what a job makes
+        foreign += [name for name in ("config.toml", "report.html", "pipeline") if output.exists(name)]
     if foreign:
         raise ConfigError(
             f"{output.uri}/{foreign[0]} is there, and no rankray job began it; take another output"
         )
-    _begin(output)
-    store.write_json(output.at("_work/identity.json"), {"identity": identity}, output.fs)
-    write_config(output, config)
-    return False
+    try:
+        output.make("_work")
+        output.write_text("_work/writable", "yes")
+    except OSError as error:
+        raise ConfigError(
+            f"output '{output.uri}' cannot be written ({_first_line(error)}); give a directory that can be"
+        ) from None
+    store.write_json(output.at("_work/identity.json"), {"identity": dict(identity)}, output.fs)
+    if config is not None:
+        write_config(output, config)
+
+
+def _require_same(output: Output, begun: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    lines = differing_keys({key: begun[key] for key in begun if key not in NO_LONGER}, identity)
+    if lines:
+        raise ConfigError(
+            f"{output.uri} was begun with another configuration; take another output, or go back to it:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def claimed(output: Output) -> dict[str, Any]:
+    """The identity under which the work in `output` was begun."""
+    found: dict[str, Any] = store.read_json(output.at("_work/identity.json"), output.fs)["identity"]
+    return found
+
+
+def publish(
+    output: Output, marker: str, info: dict[str, Any], report: Publish | None = None
+) -> dict[str, Any]:
+    """Ends the work: the surface's `report` of the summary, then the marker, then what only the making needed goes."""
+    if report is not None:
+        report(output.uri, info)
+    store.write_json(output.at(marker), info, output.fs)
+    output.remove("_work")
+    return info
 
 
 def write_config(output: Output, config: JobConfig) -> None:
@@ -174,27 +216,8 @@ def write_config(output: Output, config: JobConfig) -> None:
     output.write_text("config.toml", tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
 
 
-def claim_copy(output: Output, identity: Mapping[str, Any], marker: str) -> bool:
-    """`claim` for what is made from a finished dataset without a job: True where it is complete.
-
-    Raises:
-        ConfigError: the directory holds something else (what differs is named), or cannot be written.
-    """
-    for name in (marker, "_work/identity.json"):
-        if not output.exists(name):
-            continue
-        lines = differing_keys(store.read_json(output.at(name), output.fs)["identity"], identity)
-        if lines:
-            raise ConfigError(
-                f"{output.uri} was made in another way; take another output:\n  " + "\n  ".join(lines)
-            )
-        return name == marker
-    foreign = [*output.files(), *output.files("data")]
-    if foreign:
-        raise ConfigError(f"{foreign[0]} is there, and nothing of ours began it; take another output")
-    _begin(output)
-    store.write_json(output.at("_work/identity.json"), {"identity": dict(identity)}, output.fs)
-    return False
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def prompts_digest(prompts: Sequence[str]) -> str:
@@ -254,20 +277,17 @@ def stage_prompts(
     return list(table["prompt_id"].to_pylist())
 
 
-def complete_already(output: Output, prompts: PromptsRead) -> dict[str, Any]:
-    """The summary of a finished dataset of the same prompts; clears what a kill after its last write left.
+def require_prompts(output: Output, prompts: PromptsRead, info: Mapping[str, Any]) -> None:
+    """Refuses a finished dataset, of the summary `info`, that was made of other prompts.
 
     Raises:
-        ConfigError: it was made of other prompts.
+        ConfigError: so it is.
     """
-    info = store.read_json(output.at("dataset.json"), output.fs)
     if info["prompts"]["sha256"] != prompts_digest(prompts.rows):
         raise ConfigError(
             f"{output.uri} is complete with {info['rows']:,} prompts, and {prompts.source} now holds others; "
             "take another output"
         )
-    output.remove("_work")
-    return info
 
 
 def finished_ids(output: Output, *parts: str) -> list[str]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import rankray
 from rankray import ranking, schema, store
 from rankray.config import ConfigError, nearest
-from rankray.data import place as outputs
+from rankray.data.place import Output, Publish, claim, complete, count_failures, open_output, publish
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def run(
     output: str,
     how: Reranking,
     say: Callable[[str], None],
-    publish: Callable[[str, dict[str, Any]], None] | None = None,
+    report: Publish | None = None,
 ) -> dict[str, Any]:
     """Writes the dataset at `dataset`, ranked as `how` says, to `output`; returns its `dataset.json`.
 
@@ -56,24 +56,20 @@ def run(
     """
     source = store.read(dataset)
     rewards, weights = _checked(source.info, how)
-    place = outputs.open_output(output, in_job=False)
+    made = open_output(output, in_job=False)
     identity = _identity(source, rewards, weights, how.aggregation)
-    if place.uri == source.path:
-        raise ConfigError(f"output {place.uri} is the dataset itself; take another output")
-    if outputs.claim_copy(place, identity, "dataset.json"):
-        say(f"{place.uri} is complete already; nothing to do")
-        return store.read_json(place.at("dataset.json"), place.fs)
+    if made.uri == source.path:
+        raise ConfigError(f"output {made.uri} is the dataset itself; take another output")
+    if (already := complete(made, "dataset.json", identity, say)) is not None:
+        return already
+    claim(made, "dataset.json", identity)
     names = [reward["name"] for reward in source.info["rewards"]]
     keep = [names.index(name) for name in rewards]
-    place.make("data")
+    made.make("data")
     for file in source.files:
-        _rewrite(source, file, place, keep, [weights[name] for name in rewards], how.aggregation)
-    info = _summary(source, place, rewards, weights, how.aggregation, identity)
-    if publish is not None:
-        publish(place.uri, info)
-    store.write_json(place.at("dataset.json"), info, place.fs)
-    place.remove("_work")
-    return info
+        _rewrite(source, file, made, keep, [weights[name] for name in rewards], how.aggregation)
+    info = _summary(source, made, rewards, weights, how.aggregation, identity)
+    return publish(made, "dataset.json", info, report)
 
 
 def _checked(info: Mapping[str, Any], how: Reranking) -> tuple[list[str], dict[str, float]]:
@@ -116,27 +112,27 @@ def _identity(
 def _rewrite(
     source: store.RankedDataset,
     file: str,
-    place: outputs.Output,
+    output: Output,
     keep: Sequence[int],
     weights: Sequence[float],
     name: str,
 ) -> None:
     """One file, row group by row group: pictures of one are in memory at a time."""
-    target = place.at("data", file.rpartition("/")[2])
-    if place.exists("data", file.rpartition("/")[2]):
+    target = output.at("data", file.rpartition("/")[2])
+    if output.exists("data", file.rpartition("/")[2]):
         return
     parquet = pq.ParquetFile(file, filesystem=source.fs)
     generators, rewards = schema.schema_names(parquet.schema_arrow)
     kept = {label: rewards[label] for label in (list(rewards)[n] for n in keep)}
     schema_out = schema.ranked_schema(generators, kept)
     passing = f"{target}.tmp"
-    with pq.ParquetWriter(passing, schema_out, filesystem=place.fs) as writer:
+    with pq.ParquetWriter(passing, schema_out, filesystem=output.fs) as writer:
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group)
             candidates = _reranked(table["candidates"].combine_chunks(), keep, weights, name)
             columns = [table["prompt_id"], table["prompt"], candidates]
             writer.write_table(pa.table(columns, schema=schema_out))
-    place.fs.move(passing, target)
+    output.fs.move(passing, target)
 
 
 def _reranked(rows: pa.ListArray, keep: Sequence[int], weights: Sequence[float], name: str) -> pa.ListArray:
@@ -165,13 +161,13 @@ def _reranked(rows: pa.ListArray, keep: Sequence[int], weights: Sequence[float],
 
 def _summary(
     source: store.RankedDataset,
-    place: outputs.Output,
+    output: Output,
     rewards: list[str],
     weights: dict[str, float],
     name: str,
     identity: dict[str, Any],
 ) -> dict[str, Any]:
-    by_model, examples = outputs.count_failures(place, rewards)
+    by_model, examples = count_failures(output, rewards)
     described = {reward["name"]: reward for reward in source.info["rewards"]}
     failures = {"total": sum(by_model.values()), "by_model": by_model, "examples": examples}
     return {

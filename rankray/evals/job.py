@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,12 +25,11 @@ from ray.exceptions import RayTaskError
 import rankray
 from rankray import store
 from rankray.cluster import layout
-from rankray.cluster.ray_session import connect, exclusive, in_submitted_job
+from rankray.cluster.job import Job, Result, Say, open_output
 from rankray.config import ConfigError
 from rankray.config.evaluate import LABEL, EvaluateConfig, EvaluatedModel, SetConfig
-from rankray.data import cost
-from rankray.data import place as outputs
-from rankray.data.place import Output
+from rankray.data import cost, place
+from rankray.data.place import Output, Publish
 from rankray.evals import (
     models as evaluated_models,
 )
@@ -52,22 +51,7 @@ from rankray.synpic import job as synpic
 from rankray.synpic.job import Given
 from rankray.synpic.pools import stages_of
 
-Say = Callable[[str], None]
-Publish = Callable[[str, dict[str, Any]], None]
 MARKER = "results.json"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What an evaluation leaves: its place and the contents of `results.json`."""
-
-    path: str
-    info: dict[str, Any]
-
-    @property
-    def failed_share(self) -> float:
-        """The worst stage's failures in a set, as a share of what it was given."""
-        return float(self.info["failures"]["worst_share"])
 
 
 @dataclass(frozen=True)
@@ -92,7 +76,7 @@ class Plan:
         """Digests of the prompts and of what is asked of them: a file that was edited is another one."""
         found = {}
         for prompts in self.lists:
-            found[f"prompts.{prompts.name}.contents"] = outputs.prompts_digest(prompts.prompts.rows)
+            found[f"prompts.{prompts.name}.contents"] = place.prompts_digest(prompts.prompts.rows)
             for label, asked in prompts.asked.items():
                 found[f"prompts.{prompts.name}.asked.{label}"] = asked
         return found
@@ -106,30 +90,32 @@ def run(config: EvaluateConfig, say: Say = print, publish: Publish | None = None
         BrokenModelError: (inside Ray's task error) a model failed for everything; finished rows are kept.
     """
     plan = check(config)
-    output = plan.output
+    output, identity = plan.output, place.identity_of(config, plan.revisions, plan.contents)
+    job = Job("evaluate", config, output, MARKER, identity, say)
     if output.exists(MARKER) or output.exists("_work", "identity.json"):
-        outputs.claim(output, config, plan.revisions, MARKER, plan.contents)
-    if (found := _measured_already(plan)) is not None:
+        place.claim(output, MARKER, identity)
+    info = _measured_already(plan)  # a finished output takes more models
+    if info is not None:
         say(f"{output.uri} is complete already; nothing to do")
-        return Result(output.uri, found)
-    connect()
-    _check_cluster(plan, say)
-    outputs.claim(output, config, plan.revisions, MARKER, plan.contents)
-    say(f"output: {output.uri}")
+    else:
+        info = job.run(lambda: _check_cluster(plan, say), lambda _, meter: _measure_all(plan, say, publish))
+    return Result(output.uri, info, float(info["failures"]["worst_share"]))
+
+
+def _measure_all(plan: Plan, say: Say, publish: Publish | None) -> dict[str, Any]:
+    """Measures model after model, publishing as it goes; the contents of `results.json`."""
+    output, follow, info = plan.output, plan.config.follow, dict[str, Any]()
     for prompts in plan.lists:
         say(prompts.described)
-    info: dict[str, Any] = {}
-    with exclusive("evaluate", output.uri):
-        outputs.write_config(output, config)
-        for models in _rounds(plan, say):
-            info = _measure(replace(plan, models=models), say, publish)
-        if not info:
-            raise ConfigError(f"the run {config.follow} has no checkpoint to measure yet; try again later")
-        if not info["complete"] and evaluated_models.finished(str(config.follow)):
-            info = {**info, "complete": True}
-            publish_results(output, info, publish)
-    output.remove("_work")
-    return Result(output.uri, info)
+    place.write_config(output, plan.config)
+    for models in _rounds(plan, say):
+        info = _measure(replace(plan, models=models), say, publish)
+    if not info:
+        raise ConfigError(f"the run {follow} has no checkpoint to measure yet; try again later")
+    if not info["complete"] and evaluated_models.finished(str(follow)):
+        info = {**info, "complete": True}
+        publish_results(output, info, publish)
+    return info
 
 
 def check(config: EvaluateConfig) -> Plan:
@@ -138,7 +124,7 @@ def check(config: EvaluateConfig) -> Plan:
     Raises:
         ConfigError: named fault, what is allowed, what to do.
     """
-    output = outputs.open_output(config.output, in_job=in_submitted_job())
+    output = open_output(config.output)
     lists = tuple(read_lists(config))
     revisions = scorer_revisions(lists)
     written = evaluated_models.written(output)

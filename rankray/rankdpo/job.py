@@ -15,7 +15,6 @@ the encoded set and the reference errors by row, the training from its last chec
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +22,11 @@ import ray
 
 import rankray
 from rankray import schema, store
-from rankray.cluster.ray_session import connect, exclusive, in_submitted_job
+from rankray.cluster.job import Job, Result, Say, connect, open_output
 from rankray.config import ConfigError, GeneratorChoice, device_of, nearest
 from rankray.config.rankdpo import REFERENCE_FREE, SCORED, RankDPOConfig, TrainingSettings
-from rankray.data import place as outputs
-from rankray.data.place import Output
+from rankray.data import place
+from rankray.data.place import Output, Publish
 from rankray.models import denoisers, generators
 from rankray.models.generators import GeneratorSpec
 from rankray.rankdpo import forecast as training_forecast
@@ -37,20 +36,11 @@ from rankray.rankdpo import nodes as training_nodes
 if TYPE_CHECKING:
     from rankray.rankdpo.training import TrainJob
 
-Say = Callable[[str], None]
 SAMPLE_PROMPTS = 4
 
 
 class TrainingError(RuntimeError):
     """A run that stopped by itself: one line that says why and what is kept."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run leaves: its place and summary (the contents of `run.json`)."""
-
-    path: str
-    info: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -70,11 +60,7 @@ class Plan:
     device: str
 
 
-def run(
-    config: RankDPOConfig,
-    say: Say = print,
-    publish: Callable[[str, dict[str, Any]], None] | None = None,
-) -> Result:
+def run(config: RankDPOConfig, say: Say = print, publish: Publish | None = None) -> Result:
     """Trains as `config` says, or what is left of it, or nothing where it is complete.
 
     Raises:
@@ -82,23 +68,15 @@ def run(
         TrainingError: too many steps were not finite.
     """
     plan = check(config)
-    output = outputs.open_output(config.output, in_job=in_submitted_job())
+    output = open_output(config.output)
     revisions = {"model": plan.revision, "dataset": plan.dataset.info["prompts"]["sha256"]}
-    if output.exists("run.json"):
-        outputs.claim(output, config, revisions, "run.json")
-        say(f"{output.uri} is complete already; nothing to do")
-        return Result(output.uri, store.read_json(output.at("run.json"), output.fs))
-    connect()
-    training_nodes.require(training_nodes.workers(config.workers), config.workers.wait_for_nodes_s, say)
-    plan = _settled(plan, say)
-    outputs.claim(output, config, revisions, "run.json")
-    say(f"output: {output.uri}")
-    with exclusive("rankdpo", output.uri):
-        info = _make(plan, output, say)
-    if publish is not None:
-        publish(output.uri, info)
-    store.write_json(output.at("run.json"), info, output.fs)
-    output.remove("_work")
+    job = Job("rankdpo", config, output, "run.json", place.identity_of(config, revisions), say)
+
+    def prepare() -> Plan:
+        training_nodes.require(training_nodes.workers(config.workers), config.workers.wait_for_nodes_s, say)
+        return _settled(plan, say)
+
+    info = job.complete() or job.run(prepare, lambda settled, _: _make(settled, output, say), publish)
     return Result(output.uri, info)
 
 
@@ -358,11 +336,10 @@ def _summary(plan: Plan, output: Output, checkpoint: str) -> dict[str, Any]:
     parameters = store.read_json(output.at("_work", "parameters.json"), output.fs)
     wall_s = max(state["elapsed_s"], 1e-9)
     wait_s = sum(line["data_wait_s"] for line in lines)
-    identity = store.read_json(output.at("_work", "identity.json"), output.fs)["identity"]
     return {
         "rankray_version": rankray.__version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "identity": identity,
+        "identity": place.claimed(output),
         "dataset": plan.dataset.path,
         "model": {
             "source": plan.spec.source,

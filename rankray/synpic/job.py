@@ -12,7 +12,7 @@ import datetime
 import functools
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,24 +21,21 @@ import ray
 import ray.data
 
 import rankray
-from rankray import schema, store
-from rankray.cluster import layout, progress, seats
+from rankray import schema
+from rankray.cluster import layout, overlays, progress, seats
 from rankray.cluster.actors import JobContext, Stage
 from rankray.cluster.balance import Balance
-from rankray.cluster.overlays import prepare
+from rankray.cluster.job import Job, Result, Say, connect, open_output
 from rankray.cluster.progress import Laps, Reporter, start_line
-from rankray.cluster.ray_session import connect, exclusive, in_submitted_job
 from rankray.cluster.streaming import stream
 from rankray.config import GeneratorChoice, ModelChoice, SynPicConfig
-from rankray.data import cost
-from rankray.data import place as outputs
-from rankray.data.place import Output
+from rankray.data import cost, place
+from rankray.data.place import Output, Publish
 from rankray.data.prompts import PromptsRead, read_prompts
 from rankray.models.targets import Target, require_resolved
-from rankray.synpic import forecast, phases, stages
-from rankray.synpic import reuse as reused
+from rankray.synpic import forecast, phases, reuse, stages
 from rankray.synpic.phases import Phase
-from rankray.synpic.pools import overlays, stages_of
+from rankray.synpic.pools import overlays_of, stages_of
 from rankray.synpic.reuse import Reuse
 
 
@@ -55,27 +52,8 @@ class Given:
     judges: Mapping[str, Target]
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a job leaves: the dataset's place and its summary (the contents of `dataset.json`)."""
-
-    path: str
-    info: dict[str, Any]
-
-    @property
-    def failed_share(self) -> float:
-        """The worst model's failures as a share of what it was given."""
-        failures: dict[str, int] = self.info["failures"]["by_model"]
-        given = {item["name"]: self.info["rows"] * item["samples"] for item in self.info["generators"]}
-        given.update({item["name"]: self.info["candidates"] for item in self.info["rewards"]})
-        return max((count / given[name] for name, count in failures.items()), default=0.0)
-
-
 def run(
-    config: SynPicConfig,
-    say: Callable[[str], None] = print,
-    publish: Callable[[str, dict[str, Any]], None] | None = None,
-    given: Given | None = None,
+    config: SynPicConfig, say: Say = print, publish: Publish | None = None, given: Given | None = None
 ) -> Result:
     """Makes the dataset of `config`, or what is left of it, or nothing where it is complete.
 
@@ -85,125 +63,164 @@ def run(
         ConfigError: the configuration, the prompts, the output or the cluster do not fit; nothing was begun.
         BrokenModelError: (inside Ray's task error) a model failed for everything; finished rows are kept.
     """
-    plan = stages_of(config, given.judges if given else {})
-    revisions = _revisions(plan)
-    output = outputs.open_output(config.output, in_job=in_submitted_job())
+    models = stages_of(config, given.judges if given else {})
+    revisions = {stage.target.name: stage.target.revision for stage in models}
+    output = open_output(config.output)
     given = given or Given(read_prompts(config.prompts), {})
-    prompts = given.prompts
-    say(_prompts_line(prompts))
+    say(_prompts_line(given.prompts))
     laps = Laps()
-    if output.exists("dataset.json"):
-        outputs.claim(output, config, revisions)
-        info = outputs.complete_already(output, prompts)
-        say(f"{output.uri} is complete already; nothing to do")
-        return Result(output.uri, info)
-
-    require_resolved(stage.target for stage in plan)
-    held = None
-    if config.reuse is not None:
-        held = reused.find(config, revisions, prompts.rows, config.reuse)
-        say(held.explanation)
-    connect()
-    laps.lap("Ray")
-    try:
-        info = _make(config, plan, held, output, given, laps, say, publish)
-    finally:
-        layout.release_nodes(config.execution.wait_for_nodes_s)
-    return Result(output.uri, info)
+    job = Job("synpic", config, output, "dataset.json", place.identity_of(config, revisions), say)
+    info = job.complete(functools.partial(place.require_prompts, output, given.prompts))
+    if info is None:
+        require_resolved(stage.target for stage in models)
+        held = Reuse.nothing()
+        if config.reuse is not None:
+            held = reuse.find(config, revisions, given.prompts.rows, config.reuse)
+            say(held.explanation)
+        connect()
+        laps.lap("Ray")
+        making = _Making(config, models, held, output, given, laps, say)
+        try:
+            info = job.run(making.prepare, making.make, publish)
+        finally:
+            layout.release_nodes(config.execution.wait_for_nodes_s)
+    return Result(output.uri, info, failed_share(info))
 
 
-def _make(
-    config: SynPicConfig,
-    models: list[Stage],
-    held: Reuse | None,
-    output: Output,
-    given: Given,
-    laps: Laps,
-    say: Callable[[str], None],
-    publish: Callable[[str, dict[str, Any]], None] | None,
-) -> dict[str, Any]:
-    """Plans, runs and checks what is left of the dataset; returns its summary, which it writes last."""
-    prompts = given.prompts
-    wanted = [schema.prompt_id(prompt) for prompt in prompts.rows]
-    lack = (held or Reuse.nothing()).missing
-    plan = [stage for stage in models if lack(stage, config.k, wanted)]
-    done = phases.stages_done(output, plan)
-    work_of, cluster, chosen = phases.laid_out(config, models, plan, done, output, len(wanted), say)
-    for warning in forecast.memory_warnings(forecast.models_of(config, models, {}), cluster):
-        say(f"warning: {warning}")
-    laps.lap("nodes and plan")
-    prepare(overlays(config, models, plan), config.execution.build_environments, say)
-    outputs.claim(output, config, _revisions(models))
-    taken = held.staged(prompts.rows) if held else ()
-    ids = outputs.stage_prompts(output, prompts, config.execution.rows_per_block, *taken)
-    laps.lap("environments and prompts")
-    say(f"output: {output.uri}")
-    say(f"{len(ids):,} prompts x {config.k} candidates x {len(config.scorers)} rewards; {chosen.explanation}")
-
-    left = sorted(set(ids) - set(outputs.finished_ids(output, "_work", "checkpoint-data")))
-    drawn = sum(lack(stage, config.k, left) for stage in models if stage.kind == "generator")
-    begin_s = time.perf_counter()
-    with exclusive("synpic", output.uri) as meter:
-        work = _Work(config, held, output, _context(config, given, output, meter), uuid.uuid4().hex[:12], say)
-        layout_name = "phases" if len(chosen.phases[0]) < len(plan) else "streaming"
-        while done < len(plan):
-            stages_, sizes = chosen.phases[0], chosen.sizes[0]
-            phase = Phase(stages_, sizes, work_of(stages_, cluster), done, done + len(stages_) == len(plan))
-            _run_phase(phase, work, ids)
-            done += len(stages_)
-            if rest := plan[done:]:  # nodes may have joined or gone
-                layout.release_nodes(config.execution.wait_for_nodes_s)
-                cluster = seats.alive_nodes()
-                chosen = layout.again(rest, cluster, config.execution.mode, work_of(rest, cluster), chosen)
-        started = laps.report(meter)
-    wall_s = time.perf_counter() - begin_s
-    say(start_line(started))
-    _check(output, prompts, say)
-    info = _summary(config, models, output, prompts, layout_name)
-    info["throughput"] = {  # of this run
-        "wall_s": wall_s,
-        "images_per_s": drawn / wall_s,
-        "rows_per_s": len(left) / wall_s,
-        "start": started,
-    }
-    _finish(output, info, held, publish, say)
-    return info
-
-
-def _finish(
-    output: Output,
-    info: dict[str, Any],
-    held: Reuse | None,
-    publish: Callable[[str, dict[str, Any]], None] | None,
-    say: Callable[[str], None],
-) -> None:
-    """Writes the summary, last of all, and clears away what only making the dataset needed."""
-    if info["truncated_prompts"]:
-        say(_truncated_line(info["truncated_prompts"], info["rows"]))
-    if info["smaller_batches"]:
-        say(_smaller_line(info["smaller_batches"]))
-    if held is not None:
-        info["reused"] = held.described()
-    if publish is not None:
-        publish(output.uri, info)
-    store.write_json(output.at("dataset.json"), info, output.fs)
-    output.remove("_work")
+def failed_share(info: Mapping[str, Any]) -> float:
+    """The worst model's failures as a share of what it was given, by the contents of `dataset.json`."""
+    given = {item["name"]: info["rows"] * item["samples"] for item in info["generators"]}
+    given.update({item["name"]: info["candidates"] for item in info["rewards"]})
+    return max((count / given[name] for name, count in info["failures"]["by_model"].items()), default=0.0)
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What all phases of a run share."""
+class _Laid:
+    """What is left to run, and how: its stages, how many are finished, nodes, what is known of the work, the layout."""
+
+    plan: list[Stage]
+    done: int
+    nodes: list[seats.Node]
+    work_of: phases.WorkOf
+    chosen: layout.Layout
+
+
+@dataclass(frozen=True)
+class _Making:
+    """The work of one job, from its plan to the summary that is written last."""
 
     config: SynPicConfig
-    held: Reuse | None
+    models: list[Stage]
+    held: Reuse
     output: Output
-    context: JobContext
-    run_id: str
-    say: Callable[[str], None]
+    given: Given
+    laps: Laps
+    say: Say
 
+    def prepare(self) -> _Laid:
+        """Waits for nodes, lays out what is left, and has overlay environments ready; nothing is written yet."""
+        config, models, wanted = self.config, self.models, self._ids()
+        plan = [stage for stage in models if self.held.missing(stage, config.k, wanted)]
+        done = phases.stages_done(self.output, plan)
+        work_of, nodes, chosen = phases.laid_out(
+            config, models, plan, done, self.output, len(wanted), self.say
+        )
+        for warning in forecast.memory_warnings(forecast.models_of(config, models, {}), nodes):
+            self.say(f"warning: {warning}")
+        self.laps.lap("nodes and plan")
+        overlays.prepare(overlays_of(config, models, plan), config.execution.build_environments, self.say)
+        return _Laid(plan, done, nodes, work_of, chosen)
 
-def _revisions(plan: Sequence[Stage]) -> dict[str, str]:
-    return {stage.target.name: stage.target.revision for stage in plan}
+    def _ids(self) -> list[str]:
+        return [schema.prompt_id(prompt) for prompt in self.given.prompts.rows]
+
+    def make(self, laid: _Laid, meter: Any) -> dict[str, Any]:
+        """Stages the prompts, runs the phases that are left and checks the rows; the contents of `dataset.json`."""
+        config, output, prompts, say = self.config, self.output, self.given.prompts, self.say
+        staged = self.held.staged(prompts.rows) if self.held.path else ()
+        ids = place.stage_prompts(output, prompts, config.execution.rows_per_block, *staged)
+        self.laps.lap("environments and prompts")
+        rewards = len(config.scorers)
+        say(f"{len(ids):,} prompts x {config.k} candidates x {rewards} rewards; {laid.chosen.explanation}")
+        left = sorted(set(ids) - set(place.finished_ids(output, "_work", "checkpoint-data")))
+        drawn = sum(
+            self.held.missing(stage, config.k, left) for stage in self.models if stage.kind == "generator"
+        )
+        begin_s = time.perf_counter()
+        self._run_phases(laid, _context(config, self.given, output, meter), ids)
+        started = self.laps.report(meter)
+        wall_s = time.perf_counter() - begin_s
+        say(start_line(started))
+        _check(output, prompts, say)
+        info = _summary(config, self.models, output, prompts)
+        info["layout"] = "phases" if len(laid.chosen.phases[0]) < len(laid.plan) else "streaming"
+        info["throughput"] = {  # of this run
+            "wall_s": wall_s,
+            "images_per_s": drawn / wall_s,
+            "rows_per_s": len(left) / wall_s,
+            "start": started,
+        }
+        if info["truncated_prompts"]:
+            say(_truncated_line(info["truncated_prompts"], info["rows"]))
+        if info["smaller_batches"]:
+            say(_smaller_line(info["smaller_batches"]))
+        return info | ({"reused": self.held.described()} if self.held.path else {})
+
+    def _run_phases(self, laid: _Laid, context: JobContext, ids: Sequence[str]) -> None:
+        """Runs what is left of the plan, laid out anew after each phase, as nodes may have joined or gone."""
+        execution, run_id = self.config.execution, uuid.uuid4().hex[:12]
+        done, nodes, chosen = laid.done, laid.nodes, laid.chosen
+        while rest := laid.plan[done:]:
+            if done > laid.done:
+                layout.release_nodes(execution.wait_for_nodes_s)
+                nodes = seats.alive_nodes()
+                chosen = layout.again(rest, nodes, execution.mode, laid.work_of(rest, nodes), chosen)
+            stages_, sizes = chosen.phases[0], chosen.sizes[0]
+            phase = Phase(stages_, sizes, laid.work_of(stages_, nodes), done, len(stages_) == len(rest))
+            self._run_phase(phase, context, run_id, ids)
+            done += len(stages_)
+
+    def _run_phase(self, phase: Phase, context: JobContext, run_id: str, ids: Sequence[str]) -> None:
+        """Runs a phase over the prompts that it has not finished, and marks it done."""
+        config, output, say = self.config, self.output, self.say
+        output.make(*phase.sink)
+        output.make(*phase.checkpoint)
+        finished = set(place.finished_ids(output, *phase.checkpoint))
+        left = [row_id for row_id in ids if row_id not in finished]
+        if finished:
+            say(f"resuming: {len(finished):,} of {len(ids):,} prompts are finished, {len(left):,} remain")
+        if phase.before or not phase.last:
+            say(f"phase: {', '.join(stage.target.name for stage in phase.stages)}")
+        totals = {
+            (stage.kind, stage.target.name): self.held.missing(stage, config.k, left)
+            for stage in phase.stages
+        }
+        keep = functools.partial(progress.keep_usage, output, run_id)
+        with Reporter(context.meter, totals, config.execution.report_interval_s, keep):
+            if left:
+                self._stream(phase, context, len(left))
+        if phase.last:
+            return
+        output.write_text(f"_work/done-{phase.name}", "\n".join(stage.target.name for stage in phase.stages))
+        if phase.before:
+            output.remove(*phase.source)
+
+    def _stream(self, phase: Phase, context: JobContext, rows: int) -> None:
+        """One Ray Data pipeline: read -> the phase's stages -> write, checkpointed by row."""
+        output = self.output
+        final = _final_schema(context, output) if phase.last else None
+
+        def build(dataset: ray.data.Dataset) -> ray.data.Dataset:
+            if self.held.path and not phase.before:
+                dataset = stages.reuse_stage(dataset, self.held.without_places(), context)
+            for stage, size in zip(phase.stages, phase.sizes, strict=True):
+                dataset = stages.model_stage(dataset, stage, context, size)
+            return stages.rank_stage(dataset, context, final) if final is not None else dataset
+
+        source = output.files(*phase.source)
+        arrow_args = {} if final is None else {"schema": final}
+        balanced = functools.partial(Balance, phase.stages, replace(phase.work, rows=rows), context.meter)
+        stream(source, output.fs, output, phase.sink, phase.checkpoint, build, arrow_args, balanced)
 
 
 def _context(config: SynPicConfig, given: Given, output: Output, meter: Any) -> JobContext:
@@ -221,50 +238,8 @@ def _context(config: SynPicConfig, given: Given, output: Output, meter: Any) -> 
     )
 
 
-def _run_phase(phase: Phase, work: _Work, ids: Sequence[str]) -> None:
-    """Runs a phase over the prompts that it has not finished, and marks it done."""
-    config, output, say = work.config, work.output, work.say
-    output.make(*phase.sink)
-    output.make(*phase.checkpoint)
-    finished = set(outputs.finished_ids(output, *phase.checkpoint))
-    left = [row_id for row_id in ids if row_id not in finished]
-    if finished:
-        say(f"resuming: {len(finished):,} of {len(ids):,} prompts are finished, {len(left):,} remain")
-    if phase.before or not phase.last:
-        say(f"phase: {', '.join(stage.target.name for stage in phase.stages)}")
-    held = work.held or Reuse.nothing()
-    totals = {(stage.kind, stage.target.name): held.missing(stage, config.k, left) for stage in phase.stages}
-    keep = functools.partial(progress.keep_usage, output, work.run_id)
-    with Reporter(work.context.meter, totals, config.execution.report_interval_s, keep):
-        if left:
-            _stream(phase, work, len(left))
-    if phase.last:
-        return
-    output.write_text(f"_work/done-{phase.name}", "\n".join(stage.target.name for stage in phase.stages))
-    if phase.before:
-        output.remove(*phase.source)
-
-
-def _stream(phase: Phase, work: _Work, rows: int) -> None:
-    """One Ray Data pipeline: read -> the phase's stages -> write, checkpointed by row."""
-    context, output = work.context, work.output
-    final = _final_schema(work.config, context, output) if phase.last else None
-
-    def build(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        if work.held is not None and not phase.before:
-            dataset = stages.reuse_stage(dataset, work.held.without_places(), context)
-        for stage, size in zip(phase.stages, phase.sizes, strict=True):
-            dataset = stages.model_stage(dataset, stage, context, size)
-        return stages.rank_stage(dataset, context, final) if final is not None else dataset
-
-    source = output.files(*phase.source)
-    arrow_args = {} if final is None else {"schema": final}
-    balanced = functools.partial(Balance, phase.stages, replace(phase.work, rows=rows), context.meter)
-    stream(source, output.fs, output, phase.sink, phase.checkpoint, build, arrow_args, balanced)
-
-
-def _final_schema(config: SynPicConfig, context: JobContext, output: Output) -> pa.Schema:
-    identity = store.read_json(output.at("_work/identity.json"), output.fs)["identity"]
+def _final_schema(context: JobContext, output: Output) -> pa.Schema:
+    identity = place.claimed(output)
     return schema.ranked_schema(
         {name: identity[f"revision.{name}"] for name, _ in context.generators},
         {name: identity[f"revision.{name}"] for name in context.rewards},
@@ -272,28 +247,26 @@ def _final_schema(config: SynPicConfig, context: JobContext, output: Output) -> 
     )
 
 
-def _check(output: Output, prompts: PromptsRead, say: Callable[[str], None]) -> None:
+def _check(output: Output, prompts: PromptsRead, say: Say) -> None:
     """Every prompt has its row, and one only.
 
     Raises:
         RuntimeError: rows are missing although Ray Data says that it wrote them.
     """
-    repeats = outputs.drop_repeats(output, "data")
+    repeats = place.drop_repeats(output, "data")
     if repeats:
         say(f"{repeats} rows were written twice around a kill; one of each was kept")
-    missing = len(prompts.rows) - len(outputs.finished_ids(output, "data"))
+    missing = len(prompts.rows) - len(place.finished_ids(output, "data"))
     if missing:
         raise RuntimeError(
             f"{missing} of {len(prompts.rows)} rows are missing in {output.uri}/data; run the command again"
         )
 
 
-def _summary(
-    config: SynPicConfig, plan: list[Stage], output: Output, prompts: PromptsRead, layout_name: str
-) -> dict[str, Any]:
-    """The contents of `dataset.json`."""
+def _summary(config: SynPicConfig, plan: list[Stage], output: Output, prompts: PromptsRead) -> dict[str, Any]:
+    """The contents of `dataset.json`, but for what this run alone knows."""
     usage, runs = progress.all_usage(output)
-    by_model, examples = outputs.count_failures(output, [choice.label for choice in config.scorers])
+    by_model, examples = place.count_failures(output, [choice.label for choice in config.scorers])
     rows = len(prompts.rows)
     stages_ = {stage.target.name: stage for stage in plan}
     made = sum(item.items for item in usage if item.kind == "generator")
@@ -304,7 +277,7 @@ def _summary(
         "complete": True,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seed": config.seed,
-        "identity": store.read_json(output.at("_work/identity.json"), output.fs)["identity"],
+        "identity": place.claimed(output),
         "prompts": {
             "source": prompts.source,
             "read": prompts.read,
@@ -312,7 +285,7 @@ def _summary(
             "duplicates": prompts.duplicates,
             "undecodable": prompts.undecodable,
             "rows": rows,
-            "sha256": outputs.prompts_digest(prompts.rows),
+            "sha256": place.prompts_digest(prompts.rows),
         },
         "generators": [
             _described(choice, stages_[choice.label]) | _drawn(choice) for choice in config.generators
@@ -330,7 +303,6 @@ def _summary(
         },
         "truncated_prompts": cost.truncated_prompts(usage, rows),
         "smaller_batches": cost.smaller_batches(usage),
-        "layout": layout_name,
         "runs": runs,
         "cost": cost.ledger(usage, config.prices),
     }

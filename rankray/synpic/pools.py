@@ -28,7 +28,7 @@ def stages_of(
     return stages_
 
 
-def overlays(config: SynPicConfig, models: Sequence[Stage], plan: Sequence[Stage]) -> list[str]:
+def overlays_of(config: SynPicConfig, models: Sequence[Stage], plan: Sequence[Stage]) -> list[str]:
     """The overlay environments that the stages of `plan` need."""
     needed = {stage.target.name for stage in plan}
     choices = zip((*config.generators, *config.scorers), models, strict=True)

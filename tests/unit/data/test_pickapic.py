@@ -216,7 +216,9 @@ def test_a_killed_run_goes_on_with_the_file_it_was_in(
     with pytest.raises(Killed):
         pickapic.run([str(tmp_path / "in")], str(other), Importing(), quiet)
     assert not store.complete(str(other))
-    with pytest.raises(ConfigError, match=r"was made in another way(.*\n)+.*import\.ties: 'drop' there"):
+    with pytest.raises(
+        ConfigError, match=r"was begun with another configuration(.*\n)+.*import\.ties: 'drop' there"
+    ):
         pickapic.run([str(tmp_path / "in")], str(other), Importing(ties="half"), quiet)
     monkeypatch.setattr(pickapic, "_row", made)
     first = next(iter(sorted((other / "data").iterdir())))

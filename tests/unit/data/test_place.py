@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ def settings(**changes: Any) -> SynPicConfig:
         "output": "/o",
     }
     return config.build(SynPicConfig, {**tables, **changes})
+
+
+def claim(place: Output, settings: SynPicConfig, revisions: Mapping[str, str] = {}) -> None:
+    output.claim(place, "dataset.json", output.identity_of(settings, revisions), settings)
 
 
 @pytest.fixture
@@ -65,13 +71,13 @@ def test_options_in_a_uri_are_refused_before_anything_is_computed() -> None:
 
 
 def test_claiming_twice_is_fine_and_another_configuration_is_not(place: Output) -> None:
-    assert output.claim(place, settings(), {"sdxl": "1"}) is False
-    assert output.claim(place, settings(execution={"mode": "phases"}), {"sdxl": "1"}) is False
+    claim(place, settings(), {"sdxl": "1"})
+    claim(place, settings(execution={"mode": "phases"}), {"sdxl": "1"})
     with pytest.raises(
         ConfigError,
         match=r"another configuration.*\n  revision\.sdxl: '1' there, '2' here\n  seed: 0 there, 3 here",
     ):
-        output.claim(place, settings(seed=3), {"sdxl": "2"})
+        claim(place, settings(seed=3), {"sdxl": "2"})
     written = config.build(SynPicConfig, config.read_toml(place.at("config.toml")))
     assert written == settings()
 
@@ -80,7 +86,7 @@ def test_foreign_files_are_left_alone(place: Output) -> None:
     place.make("data")
     pq.write_table(pa.table({"a": [1]}), place.at("data/x.parquet"))
     with pytest.raises(ConfigError, match=r"/data is there, and no rankray job began it"):
-        output.claim(place, settings(), {})
+        claim(place, settings())
     assert place.files("_work") == []
 
 
@@ -88,11 +94,11 @@ def test_a_foreign_configuration_is_left_alone(place: Output) -> None:
     place.make("data")
     place.write_text("config.toml", "mine")
     with pytest.raises(ConfigError, match=r"/config\.toml is there, and no rankray job began it"):
-        output.claim(place, settings(), {})
+        claim(place, settings())
 
 
 def test_what_a_kill_left_of_staging_is_replaced(place: Output) -> None:
-    output.claim(place, settings(), {})
+    claim(place, settings())
     place.make("_work", "prompts")
     for number in range(5):
         place.write_text(f"_work/prompts/{number:06}.parquet", "half a file")
@@ -102,17 +108,41 @@ def test_what_a_kill_left_of_staging_is_replaced(place: Output) -> None:
 
 def test_other_prompts_on_a_complete_output_are_refused(place: Output) -> None:
     same, other = prompts("a", "b"), prompts("a", "b", "c")
-    info = {"rows": 2, "prompts": {"sha256": output.prompts_digest(same.rows)}}
+    info = {"rows": 2, "prompts": {"sha256": output.prompts_digest(same.rows)}, "identity": {"seed": 0}}
     place.make("_work")
     store.write_json(place.at("dataset.json"), info, place.fs)
+    said: list[str] = []
+
+    def complete(read: PromptsRead, identity: dict[str, Any]) -> dict[str, Any] | None:
+        check = functools.partial(output.require_prompts, place, read)
+        return output.complete(place, "dataset.json", identity, said.append, check)
+
     with pytest.raises(ConfigError, match="is complete with 2 prompts"):
-        output.complete_already(place, other)
-    assert output.complete_already(place, prompts("b", "a")) == info
+        complete(other, {"seed": 0})
+    with pytest.raises(ConfigError, match=r"another configuration.*\n  seed: 0 there, 1 here"):
+        complete(same, {"seed": 1})
+    assert place.exists("_work")
+    assert said == []
+    assert complete(prompts("b", "a"), {"seed": 0}) == info
+    assert said == [f"{place.uri} is complete already; nothing to do"]
+    assert not place.exists("_work")
+
+
+def test_what_is_not_finished_is_not_complete_and_the_marker_comes_last(place: Output) -> None:
+    assert output.complete(place, "run.json", {"a": 1}, print) is None
+    output.claim(place, "run.json", {"a": 1})
+    seen: list[bool] = []
+    report = lambda uri, info: seen.append(place.exists("run.json"))  # noqa: E731
+    assert output.publish(place, "run.json", {"identity": output.claimed(place)}, report) == {
+        "identity": {"a": 1}
+    }
+    assert seen == [False]
+    assert place.exists("run.json")
     assert not place.exists("_work")
 
 
 def test_staged_prompts_are_sorted_blocks(place: Output) -> None:
-    output.claim(place, settings(), {})
+    claim(place, settings())
     ids = output.stage_prompts(place, prompts(*"abcdefg"), rows_per_block=3)
     assert ids == sorted(schema.prompt_id(letter) for letter in "abcdefg")
     blocks = [pq.read_table(file)["prompt_id"].to_pylist() for file in place.files("_work", "prompts")]

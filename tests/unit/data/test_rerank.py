@@ -105,7 +105,9 @@ def test_a_killed_run_goes_on_and_a_finished_one_rests(
         rerank.run(path, str(other), Reranking(), quiet)
     with pytest.raises(store.DatasetError, match=r"1 data files, but no dataset\.json"):
         store.read(str(other))
-    with pytest.raises(ConfigError, match=r"was made in another way(.*\n)+.*rerank\.aggregation"):
+    with pytest.raises(
+        ConfigError, match=r"was begun with another configuration(.*\n)+.*rerank\.aggregation"
+    ):
         rerank.run(path, str(other), Reranking(aggregation="borda"), quiet)
     monkeypatch.undo()
     first = (other / "data" / "0.parquet").stat().st_mtime_ns
@@ -134,6 +136,6 @@ def test_what_does_not_fit_is_named_and_nothing_written(tmp_path: Path) -> None:
         rerank.run(path, path, Reranking(), quiet)
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "letters.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"letters.txt is there, and nothing of ours began it"):
+    with pytest.raises(ConfigError, match=r"letters.txt is there, and no rankray job began it"):
         rerank.run(path, str(tmp_path / "o"), Reranking(), quiet)
     assert [file.name for file in (tmp_path / "o").iterdir()] == ["letters.txt"]
