@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -32,14 +33,44 @@ CANDIDATE_TYPE = pa.struct(
         pa.field("win_probability", pa.float32()),
         pa.field("rank", pa.int8()),
         pa.field("error", pa.string()),
+        pa.field("score_errors", pa.list_(pa.string())),
     ]
 )
-"""One candidate. `scores` are in the order of the metadata's rewards; NaN where a reward failed.
-A candidate without an image has null image and size, NaN scores and win_probability, rank 0, and its error."""
+"""One candidate. `scores` are in the order of the metadata's rewards; NaN where a reward failed, and then
+`score_errors`, in the same order, have what it said. A candidate without an image has null image and size, NaN scores
+and win_probability, rank 0, and its generator's `error`; of one with an image `error` is all `score_errors` in one
+text, for people."""
+
+FIRST_CANDIDATE_TYPE = pa.struct(list(CANDIDATE_TYPE)[:-1])
+"""What candidates were before they had `score_errors`; such datasets are read as ever."""
 
 DETAILS_TYPE = pa.list_(pa.string())
 """A further column, `details`, where benchmarks' judges were among the scorers: an entry a candidate, JSON of what each
 judge's verdict was made from, by its label; null where no judge saw the candidate."""
+
+
+def joined_errors(names: Iterable[str], errors: Iterable[str | None]) -> str | None:
+    """`error` of a candidate with an image: what its rewards said, as `a: what; b: what`; None where none failed."""
+    told = [f"{name}: {error}" for name, error in zip(names, errors, strict=True) if error is not None]
+    return "; ".join(told) or None
+
+
+def score_errors(candidate: Mapping[str, Any], names: Sequence[str]) -> list[str | None]:
+    """What each reward of `names` said of a candidate that it failed on, None where it did not.
+
+    In a dataset from before there was the field it is read out of `error`, which is a guess where a reward's own words
+    hold the name of the next one that failed.
+    """
+    if candidate.get("score_errors") is not None:
+        return list(candidate["score_errors"])
+    if candidate["image"] is None or not candidate["error"]:
+        return [None] * len(names)
+    failed = [name for name, score in zip(names, candidate["scores"], strict=True) if math.isnan(score)]
+    text, found = candidate["error"], dict[str, str]()
+    for name, following in zip(failed, [*failed[1:], None], strict=True):
+        text = text.removeprefix(f"{name}: ")
+        found[name], _, text = text.partition(f"; {following}: ") if following else (text, "", "")
+    return [found.get(name) for name in names]
 
 
 def prompt_id(prompt: str) -> str:
@@ -65,7 +96,10 @@ def candidate_seed(dataset_seed: int, prompt_id: str, generator: str, sample: in
 
 
 def ranked_schema(
-    generators: Mapping[str, str], rewards: Mapping[str, str], details: bool = False
+    generators: Mapping[str, str],
+    rewards: Mapping[str, str],
+    details: bool = False,
+    candidate: pa.DataType = CANDIDATE_TYPE,
 ) -> pa.Schema:
     """Schema of the ranked dataset's files, with their metadata.
 
@@ -73,17 +107,18 @@ def ranked_schema(
         generators: label -> revision, in candidate order (one entry a generator, whatever its samples).
         rewards: label -> revision, in the order of `scores`.
         details: with the column `details`.
+        candidate: `CANDIDATE_TYPE`, or what it was at first.
     """
     fields = [
         pa.field("prompt_id", pa.string()),
         pa.field("prompt", pa.string()),
-        pa.field("candidates", pa.list_(CANDIDATE_TYPE)),
+        pa.field("candidates", pa.list_(candidate)),
         *([pa.field("details", DETAILS_TYPE)] if details else []),
     ]
     metadata = {
         "rankray.schema_version": str(SCHEMA_VERSION),
-        "rankray.models.generators": json.dumps(dict(generators)),
-        "rankray.models.rewards": json.dumps(dict(rewards)),
+        "rankray.generators": json.dumps(dict(generators)),
+        "rankray.rewards": json.dumps(dict(rewards)),
         "huggingface": json.dumps({"info": {"features": _hugging_face_features(details)}}),
     }
     return pa.schema(fields, metadata=metadata)
@@ -101,7 +136,7 @@ def schema_names(schema: pa.Schema) -> tuple[dict[str, str], dict[str, str]]:
         raise ValueError("no rankray metadata in this Parquet file: it was not written by rankray")
     if int(version) != SCHEMA_VERSION:
         raise ValueError(f"schema version {int(version)}, this rankray reads version {SCHEMA_VERSION}")
-    return json.loads(metadata[b"rankray.models.generators"]), json.loads(metadata[b"rankray.models.rewards"])
+    return json.loads(metadata[b"rankray.generators"]), json.loads(metadata[b"rankray.rewards"])
 
 
 def _hugging_face_features(details: bool) -> dict[str, Any]:
@@ -120,6 +155,7 @@ def _hugging_face_features(details: bool) -> dict[str, Any]:
         "win_probability": value("float32"),
         "rank": value("int8"),
         "error": value("string"),
+        "score_errors": {"feature": value("string"), "_type": "List"},
     }
     return {
         "prompt_id": value("string"),

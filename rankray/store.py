@@ -206,8 +206,9 @@ def _schema_faults(found: pa.Schema, info: dict[str, Any], name: str) -> list[st
     faults = []
     if names != stated:
         faults.append(f"{name}: generators and rewards of the file are {names}, of dataset.json {stated}")
-    due = schema.ranked_schema(*names, details="details" in found.names)
-    if not found.equals(due):
+    known = (schema.CANDIDATE_TYPE, schema.FIRST_CANDIDATE_TYPE)
+    due = [schema.ranked_schema(*names, details="details" in found.names, candidate=kind) for kind in known]
+    if not any(found.equals(each) for each in due):
         faults.append(
             f"{name}: columns are not those of schema version {schema.SCHEMA_VERSION}: {found.names}"
         )
@@ -279,9 +280,12 @@ def _ranking_faults(candidates: list[dict[str, Any]], info: dict[str, Any]) -> I
 
 
 def _candidate_faults(candidate: dict[str, Any]) -> Iterator[str]:
-    failed = any(math.isnan(score) for score in candidate["scores"])
-    if failed and not candidate["error"]:
+    failed = [math.isnan(score) for score in candidate["scores"]]
+    told = [error is not None for error in candidate.get("score_errors") or ()]
+    if any(failed) and not candidate["error"]:
         yield "a score is NaN, and no error says why"
+    elif told and candidate["image"] is not None and told != failed:
+        yield f"scores {candidate['scores']} and score_errors {candidate['score_errors']} do not go together"
     if candidate["image"] is None:
         if candidate["rank"] != 0 or not all(math.isnan(score) for score in candidate["scores"]):
             yield "there is no image, but a rank or a score"

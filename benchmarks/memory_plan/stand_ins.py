@@ -2,7 +2,7 @@
 
 A module of the published sizes, of transformers' classes, takes the place of the package's model, so that what is ours
 of them is seen: loading, preparing, batches, dtypes, bytes. With their own packages, small, they run in
-`tests/unit/rewards/test_package_parity.py`.
+`tests/unit/models/rewards/test_package_parity.py`.
 """
 
 from __future__ import annotations

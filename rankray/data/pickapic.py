@@ -221,6 +221,7 @@ def _row(
             "win_probability": phi[k],
             "rank": int(ranks[k]),
             "error": None,
+            "score_errors": [None],
         }
         for k in (0, 1)
     ]

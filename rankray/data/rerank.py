@@ -129,13 +129,15 @@ def _rewrite(
     with pq.ParquetWriter(passing, schema_out, filesystem=output.fs) as writer:
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group)
-            candidates = _reranked(table["candidates"].combine_chunks(), keep, weights, name)
+            candidates = _reranked(table["candidates"].combine_chunks(), list(rewards), keep, weights, name)
             columns = [table["prompt_id"], table["prompt"], candidates]
             writer.write_table(pa.table(columns, schema=schema_out))
     output.fs.move(passing, target)
 
 
-def _reranked(rows: pa.ListArray, keep: Sequence[int], weights: Sequence[float], name: str) -> pa.ListArray:
+def _reranked(
+    rows: pa.ListArray, names: Sequence[str], keep: Sequence[int], weights: Sequence[float], name: str
+) -> pa.ListArray:
     """Candidates of all rows with scores chosen, strengths and ranks made anew, and all else as it is."""
     flat = rows.flatten()
     counts = pc.list_value_length(rows).to_numpy()
@@ -145,18 +147,33 @@ def _reranked(rows: pa.ListArray, keep: Sequence[int], weights: Sequence[float],
     for start, stop in pairwise(bounds):
         strengths[start:stop] = ranking.strength(name, scores[start:stop], weights)
         ranks[start:stop] = ranking.rank(strengths[start:stop])
-    failed = np.isnan(scores).any(axis=1)
-    errors = pc.struct_field(flat, "error")
     changed = {
         "scores": pa.array(list(scores), pa.list_(pa.float32())),
         "win_probability": pa.array(strengths.astype(np.float32), pa.float32(), from_pandas=False),
         "rank": pa.array(ranks, pa.int8()),
-        # What is left of a failure is that of a reward that stays.
-        "error": pc.if_else(pa.array(failed), errors, pa.scalar(None, pa.string())),
+        **_errors(flat, names, keep),
     }
-    fields = [changed.get(f.name, pc.struct_field(flat, f.name)) for f in schema.CANDIDATE_TYPE]
+    fields = [
+        changed[f.name] if f.name in changed else pc.struct_field(flat, f.name) for f in schema.CANDIDATE_TYPE
+    ]
     values = pa.StructArray.from_arrays(fields, fields=list(schema.CANDIDATE_TYPE))
     return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), values)
+
+
+def _errors(flat: pa.StructArray, names: Sequence[str], keep: Sequence[int]) -> dict[str, pa.Array]:
+    """What is left of failures: a generator's, and those of rewards that stay."""
+    plain = [field.name for field in flat.type if field.name in ("error", "scores", "score_errors")]
+    candidates = pa.StructArray.from_arrays(
+        [pc.struct_field(flat, name) for name in plain], plain
+    ).to_pylist()
+    pictures = pc.is_valid(pc.struct_field(flat, "image")).to_pylist()
+    texts, told = [], []
+    for candidate, image in zip(candidates, pictures, strict=True):
+        every = schema.score_errors({**candidate, "image": image or None}, names)
+        kept = [every[n] for n in keep]
+        texts.append(schema.joined_errors([names[n] for n in keep], kept) if image else candidate["error"])
+        told.append(kept)
+    return {"error": pa.array(texts, pa.string()), "score_errors": pa.array(told, pa.list_(pa.string()))}
 
 
 def _summary(

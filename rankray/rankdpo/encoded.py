@@ -105,7 +105,7 @@ def arrow_schema(layout: Layout) -> pa.Schema:
             pa.field("scores", pa.list_(pa.list_(pa.float32()))),
             pa.field("text", text),
         ],
-        metadata={"rankray.rankdpo.encoded": json.dumps({"version": ENCODED_VERSION, **layout.as_json()})},
+        metadata={"rankray.encoded": json.dumps({"version": ENCODED_VERSION, **layout.as_json()})},
     )
 
 
@@ -279,7 +279,7 @@ def reads(prompt_ids: Iterable[str], steps: int, batch_size: int, seed: int) -> 
 
 def layout_of(schema: pa.Schema) -> Layout:
     """The layout that an encoded table's metadata states."""
-    return Layout.from_json(json.loads(schema.metadata[b"rankray.rankdpo.encoded"]))
+    return Layout.from_json(json.loads(schema.metadata[b"rankray.encoded"]))
 
 
 def read_empty(place: str) -> dict[str, np.ndarray]:

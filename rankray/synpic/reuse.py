@@ -9,7 +9,6 @@ read and pass through the row once more: 11 ms of one core for a PNG of 1.8 MB, 
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +21,7 @@ from rankray import schema, store
 from rankray.cluster.actors import GENERATED_TYPE, SCORED_TYPE, JobContext, Stage
 from rankray.config import ConfigError, SynPicConfig, differing_keys
 from rankray.data.pictures import image_key, stored
+from rankray.schema import score_errors
 
 FILE, ROW = "reused_file", "reused_row"
 """Columns of staged prompts: where a prompt's finished row stands, null where it has none."""
@@ -228,18 +228,5 @@ def _scores(
     for name, samples in context.generators:
         known = _of(row, name)[: held.samples.get(name, 0)]
         for candidate in known:
-            error = _errors(candidate, held.old_rewards).get(reward)
-            yield {"score": candidate["scores"][n], "error": error}
+            yield {"score": candidate["scores"][n], "error": score_errors(candidate, held.old_rewards)[n]}
         yield from [None] * (samples - len(known))
-
-
-def _errors(candidate: Mapping[str, Any], rewards: Sequence[str]) -> dict[str, str]:
-    """What each reward said that failed, out of the candidate's `error`: `"a: what; b: what"`, in order."""
-    if candidate["image"] is None or not candidate["error"]:
-        return {}
-    failed = [name for name, score in zip(rewards, candidate["scores"], strict=True) if math.isnan(score)]
-    text, found = candidate["error"], {}
-    for name, following in zip(failed, [*failed[1:], None], strict=True):
-        text = text.removeprefix(f"{name}: ")
-        found[name], _, text = text.partition(f"; {following}: ") if following else (text, "", "")
-    return found

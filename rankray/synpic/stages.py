@@ -61,13 +61,8 @@ def rank_block(table: pa.Table, *, context: JobContext, schema_out: pa.Schema) -
     for b, row in enumerate(candidates):
         finished = []
         for k, entry in enumerate(row):
-            errors = [entry["error"]] if entry["error"] else []
-            errors += [
-                f"{name}: {column[b][k]['error']}"
-                for name, column in zip(context.rewards, columns, strict=True)
-                if column[b][k]["error"] is not None
-            ]
             has_image = entry["error"] is None
+            errors = [column[b][k]["error"] for column in columns]
             finished.append(
                 {
                     "generator": entry["generator"],
@@ -78,7 +73,8 @@ def rank_block(table: pa.Table, *, context: JobContext, schema_out: pa.Schema) -
                     "scores": scores[b, k],
                     "win_probability": phi[b, k],
                     "rank": int(ranks[b, k]),
-                    "error": "; ".join(errors) or None,
+                    "error": entry["error"] or schema.joined_errors(context.rewards, errors),
+                    "score_errors": errors,
                 }
             )
         rows.append(finished)

@@ -55,6 +55,7 @@ def row(prompt: str) -> dict[str, Any]:
                 "win_probability": phi[k],
                 "rank": int(ranking.rank(phi)[k]),
                 "error": error,
+                "score_errors": [None, None, "too dark" if prompt == "b" and k == 0 else None],
             }
         )
     return {"prompt_id": row_id, "prompt": prompt, "candidates": candidates}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankray import schema
+
+
+def test_a_reward_s_error_is_its_own_whatever_words_it_uses() -> None:
+    names, errors = ["red", "green"], ["bad; green: x", "dark"]
+    text = schema.joined_errors(names, errors)
+    assert text == "red: bad; green: x; green: dark"
+    candidate = {"image": {}, "scores": [math.nan, math.nan], "error": text, "score_errors": errors}
+    assert schema.score_errors(candidate, names) == errors
+    assert schema.joined_errors(names, [None, None]) is None
+    assert schema.score_errors({**candidate, "scores": [1.0, 1.0], "score_errors": [None, None]}, names) == [
+        None,
+        None,
+    ]
+
+
+def test_errors_of_a_dataset_without_the_field_are_read_out_of_the_text() -> None:
+    candidate = {"image": {}, "scores": [math.nan, 1.0, math.nan], "error": "a: what; c: no; b: x"}
+    assert schema.score_errors(candidate, ["a", "b", "c"]) == ["what", None, "no; b: x"]
+    assert schema.score_errors({**candidate, "image": None, "error": "gone"}, ["a", "b", "c"]) == [None] * 3
+    former = schema.ranked_schema({"g": "1"}, {"a": "1"}, candidate=schema.FIRST_CANDIDATE_TYPE)
+    assert former.field("candidates").type.value_type.get_field_index("score_errors") == -1
 
 
 def test_prompt_id_is_the_head_of_sha256() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import small_dataset
 from PIL import Image
 
 from rankray import ranking, schema, store
@@ -139,6 +140,21 @@ def test_one_change_is_named(
     change(rows, info)
     with pytest.raises(DatasetError, match=message):
         store.validate(write(tmp_path / "o", rows, info))
+
+
+def test_errors_and_scores_go_together(tmp_path: Path) -> None:
+    """Of this dataset's one failed score the error is another reward's."""
+    path = small_dataset.write(tmp_path / "d")
+    assert store.validate(path).failures == 2
+    file = tmp_path / "d" / "data" / "0.parquet"
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    rows[1]["candidates"][0]["score_errors"] = ["too dark", None, None]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), file)
+    with pytest.raises(
+        store.DatasetError, match=r"score_errors \['too dark', None, None\] do not go together"
+    ):
+        store.validate(path)
 
 
 def test_many_faults_are_cut_at_twenty(tmp_path: Path) -> None:

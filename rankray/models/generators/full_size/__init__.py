@@ -1,6 +1,6 @@
 """Generators at full size, without a weight: what they are made of, how many parameters, what a picture costs.
 
-    python -m rankray.models.generators.full_size
+    python -m recipes.full_size
 
 Each file beside this one holds the configurations of a model's components, facts of its own `config.json` files, and
 the parameter counts of the published checkpoints; built on the meta device they take no memory and two seconds.
