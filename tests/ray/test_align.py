@@ -80,7 +80,7 @@ def test_rounds_end_to_end(
     assert (tmp_path / "o" / "report.html").exists()
     if rounds == 1:
         golden("align.json", left(tmp_path / "o", "align.json"), abs=5e-3)  # AdamW enlarges rounding
-    if rounds == 2:
+    else:
         again = job("align", *options(tmp_path / "o", rounds))
         assert again.text.count("is complete already; nothing to do") == 7
 

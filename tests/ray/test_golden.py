@@ -20,7 +20,7 @@ ROWS = 4
 
 
 def as_left(output: Path) -> dict[str, Any]:
-    """A dataset's files, dataset.json, columns and file metadata, and the first rows by identifier, without pictures."""
+    """A dataset's files, dataset.json, columns, file metadata, and its first rows by identifier, without pictures."""
     schema = pq.read_schema(min((output / "data").glob("*.parquet")))
     found = rows(output)
     first = [found[key] for key in sorted(found)[:ROWS]]
@@ -29,7 +29,7 @@ def as_left(output: Path) -> dict[str, Any]:
             candidate["image"] = candidate["image"] is not None
     return {
         **left(output, "dataset.json", but="encoded/"),  # a training's, where one has been before
-        "columns": schema.remove_metadata().to_string(show_field_metadata=False).splitlines(),
+        "columns": [str(field) for field in schema],
         "metadata": {key.decode(): value.decode() for key, value in sorted(schema.metadata.items())},
         "rows": first,
     }

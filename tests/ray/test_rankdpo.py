@@ -209,9 +209,7 @@ def test_what_comes_out_loads_with_diffusers_alone_and_draws(
     assert [grid.name for grid in grids] == ["step-000000.png", "step-000002.png", "step-000004.png"]
     info = json.loads((run / "run.json").read_text())
     assert info["parameters"]["trained"] == sum(value.numel() for value in last.values())
-    golden(
-        "rankdpo.json", left(run, "run.json", "metrics.jsonl"), rel=1e-3
-    )  # four steps after another rounding
+    golden("rankdpo.json", left(run, "run.json", "metrics.jsonl"), rel=1e-3)  # beta enlarges rounding
 
 
 def test_a_loss_that_explodes_is_skipped_and_then_ends_the_run(train: Run, tmp_path: Path) -> None:

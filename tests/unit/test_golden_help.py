@@ -36,6 +36,6 @@ def test_help(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     run, words = HELPS[name]
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         run([*words, "--help"])
     golden(f"help/{name.replace(' ', '-')}.txt", capsys.readouterr().out)
