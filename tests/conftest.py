@@ -1,7 +1,18 @@
-"""What every test shares: no usage reports, no other Ray's address, one thread a process, no deadlines."""
+"""What every test shares: no usage reports, no other Ray's address, one thread a process, no deadlines; golden files.
 
+A golden file says what a command prints or leaves, so that a change that means to change nothing is seen to.
+`pytest --write-golden` writes those of the tests that run, in place of comparing.
+"""
+
+import json
+import math
 import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import settings
 
 # Before anything imports ray or torch.
@@ -13,3 +24,68 @@ for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
 # A first call imports what it needs, and other processes share the cores: time is no property of ours here.
 settings.register_profile("rankray", deadline=None)
 settings.load_profile("rankray")
+
+GOLDEN = Path(__file__).parent / "golden"
+MASKED = re.compile(
+    r"/(?:created|rankray_version|first_block|gpu|steps/Ray|steps/nodes and plan|steps/environments and prompts"
+    r"|cpu_minutes|(?:gpu|cpu)_hours|(?:peak_)?gpu_gb|memory_gb|data_wait_share"
+    r"|(?:busy|load|idle|alive|start|wall|step|data_wait|cpu)_s|(?:images|rows|prompts)_per_s"
+    r"|items|images_made|totals/images)$"  # what actors metered: an actor that ends early takes its last block's along
+)
+"""Where in a JSON file time, machine, version or luck decide; the value's type stays."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="write golden files in place of comparing")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """`golden(name, found)` compares a text, or what JSON can hold, with the file `name` of tests/golden.
+
+    Numbers agree within `rel` or `abs`, as CPUs round differently; whole numbers and all else exactly.
+    """
+    private = re.compile(re.escape(str(tmp_path_factory.getbasetemp())) + r"/[^/\"]+")
+
+    def compare(name: str, found: Any, rel: float = 1e-4, abs: float = 1e-4) -> None:
+        file, text = GOLDEN / name, isinstance(found, str)
+        found = found if text else masked(found, private)
+        if request.config.getoption("--write-golden"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(found if text else json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        expected = file.read_text() if text else json.loads(file.read_text())
+        if text:
+            assert found == expected
+        faults = list(differences(expected, found, rel, abs))
+        assert not faults, "\n".join([f"{file} differs (golden, found); meant? --write-golden", *faults[:40]])
+
+    return compare
+
+
+def masked(value: Any, private: re.Pattern[str], place: str = "") -> Any:
+    """The same, with types for what changes from run to run and `<tmp>` for the test's directory."""
+    if isinstance(value, dict):
+        return {key: masked(item, private, f"{place}/{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        items = [masked(item, private, place) for item in value]
+        return (
+            sorted(items, key=json.dumps) if place.endswith("/examples") else items
+        )  # they come as blocks do
+    if MASKED.search(place) and value is not None:
+        return "<text>" if isinstance(value, str) else "<number>"
+    return private.sub("<tmp>", value) if isinstance(value, str) else value
+
+
+def differences(golden: Any, found: Any, rel: float, abs: float, place: str = "") -> Iterator[str]:
+    """Where two JSON values differ."""
+    if isinstance(golden, dict) and isinstance(found, dict) and golden.keys() == found.keys():
+        for key in golden:
+            yield from differences(golden[key], found[key], rel, abs, f"{place}/{key}")
+    elif isinstance(golden, list) and isinstance(found, list) and len(golden) == len(found):
+        for i, pair in enumerate(zip(golden, found, strict=True)):
+            yield from differences(*pair, rel, abs, f"{place}/{i}")
+    elif isinstance(golden, float) and isinstance(found, float):
+        if not math.isclose(golden, found, rel_tol=rel, abs_tol=abs):
+            yield f"{place}: {golden!r}, {found!r}"
+    elif golden != found:
+        yield f"{place}: {golden!r:.500}, {found!r:.500}"

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -209,6 +211,19 @@ def rows(output: Path) -> dict[str, Any]:
                 candidate["image"] = None if image is None else store.image_bytes(image)
             found[row["prompt_id"]] = _comparable(row)
     return found
+
+
+def left(output: Path, *names: str, but: str = "") -> dict[str, Any]:
+    """What a job left, for `golden`: its files, dates and digests masked, `but` one folder; those named whole."""
+    found = (str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
+    by_chance = r"[0-9A-Za-z]{22}_[0-9a-f]{32}|(?<=checkpoint_)[-_.\d]+|(?<=/)[0-9a-f]{16}(?=/)|(?<=start-)[0-9a-f]{8}"
+    files = sorted(re.sub(by_chance, "<id>", name) for name in found if not (but and name.startswith(but)))
+    contents: dict[str, Any] = {"files": files}
+    for name in names:
+        text = (output / name).read_text()
+        lined = name.endswith(".jsonl")
+        contents[name] = [json.loads(line) for line in text.splitlines()] if lined else json.loads(text)
+    return contents
 
 
 def _comparable(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tomli_w
-from conftest import REPOSITORY, Ended
+from conftest import REPOSITORY, Ended, left
 
 from rankray import config
 
@@ -57,7 +57,9 @@ def figures(job: Callable[..., Ended], output: Path, trials: str) -> dict[str, A
     return found
 
 
-def test_actors_and_jobs_come_to_the_same_figures(job: Callable[..., Ended], tmp_path: Path) -> None:
+def test_actors_and_jobs_come_to_the_same_figures(
+    job: Callable[..., Ended], golden: Callable[..., None], tmp_path: Path
+) -> None:
     by_actors = figures(job, tmp_path / "actors", "actors")
     assert [row["name"] for row in by_actors["rows"]] == sorted(
         ROWS, key=[row["name"] for row in config.read_toml(FILE)["rows"]].index
@@ -67,6 +69,8 @@ def test_actors_and_jobs_come_to_the_same_figures(job: Callable[..., Ended], tmp
     assert set(by_actors["rows"][0]["rewards"]) == {"shapes-pickscore", "shapes-clipscore", "shapes-mps"}
     tables = (tmp_path / "actors" / "tables.md").read_text()
     assert "RankDPO, all rewards" in tables
+
+    golden("ablate.json", left(tmp_path / "actors", "ablation.json"), abs=5e-3)  # AdamW enlarges rounding
 
     # The same again finds everything finished and does nothing.
     before = (tmp_path / "actors" / "ablation.json").stat().st_mtime_ns

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RED, REHEARSE, Ended, model, start, wait_for
+from conftest import RED, REHEARSE, Ended, left, model, start, wait_for
 from ray.cluster_utils import Cluster
 
 from rankray import store
@@ -35,7 +35,9 @@ def results(output: Path) -> dict[str, Any]:
     return found
 
 
-def test_two_models_are_one_table_and_are_not_drawn_again(job: Job, tmp_path: Path) -> None:
+def test_two_models_are_one_table_and_are_not_drawn_again(
+    job: Job, golden: Callable[..., None], tmp_path: Path
+) -> None:
     output, log = tmp_path / "o", tmp_path / "log"
     ended = job("evaluate", *options(output, log, "one", "two"))
     assert ended.code == 0, ended.text
@@ -48,6 +50,7 @@ def test_two_models_are_one_table_and_are_not_drawn_again(job: Job, tmp_path: Pa
     assert found["cost"]["totals"]["gpu_hours"] > 0
     assert "| one (baseline) |" in (output / "results.md").read_text()
     assert (output / "report.html").exists()
+    golden("evaluate.json", left(output, "results.json"))
     place = output / "sets" / "one" / "shapes"
     assert store.validate(str(place)).rows == 12
     table = store.read_table(store.read(str(place)).files[0], store.filesystem(str(place))[0], images=True)

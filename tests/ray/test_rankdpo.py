@@ -22,7 +22,7 @@ import pytest
 import ray.train
 import tomli_w
 import torch
-from conftest import nothing_left, start, wait_for
+from conftest import left, nothing_left, start, wait_for
 from ray.cluster_utils import Cluster
 from ray.train import ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -179,7 +179,9 @@ def test_streaming_encoders_train_the_same_model(train: Run) -> None:
     assert not list((streamed / "..").resolve().glob("streamed/encoded"))
 
 
-def test_what_comes_out_loads_with_diffusers_alone_and_draws(by_workers: Run) -> None:
+def test_what_comes_out_loads_with_diffusers_alone_and_draws(
+    by_workers: Run, golden: Callable[..., None]
+) -> None:
     """One worker of Ray Train, its last checkpoint, its average, its pictures."""
     run = by_workers(
         "exported", tuned__ema=0.5, checkpoints__sample_every=2, checkpoints__export_dtype="float32"
@@ -207,6 +209,7 @@ def test_what_comes_out_loads_with_diffusers_alone_and_draws(by_workers: Run) ->
     assert [grid.name for grid in grids] == ["step-000000.png", "step-000002.png", "step-000004.png"]
     info = json.loads((run / "run.json").read_text())
     assert info["parameters"]["trained"] == sum(value.numel() for value in last.values())
+    golden("rankdpo.json", left(run, "run.json", "metrics.jsonl"), rel=1e-3)  # beta enlarges rounding
 
 
 def test_a_loss_that_explodes_is_skipped_and_then_ends_the_run(train: Run, tmp_path: Path) -> None:
