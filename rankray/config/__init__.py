@@ -41,6 +41,7 @@ class Strict(BaseModel):
 
 
 Config = TypeVar("Config", bound=Strict)
+Drawing = TypeVar("Drawing", bound="SynPicConfig")
 
 
 def _whole_or_part(gpus: float) -> float:
@@ -201,7 +202,22 @@ class PricesConfig(Strict):
     cpu_usd_per_hour: float = Field(0.0, ge=0)
 
 
-class SynPicConfig(Strict):
+class DrawingJob(Strict):
+    """What all jobs that draw pictures have in common: where to, how, on what, for how much."""
+
+    output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
+    images: ImagesConfig = ImagesConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    prices: PricesConfig = PricesConfig()
+    rehearse: bool = REHEARSE
+
+    def drawing(self, kind: type[Drawing], **own: Any) -> Drawing:
+        """A dataset's job that draws as this one does, `own` being its other fields, with its output."""
+        shared = {name: getattr(self, name) for name in DrawingJob.model_fields if name not in own}
+        return kind(**shared, **own)
+
+
+class SynPicConfig(DrawingJob):
     """Syn-Pic (paper section 3.2, Algorithm 1): prompts -> k generators -> n rewards -> ranking."""
 
     FEWEST: ClassVar[int] = 2
@@ -209,15 +225,10 @@ class SynPicConfig(Strict):
     prompts: PromptsConfig
     generators: tuple[GeneratorChoice, ...] = Field(min_length=1)
     rewards: tuple[RewardChoice, ...] = Field(min_length=1)
-    output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
     seed: int = Field(0, ge=0, lt=2**63)
     reuse: str | None = Field(
         None, min_length=1, description="a finished dataset; what it holds of this one is not made again"
     )
-    images: ImagesConfig = ImagesConfig()
-    execution: ExecutionConfig = ExecutionConfig()
-    prices: PricesConfig = PricesConfig()
-    rehearse: bool = REHEARSE
 
     @model_validator(mode="after")
     def _consistent(self) -> SynPicConfig:

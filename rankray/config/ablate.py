@@ -13,11 +13,8 @@ from pydantic import Field, model_validator
 
 from rankray.config import (
     MAX_CANDIDATES,
-    REHEARSE,
-    ExecutionConfig,
+    DrawingJob,
     GeneratorChoice,
-    ImagesConfig,
-    PricesConfig,
     PromptsConfig,
     RewardChoice,
     Strict,
@@ -101,10 +98,9 @@ class Along(Strict):
     every: int = Field(ge=1)
 
 
-class AblationConfig(Strict):
+class AblationConfig(DrawingJob):
     """Ablations (paper Tables 4 and 5): one ranked dataset, one model, rows trained at equal steps, held-out truth."""
 
-    output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
     model: GeneratorChoice = Field(description="the model that every row starts from")
     prompts: PromptsConfig
     generators: tuple[GeneratorChoice, ...] = Field(min_length=1)
@@ -130,10 +126,6 @@ class AblationConfig(Strict):
     rows: tuple[Row, ...] = Field(min_length=1)
     curves: tuple[Curve, ...] = ()
     along: Along | None = None
-    images: ImagesConfig = ImagesConfig()
-    execution: ExecutionConfig = ExecutionConfig()
-    prices: PricesConfig = PricesConfig()
-    rehearse: bool = REHEARSE
 
     @model_validator(mode="after")
     def _consistent(self) -> AblationConfig:
@@ -205,16 +197,13 @@ class AblationConfig(Strict):
 
     def synpic(self, output: str) -> SynPicConfig:
         """The dataset that all rows learn from."""
-        return SynPicConfig(
+        return self.drawing(
+            SynPicConfig,
             prompts=self.prompts,
             generators=self.generators,
             rewards=self.rewards,
             output=output,
             seed=self.seed,
-            images=self.images,
-            execution=self.execution,
-            prices=self.prices,
-            rehearse=self.rehearse,
         )
 
     def trial(
@@ -255,14 +244,11 @@ class AblationConfig(Strict):
             )
             for name, source in models.items()
         )
-        return SynPicConfig(
+        return self.drawing(
+            SynPicConfig,
             prompts=drawn.prompts,
             generators=choices,
             rewards=self.rewards,
             output=output,
             seed=drawn.seed,
-            images=self.images,
-            execution=self.execution,
-            prices=self.prices,
-            rehearse=self.rehearse,
         )

@@ -14,16 +14,12 @@ from pydantic import Field, model_validator
 
 from rankray.config import (
     MAX_CANDIDATES,
-    REHEARSE,
+    DrawingJob,
     EvalChoice,
-    ExecutionConfig,
     GeneratorChoice,
-    ImagesConfig,
     ModelChoice,
-    PricesConfig,
     PromptsConfig,
     RewardChoice,
-    Strict,
     SynPicConfig,
     flatten,
     nearest,
@@ -98,10 +94,9 @@ class SetConfig(SynPicConfig):
         return {**own, **dict(flatten(content))}
 
 
-class EvaluateConfig(Strict):
+class EvaluateConfig(DrawingJob):
     """Evaluation: models -> pictures of benchmarks' prompts from the same seeds -> judgements -> tables."""
 
-    output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
     models: tuple[EvaluatedModel, ...] = Field(
         (), description="the models; --model WHAT, once for each, takes the place of the file's"
     )
@@ -128,10 +123,6 @@ class EvaluateConfig(Strict):
     changed: int = Field(
         4, ge=0, le=50, description="pictures kept that changed most, up and down, by each judge"
     )
-    images: ImagesConfig = ImagesConfig()
-    execution: ExecutionConfig = ExecutionConfig()
-    prices: PricesConfig = PricesConfig()
-    rehearse: bool = REHEARSE
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateConfig:
@@ -200,7 +191,8 @@ class EvaluateConfig(Strict):
         generator = GeneratorChoice(
             **generator.model_dump(exclude={"name", "samples"}), name=LABEL, samples=samples
         )
-        return SetConfig(
+        return self.drawing(
+            SetConfig,
             prompts=PromptsConfig(**self.prompts[name].model_dump(exclude={"samples"})),
             generators=(generator,),
             judges=tuple(choice for choice in scorers if isinstance(choice, EvalChoice)),
@@ -212,8 +204,4 @@ class EvaluateConfig(Strict):
             asked=asked,
             output=output,
             seed=self.seed,
-            images=self.images,
-            execution=self.execution,
-            prices=self.prices,
-            rehearse=self.rehearse,
         )

@@ -14,10 +14,9 @@ from pydantic import Field, field_validator, model_validator
 from rankray.config import (
     MAX_CANDIDATES,
     REHEARSE,
-    ExecutionConfig,
+    DrawingJob,
     GeneratorChoice,
     Gpus,
-    ImagesConfig,
     PricesConfig,
     PromptsConfig,
     RewardChoice,
@@ -282,10 +281,9 @@ class HeldOutConfig(Strict):
     seed: int = Field(1, ge=0, lt=2**63)
 
 
-class AlignConfig(Strict):
+class AlignConfig(DrawingJob):
     """Algorithm 3: prompts -> Syn-Pic -> encode -> RankDPO -> before and after, in rounds, as one job."""
 
-    output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
     rounds: int = Field(1, ge=1, description="each round's data are drawn by the model of the round before")
     model: GeneratorChoice = Field(
         description="the model that is tuned; generators of its label draw as it learns"
@@ -296,25 +294,18 @@ class AlignConfig(Strict):
     seed: int = Field(
         0, ge=0, lt=2**62, description="of the first round's pictures; later ones count on from it"
     )
-    images: ImagesConfig = ImagesConfig()
-    execution: ExecutionConfig = ExecutionConfig()
-    prices: PricesConfig = PricesConfig()
-    rehearse: bool = REHEARSE
     training: TrainingSettings = TrainingSettings()
     held_out: HeldOutConfig
 
     def synpic(self, output: str, number: int, source: str | None) -> SynPicConfig:
         """Syn-Pic of a round (from 1); `source` is where the model of the round before stands, None at the start."""
-        return SynPicConfig(
+        return self.drawing(
+            SynPicConfig,
             prompts=self.prompts,
             generators=tuple(self._current(choice, source) for choice in self.generators),
             rewards=self.rewards,
             output=output,
             seed=self.seed + number - 1,
-            images=self.images,
-            execution=self.execution,
-            prices=self.prices,
-            rehearse=self.rehearse,
         )
 
     def rankdpo(self, dataset: str, output: str, source: str | None) -> RankDPOConfig:
@@ -326,16 +317,13 @@ class AlignConfig(Strict):
     def evaluation(self, output: str, source: str | None) -> SynPicConfig:
         """Pictures and scores of held-out prompts; one label for all, so that their seeds are the same."""
         model = self._tuned(source).model_copy(update={"name": "model", "samples": self.held_out.samples})
-        return SynPicConfig(
+        return self.drawing(
+            SynPicConfig,
             prompts=self.held_out.prompts,
             generators=(model,),
             rewards=self.rewards,
             output=output,
             seed=self.held_out.seed,
-            images=self.images,
-            execution=self.execution,
-            prices=self.prices,
-            rehearse=self.rehearse,
         )
 
     def _tuned(self, source: str | None) -> GeneratorChoice:
