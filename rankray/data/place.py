@@ -335,7 +335,7 @@ def drop_repeats(output: Output, *parts: str, row_group_size: int | None = None)
 
 
 def count_failures(output: Output, rewards: Sequence[str]) -> tuple[dict[str, int], list[dict[str, str]]]:
-    """Failures by model, and up to 20 examples, read from the finished rows without their images.
+    """Failures by model, and up to 20 examples by prompt id, read from the finished rows without their images.
 
     A candidate without an image is its generator's failure; a NaN score of one with an image, that reward's.
     """
@@ -360,7 +360,8 @@ def count_failures(output: Output, rewards: Sequence[str]) -> tuple[dict[str, in
     examples: list[dict[str, str]] = []
     with ThreadPoolExecutor(IO_THREADS) as pool:
         for found in pool.map(faults, output.files("data")):
-            examples += found[: MAX_EXAMPLES - len(examples)]
+            # by id, as files come in the order in which tasks happened to end
+            examples = sorted([*examples, *found], key=lambda fault: fault["prompt_id"])[:MAX_EXAMPLES]
             for fault in found:
                 by_model[fault["model"]] = by_model.get(fault["model"], 0) + 1
     return by_model, examples

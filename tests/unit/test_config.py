@@ -33,7 +33,10 @@ def test_k_counts_samples() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sede": 1}, r"unknown key 'sede' \(did you mean 'seed'\?\); allowed there: output, images, execution"),
+        (
+            {"sede": 1},
+            r"unknown key 'sede' \(did you mean 'seed'\?\); allowed there: output, images, execution",
+        ),
         ({"prompts": {"path": "p", "pth": "x"}}, r"unknown key 'prompts.pth' \(did you mean 'path'\?\)"),
         ({"prompts": {}}, r"'prompts.path' is missing; give it in the TOML file or as --prompts.path"),
         ({"generators": [{"model": "sdxl", "pool": {"gpus": 1}}]}, r"unknown key 'generators.0.pool.gpus'"),

@@ -200,3 +200,19 @@ def test_failures_are_counted_by_who_failed(place: Output) -> None:
         {"prompt_id": "a", "model": "s", "error": "s: no; way"},
         {"prompt_id": "b", "model": "g", "error": "ValueError: x"},
     ]
+
+
+def test_which_failures_are_quoted_does_not_depend_on_the_files_names(place: Output) -> None:
+    """Ray names files as tasks happen to end."""
+    due = schema.ranked_schema({"g": ""}, {"r": ""})
+    ids = [f"{n:02}" for n in range(25)]
+    rows = [
+        {"prompt_id": n, "prompt": n, "candidates": [candidate("g", [math.nan], f"no {n}", None)]}
+        for n in ids
+    ]
+    place.make("data")
+    for name, part in (("z", rows[:13]), ("a", rows[13:])):
+        pq.write_table(pa.Table.from_pylist(part, due), place.at(f"data/{name}.parquet"))
+    by_model, examples = output.count_failures(place, ["r"])
+    assert by_model == {"g": 25}
+    assert [fault["prompt_id"] for fault in examples] == ids[:20]
