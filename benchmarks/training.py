@@ -52,9 +52,10 @@ class CommonRecipe:
 
     def step(self) -> int:
         """One step over `BATCH` prompts; the pairs that it learnt from."""
+        from rankray.rankdpo.encode_actors import _picture
+
         from rankray import diffusion
         from rankray.models.denoisers import parts
-        from rankray.rankdpo.encode_actors import _picture
 
         rows = [self.rows[(self.place + n) % len(self.rows)] for n in range(BATCH)]
         self.place += BATCH

@@ -22,6 +22,7 @@ import torch
 from fake_cuda import fake_cuda
 from one_gpu import OneGpu
 from PIL import Image
+from rankray.rankdpo.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
 from runs import Plant, Run
 from torch import Tensor
 
@@ -30,7 +31,6 @@ from rankray.config.rankdpo import OptimizerConfig, RankDPOConfig
 from rankray.models.generators import GENERATORS, GeneratorSpec
 from rankray.rankdpo import forecast as training_forecast
 from rankray.rankdpo import training
-from rankray.rankdpo.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
 from rankray.rankdpo.encoded import Reads, decoded_row, layout_of
 from rankray.rankdpo.feed import Loaded
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rankray.rankdpo.checkpoints import Stored
+from rankray.rankdpo.zero import Stored
 
 
 def test_tensors_are_read_from_all_workers_files(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from rankray.rankdpo.memory import double_while, least_of_all
+from rankray.rankdpo.step import double_while, least_of_all
 
 OUT_OF_MEMORY: list[RuntimeError] = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ..."),

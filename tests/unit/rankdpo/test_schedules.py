@@ -3,7 +3,7 @@
 import pytest
 
 from rankray.config.rankdpo import OptimizerConfig
-from rankray.rankdpo.schedules import learning_rate
+from rankray.rankdpo.step import learning_rate
 
 
 @pytest.mark.parametrize(
