@@ -190,8 +190,8 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
             f"{output.uri}/checkpoints. Lower optimizer.learning_rate or raise objective.beta, with another output."
         )
     say("writing the pipeline")
-    place, pipeline = output.uri_of("checkpoints", checkpoint), output.uri_of("pipeline")
-    export_pipeline(plan.spec, config, place, pipeline)
+    last, pipeline = output.uri_of("checkpoints", checkpoint), output.uri_of("pipeline")
+    export_pipeline(plan.spec, config, last, pipeline)
     return _summary(plan, output, checkpoint)
 
 
