@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,14 +55,9 @@ class Layout:
     dtype: str
     size: tuple[int, int]
 
-    def as_json(self) -> dict[str, Any]:
-        """For the schema's metadata and `encoded.json`."""
-        text = {name: list(shape) for name, shape in self.text.items()}
-        return {"latent": list(self.latent), "text": text, "dtype": self.dtype, "size": list(self.size)}
-
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Layout:
-        """The reverse of `as_json`."""
+        """The reverse of `asdict`, from the schema's metadata or `encoded.json`."""
         text = {name: tuple(shape) for name, shape in value["text"].items()}
         c, h, w = value["latent"]
         height, width = value["size"]
@@ -103,7 +98,7 @@ def arrow_schema(layout: Layout) -> pa.Schema:
             pa.field("scores", pa.list_(pa.list_(pa.float32()))),
             pa.field("text", text),
         ],
-        metadata={"rankray.encoded": json.dumps({"version": ENCODED_VERSION, **layout.as_json()})},
+        metadata={"rankray.encoded": json.dumps({"version": ENCODED_VERSION, **asdict(layout)})},
     )
 
 

@@ -16,7 +16,7 @@ import io
 import json
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -311,7 +311,7 @@ def encode(
         actors = _actors(config.min_size, config.max_size, config.num_cpus, config.num_gpus)
         _stream(dataset.files, dataset.fs, output, rows, (EncodeActor, job, actors))
         layout = layout_of(pq.read_schema(output.files("data")[0], filesystem=output.fs))
-        summary = {"version": ENCODED_VERSION, "rows": rows, **layout.as_json()}
+        summary = {"version": ENCODED_VERSION, "rows": rows, **asdict(layout)}
         store.write_json(output.at("encoded.json"), summary, output.fs)
         output.remove("_work")
     found = store.read_json(output.at("encoded.json"), output.fs)
