@@ -38,7 +38,7 @@ class CommonRecipe:
 
     def __init__(self, plan: rankdpo.Plan) -> None:
         from rankray.models.denoisers import parts
-        from rankray.rankdpo import training
+        from rankray.rankdpo import batches
 
         self.rows = [row for row in plan.dataset.rows(images=True) if _pair(row) is not None]
         self.encoders = parts.load_encoders(plan.spec, "cpu", torch.float32)
@@ -46,7 +46,7 @@ class CommonRecipe:
         self.reference = parts.load_denoiser(plan.spec, "cpu", torch.float32).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6)
         self.spec, self.beta = plan.spec, plan.config.objective.beta
-        self.noising = training.noising(plan.spec, plan.config)
+        self.noising = batches.noising(plan.spec, plan.config)
         self.module = parts.module_of(plan.spec)
         self.place = 0
 
@@ -54,13 +54,13 @@ class CommonRecipe:
         """One step over `BATCH` prompts; the pairs that it learnt from."""
         from rankray import diffusion
         from rankray.models.denoisers import parts
-        from rankray.rankdpo.encode_actors import _picture
+        from rankray.rankdpo.encoding import picture
 
         rows = [self.rows[(self.place + n) % len(self.rows)] for n in range(BATCH)]
         self.place += BATCH
         pairs = [_pair(row) for row in rows]
         pictures = [
-            _picture(row["candidates"][k]["image"], self.spec.height, self.spec.width)
+            picture(row["candidates"][k]["image"], self.spec.height, self.spec.width)
             for side in (0, 1)
             for row, pair in zip(rows, pairs, strict=True)
             if pair is not None
@@ -101,38 +101,30 @@ def _pair(row: dict[str, Any]) -> tuple[int, int] | None:
 
 
 class Ours:
-    """The worker's own step, in this process: DeepSpeed in a group of one, fed by the encoded set."""
+    """The worker's own steps, in this process: DeepSpeed in a group of one, fed by the encoded set."""
 
-    def __init__(self, plan: rankdpo.Plan, steps: int, scratch: Path) -> None:
+    def __init__(self, plan: rankdpo.Plan, scratch: Path) -> None:
         import ray
 
-        from rankray.rankdpo import training, zero
-        from rankray.rankdpo.feed import feed
+        from rankray.rankdpo import step, zero
+        from rankray.rankdpo.feed import Rows
 
-        self.zero, self.training = zero, training
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
         begin_s = time.perf_counter()
-        encoded = rankdpo._Encoded(plan, print)
+        job, _ = rankdpo._encoded(plan, str(scratch), print)
         self.ahead_s = time.perf_counter() - begin_s
         ray.shutdown()
-        self.job = encoded.job(str(scratch))
-        # As Ray Train and the worker set them, before DeepSpeed is imported.
-        os.environ.update({"LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu"})
-        store_ = torch.distributed.FileStore(str(scratch / "rendezvous"), 1)
-        torch.distributed.init_process_group("gloo", store=store_, rank=0, world_size=1)
-        self.model = training._Model(self.job)
-        self.engine, self.accumulation = training._engine(self.job, self.model, 1)
-        source = training._source(self.job)
-        self.loaded: Iterator[Any] = feed(source, 0, steps, BATCH, 0, 0, 1)
+        os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported
+        zero.alone()
+        rows = Rows(job)
+        self.steps: Iterator[Any] = step.begin(job, rows).steps(rows)
         self.wait_s = 0.0
 
     def step(self) -> int:
         """One step over `BATCH` prompts; the pairs that it learnt from."""
-        self.zero.set_learning_rate(self.engine, 1e-6)
-        loaded = next(self.loaded)
-        self.wait_s += loaded.wait_s
-        sums = self.training._step(self.job, self.model, self.engine, loaded, self.accumulation, 1)
-        return int(sums["pairs"])
+        taken = next(self.steps)
+        self.wait_s += taken.wait_s
+        return int(taken.sums["pairs"])
 
 
 def rates(side: Any, steps: int) -> tuple[float, float]:
@@ -169,12 +161,13 @@ def main() -> None:
         "batch_size": BATCH,
         "steps": rows // BATCH,
         "objective": {"beta": 100.0, "reference": options.reference},
+        "optimizer": {"learning_rate": 1e-6},
     }
     plan = rankdpo.check(config.build(RankDPOConfig, tables))
     total = min((options.turns + 1) * options.steps, rows // BATCH)
     options.steps = total // (options.turns + 1)
     with tempfile.TemporaryDirectory() as scratch:
-        ours, theirs = Ours(plan, total, Path(scratch)), CommonRecipe(plan)
+        ours, theirs = Ours(plan, Path(scratch)), CommonRecipe(plan)
         for side in (ours, theirs):
             rates(side, options.steps)  # warm
         ours.wait_s, begin = 0.0, []

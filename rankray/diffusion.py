@@ -99,7 +99,10 @@ def process(scheduler: Mapping[str, Any]) -> Process:
 
 
 def _alphas_cumprod(scheduler: Mapping[str, Any], times: int) -> Tensor:
-    """Squared signal of the schedules that diffusers knows (float32 arithmetic, as its schedulers do it)."""
+    """Squared signal of the schedules that diffusers knows (float32 arithmetic, as its schedulers do it).
+
+    Not read off a scheduler: some of them (Euler's, UniPC's) end a zero-SNR schedule in 2**-24 instead.
+    """
     start, end = scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02)
     schedule = scheduler.get("beta_schedule", "linear")
     if scheduler.get("trained_betas") is not None:

@@ -66,39 +66,49 @@ def _s(inputs: LossInputs, usable_: Tensor) -> Tensor:
     return _clean(inputs.model_error, usable_) - _clean(inputs.ref_error, usable_).detach()
 
 
+def _difference(values: Tensor) -> Tensor:
+    """[b, i, j] is values[b, i] - values[b, j]."""
+    return values[:, :, None] - values[:, None, :]
+
+
 def preferred(inputs: LossInputs) -> Tensor:
     """[b, i, j] is True where i is preferred to j: bool[B, K, K]; each untied usable pair once."""
     usable_ = usable(inputs)
-    both = usable_[:, :, None] & usable_[:, None, :]
-    phi = torch.where(usable_, inputs.win_probability, torch.zeros_like(inputs.win_probability))
     above = inputs.rank[:, :, None] < inputs.rank[:, None, :]
-    return both & above & (phi[:, :, None] != phi[:, None, :])
+    untied = _difference(_clean(inputs.win_probability, usable_)) != 0
+    return usable_[:, :, None] & usable_[:, None, :] & above & untied
+
+
+def best(inputs: LossInputs) -> Tensor:
+    """The best-ranked usable candidate: bool[B, K], all False in a row without any."""
+    usable_ = usable(inputs)
+    rank = torch.where(usable_, inputs.rank.long(), torch.iinfo(torch.int64).max)
+    return usable_ & (rank == rank.amin(-1, keepdim=True))
 
 
 def best_and_worst(inputs: LossInputs) -> Tensor:
     """`preferred` with only the pair of the best- and the worst-ranked usable candidate left: bool[B, K, K]."""
     usable_ = usable(inputs)
-    rank = inputs.rank.long()
-    last = torch.iinfo(torch.int64).max
-    best = usable_ & (rank == torch.where(usable_, rank, last).amin(-1, keepdim=True))
-    worst = usable_ & (rank == torch.where(usable_, rank, -1).amax(-1, keepdim=True))
-    return preferred(inputs) & best[:, :, None] & worst[:, None, :]
+    rank = torch.where(usable_, inputs.rank.long(), -1)
+    worst = usable_ & (rank == rank.amax(-1, keepdim=True))
+    return preferred(inputs) & best(inputs)[:, :, None] & worst[:, None, :]
 
 
 def _pairs(inputs: LossInputs, pairs: str) -> Tensor:
-    chosen = {"best_worst": best_and_worst, "all": preferred}
-    if pairs not in chosen:
-        raise ValueError(f"pairs = {pairs!r}; allowed: {', '.join(chosen)}")
-    return chosen[pairs](inputs)
+    choices = {"best_worst": best_and_worst, "all": preferred}
+    if pairs not in choices:
+        raise ValueError(f"pairs = {pairs!r}; allowed: {', '.join(choices)}")
+    return choices[pairs](inputs)
 
 
-def _pair_loss(inputs: LossInputs, beta: float, chosen: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Sum over `chosen` pairs [B, K, K] of weight * -log sigmoid(-beta * (s_i - s_j)): float[B]."""
-    s = _s(inputs, usable(inputs))
-    terms = -logsigmoid(-beta * (s[:, :, None] - s[:, None, :]))
-    if weight is not None:
-        terms = terms * weight
-    return torch.where(chosen, terms, torch.zeros_like(terms)).sum(dim=(-2, -1))
+def _sum(terms: Tensor, pairs: Tensor) -> Tensor:
+    """Of `terms` [B, K, K] over `pairs`, without a gradient from the others: float[B]."""
+    return torch.where(pairs, terms, torch.zeros_like(terms)).sum(dim=(-2, -1))
+
+
+def _dpo_terms(inputs: LossInputs, beta: float) -> Tensor:
+    """-log sigmoid(-beta * (s_i - s_j)) (paper Eq. 4): float[B, K, K]."""
+    return -logsigmoid(-beta * _difference(_s(inputs, usable(inputs))))
 
 
 GAINS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -118,21 +128,17 @@ DISCOUNTS: dict[str, Callable[[Tensor], Tensor]] = {
 def gain_difference(inputs: LossInputs, gain: str = "exp2") -> Tensor:
     """|G_i - G_j| (paper section 3.3): float[B, K, K], 0 where either is unusable."""
     usable_ = usable(inputs)
-    found = GAINS[gain](_clean(inputs.win_probability, usable_))
-    both = usable_[:, :, None] & usable_[:, None, :]
-    return torch.where(
-        both, (found[:, :, None] - found[:, None, :]).abs(), torch.zeros_like(found[:, :, None])
-    )
+    found = _difference(GAINS[gain](_clean(inputs.win_probability, usable_))).abs()
+    return found * (usable_[:, :, None] & usable_[:, None, :])
 
 
 def pair_weight(inputs: LossInputs, gain: str = "exp2", discount: str = "log") -> Tensor:
-    """Delta_ij = |G_i - G_j| * |1/D(rank_i) - 1/D(rank_j)| (paper section 3.3): float[B, K, K]."""
-    weight = gain_difference(inputs, gain)
+    """Delta_ij = |G_i - G_j| * |1/D(rank_i) - 1/D(rank_j)| (paper section 3.3): float[B, K, K]; 0 where unusable."""
+    gains = gain_difference(inputs, gain)
     if discount == "none":
-        return weight
-    rank = torch.where(usable(inputs), inputs.rank, torch.ones_like(inputs.rank)).to(weight.dtype)
-    inverse = 1.0 / DISCOUNTS[discount](rank)
-    return weight * (inverse[:, :, None] - inverse[:, None, :]).abs()
+        return gains
+    rank = torch.where(usable(inputs), inputs.rank, torch.ones_like(inputs.rank)).to(gains.dtype)
+    return gains * _difference(1.0 / DISCOUNTS[discount](rank)).abs()
 
 
 def rank_dpo(
@@ -148,7 +154,8 @@ def rank_dpo(
     Returns:
         float[B].
     """
-    ranked = _pair_loss(inputs, beta, preferred(inputs), pair_weight(inputs, gain, discount))
+    delta = pair_weight(inputs, gain, discount)
+    ranked = _sum(delta * _dpo_terms(inputs, beta), preferred(inputs))
     return ranked + nll * sft(inputs) if nll else ranked
 
 
@@ -158,7 +165,7 @@ def dpo(inputs: LossInputs, *, beta: float, pairs: str = "best_worst") -> Tensor
     Returns:
         float[B].
     """
-    return _pair_loss(inputs, beta, _pairs(inputs, pairs))
+    return _sum(_dpo_terms(inputs, beta), _pairs(inputs, pairs))
 
 
 def dpo_gain(inputs: LossInputs, *, beta: float, pairs: str = "best_worst", gain: str = "exp2") -> Tensor:
@@ -167,7 +174,7 @@ def dpo_gain(inputs: LossInputs, *, beta: float, pairs: str = "best_worst", gain
     Returns:
         float[B].
     """
-    return _pair_loss(inputs, beta, _pairs(inputs, pairs), gain_difference(inputs, gain))
+    return _sum(gain_difference(inputs, gain) * _dpo_terms(inputs, beta), _pairs(inputs, pairs))
 
 
 def sft(inputs: LossInputs, *, beta: float = 0.0) -> Tensor:
@@ -176,10 +183,7 @@ def sft(inputs: LossInputs, *, beta: float = 0.0) -> Tensor:
     Returns:
         float[B].
     """
-    usable_ = usable(inputs)
-    rank = torch.where(usable_, inputs.rank.long(), torch.iinfo(torch.int64).max)
-    best = usable_ & (rank == rank.amin(-1, keepdim=True))
-    return (_clean(inputs.model_error, usable_) * best).sum(-1)
+    return (_clean(inputs.model_error, usable(inputs)) * best(inputs)).sum(-1)
 
 
 def weighted_sft(inputs: LossInputs, *, beta: float = 0.0) -> Tensor:
@@ -221,9 +225,8 @@ def plackett_luce(inputs: LossInputs, *, beta: float) -> Tensor:
     # [b, i, j]: j is still there when i is placed
     left = usable_[:, :, None] & usable_[:, None, :] & (rank[:, None, :] >= rank[:, :, None])
     own = torch.eye(rank.shape[-1], dtype=torch.bool, device=rank.device)
-    candidates = torch.where(
-        left | own, utility[:, None, :], -torch.inf
-    )  # unusable rows hold themselves alone: 0
+    # Unusable rows hold themselves alone: 0.
+    candidates = torch.where(left | own, utility[:, None, :], -torch.inf)
     return (torch.logsumexp(candidates, dim=-1) - utility).sum(-1)
 
 
@@ -237,14 +240,12 @@ def mapo(inputs: LossInputs, *, beta: float, snr: float = 0.5, pairs: str = "bes
         float[B]; averaged over pairs where `pairs` is "all".
     """
     chosen = _pairs(inputs, pairs)
-    usable_ = usable(inputs)
-    error = _clean(inputs.model_error, usable_)
+    error = _clean(inputs.model_error, usable(inputs))
     wide = snr * error.clamp(min=1e-8)
     # log p - log(1 - p) for p = exp(-wide), without overflow for errors up to 1e4
     odds = -wide - torch.log(-torch.expm1(-wide))
-    terms = error[:, :, None] - beta * logsigmoid(odds[:, :, None] - odds[:, None, :])
-    count = chosen.sum(dim=(-2, -1))
-    return torch.where(chosen, terms, torch.zeros_like(terms)).sum(dim=(-2, -1)) / count.clamp(min=1)
+    terms = error[:, :, None] - beta * logsigmoid(_difference(odds))
+    return _sum(terms, chosen) / chosen.sum(dim=(-2, -1)).clamp(min=1)
 
 
 def kto(inputs: LossInputs, *, beta: float) -> Tensor:
@@ -284,14 +285,12 @@ def needed(name: str, inputs: LossInputs, options: Mapping[str, Any]) -> Tensor:
 
     Best-against-worst objectives take two predictions of four, SFT one; the errors in `inputs` are not looked at.
     """
-    usable_ = usable(inputs)
     if name == "sft":
-        rank = torch.where(usable_, inputs.rank.long(), torch.iinfo(torch.int64).max)
-        return usable_ & (rank == rank.amin(-1, keepdim=True))
+        return best(inputs)
     if name in {"dpo", "dpo_gain", "mapo"} and options.get("pairs", "best_worst") == "best_worst":
         pair = best_and_worst(inputs)
         return pair.any(-1) | pair.any(-2)
-    return usable_
+    return usable(inputs)
 
 
 def metric_sums(
@@ -309,7 +308,7 @@ def metric_sums(
     usable_ = usable(inputs) if computed is None else usable(inputs) & computed
     s = _s(inputs, usable_).detach().double()
     pairs = preferred(inputs) & usable_[:, :, None] & usable_[:, None, :]
-    difference = s[:, None, :] - s[:, :, None]  # s_j - s_i
+    difference = _difference(-s)  # s_j - s_i
     right = (difference > 0).double() + 0.5 * (difference == 0).double()
     zero = torch.zeros((), dtype=torch.float64, device=s.device)
     return {

@@ -1,4 +1,4 @@
-"""From scores to a ranking: win probability, rank, gain, discount (paper sections 3.2 and 3.3, Algorithm 1).
+"""From scores to a ranking: win probability and rank (paper section 3.2, Algorithm 1).
 
 Rewards are compared and never added: each reward votes on each pair of a prompt's candidates, so no scale, no
 offset and no outlier of one reward can outweigh the others. The price is that a hair's breadth counts as much
@@ -67,29 +67,6 @@ def rank(win_probability: npt.ArrayLike) -> Ints:
     places = np.broadcast_to(np.arange(1, phi.shape[-1] + 1), phi.shape)
     np.put_along_axis(ranks, order, places, axis=-1)
     return np.asarray(np.where(np.isnan(phi), 0, ranks))
-
-
-def gain(win_probability: npt.ArrayLike) -> Floats:
-    """G = 2**phi - 1 (paper section 3.3): float[..., K] in 0 .. 1; NaN stays NaN."""
-    return np.exp2(np.asarray(win_probability, dtype=np.float64)) - 1.0
-
-
-def discount(rank: npt.ArrayLike) -> Floats:
-    """D(tau) = ln(1 + tau) (paper section 3.3): float[..., K]; NaN for rank 0, which is no rank."""
-    tau = np.asarray(rank, dtype=np.float64)
-    return np.log1p(np.where(tau > 0, tau, np.nan))
-
-
-def pair_weight(win_probability: npt.ArrayLike, rank: npt.ArrayLike) -> Floats:
-    """Delta_ij = |G_i - G_j| * |1/D(tau_i) - 1/D(tau_j)| (paper section 3.3): float[..., K, K].
-
-    0 where either candidate is left out of the ranking.
-    """
-    gains, inverse = gain(win_probability), 1.0 / discount(rank)
-    weight = np.abs(gains[..., :, None] - gains[..., None, :]) * np.abs(
-        inverse[..., :, None] - inverse[..., None, :]
-    )
-    return np.asarray(np.nan_to_num(weight, nan=0.0))
 
 
 def weighted_wins(scores: Floats, weights: Floats) -> Floats:

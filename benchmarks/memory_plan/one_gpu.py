@@ -1,6 +1,6 @@
 """RankDPO on one GPU where neither Ray nor DeepSpeed is installed: the trainer's own step around an engine of torch.
 
-Model, reference, batch, loss and update are `rankray.rankdpo.training`'s, the settings those of the job file. What ZeRO
+Model, reference, batch, loss and update are `rankray.rankdpo.step`'s, the settings those of the job file. What ZeRO
 2 does on one GPU is `OneGpu`'s: float32 masters and optimizer state whole, gradients summed in float32 as they come.
 """
 
@@ -24,9 +24,11 @@ from rankray.config import read_toml
 from rankray.config.rankdpo import OptimizerConfig, RankDPOConfig
 from rankray.models.denoisers import DENOISERS, family
 from rankray.models.generators import GeneratorSpec
-from rankray.rankdpo import training, zero
+from rankray.rankdpo import zero
 from rankray.rankdpo.encoded import Layout, encoded_table
-from rankray.rankdpo.feed import feed
+from rankray.rankdpo.feed import Rows
+from rankray.rankdpo.step import TrainedModel, Training
+from rankray.rankdpo.train_job import TrainJob
 from recipes.random_weights.full_size import fill
 
 JOBS = {"sdxl": "rankdpo-sdxl.toml", "sd3-medium": "rankdpo-sd3.toml"}
@@ -39,7 +41,7 @@ BUCKET = 500_000_000
 
 
 class OneGpu:
-    """DeepSpeed's engine, as far as `training` asks it: all masters in one float32 tensor, as is the optimizer's state;
+    """DeepSpeed's engine, as far as a training asks it: all masters in one float32 tensor, as is the optimizer's state;
     a gradient is added to their sum in float32 as soon as it is there, and dropped."""
 
     def __init__(self, module: Any, settings: OptimizerConfig, accumulation: int = 1) -> None:
@@ -60,6 +62,9 @@ class OneGpu:
     def zero_optimization_stage(self) -> int:
         """The engine clips by itself."""
         return 2
+
+    def get_global_grad_norm(self) -> None:
+        """Not asked for."""
 
     def add(self, parameter: Tensor) -> None:
         """Takes a gradient as soon as it is there."""
@@ -106,14 +111,14 @@ class Trainer:
         changes: dict[str, Any] = {"batch_size": BATCH, "objective.reference": "copy", "workers.count": 1}
         if tiny:
             changes["tuned.dtype"] = "float32"
-        self.job = training.TrainJob(
+        self.job = TrainJob(
             config=config.build(RankDPOConfig, config.with_options(tables, changes)),
-            spec=spec, revision="", files=(str(place / "rows.parquet"),), files_uri=str(place),
-            layout=layout.as_json(), place=str(place), reference=None, encoders=(), reward=None, labelling=None,
+            spec=spec, files=(str(place / "rows.parquet"),), files_uri=str(place),
+            layout=layout, encoded=str(place), reference=None, encoders=(), reward=None, labelling=None,
             rows=PROMPTS, sample_prompts=(), output=str(place), device=device,
         )  # fmt: skip
         with _own_threads():
-            self.model = training._Model(self.job)
+            self.model = TrainedModel(self.job)
         self.model.start = {}
         if not tiny:
             fill(self.model.module)
@@ -123,16 +128,15 @@ class Trainer:
 
     def steps(self, micro: int) -> Iterator[tuple[float, float, float]]:
         """(seconds of a step, seconds of them that it waited for data, loss), one after another."""
-        settings = self.job.config
-        self.engine.accumulation = -(-settings.batch_size // micro)
-        source = training._source(self.job)
-        for loaded in feed(source, 0, settings.steps, settings.batch_size, settings.seed, 0, 1):
-            begin_s = time.perf_counter()
-            sums = training._step(self.job, self.model, self.engine, loaded, self.engine.accumulation, 1)
+        self.engine.accumulation = -(-self.job.config.batch_size // micro)
+        training = Training(self.job, self.model, self.engine, self.engine.accumulation)
+        begin_s = time.perf_counter()
+        for step in training.steps(Rows(self.job)):
             # Its sums are on the host, so the device is done with all but the update.
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
-            yield time.perf_counter() - begin_s + loaded.wait_s, loaded.wait_s, sums["loss"]
+            yield time.perf_counter() - begin_s, step.wait_s, step.sums["loss"]
+            begin_s = time.perf_counter()
 
 
 @contextmanager

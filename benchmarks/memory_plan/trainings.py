@@ -29,10 +29,11 @@ from rankray import config
 from rankray.config.rankdpo import OptimizerConfig, RankDPOConfig
 from rankray.models.generators import GENERATORS, GeneratorSpec
 from rankray.rankdpo import forecast as training_forecast
-from rankray.rankdpo import training
-from rankray.rankdpo.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
-from rankray.rankdpo.encoded import Reads, decoded_row, layout_of
-from rankray.rankdpo.feed import Loaded
+from rankray.rankdpo import step as training_step
+from rankray.rankdpo.encoded import decoded_row, layout_of
+from rankray.rankdpo.encoding import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
+from rankray.rankdpo.feed import Loaded, Reads
+from rankray.rankdpo.train_job import TrainJob
 
 CANDIDATES = 4
 PROMPT = "a red kite over an old mill"
@@ -101,20 +102,17 @@ def encoded(spec: GeneratorSpec, place: Path) -> pa.Table:
         return actor.encode([ranked(spec, "p"), ranked(spec, "q")])
 
 
-def job_of(
-    name: str, spec: GeneratorSpec, place: Path, device: str, options: Mapping[str, Any]
-) -> training.TrainJob:
+def job_of(name: str, spec: GeneratorSpec, place: Path, device: str, options: Mapping[str, Any]) -> TrainJob:
     """What a worker is given."""
     tables = {"dataset": "/d", "output": str(place), "model": {"model": name}, "workers": {"num_gpus": 1}}
     dotted = {"tuned.dtype": "bfloat16", "noise.prompt_dropout": 0.2, "workers.micro_batch": 1, **options}
-    return training.TrainJob(
+    return TrainJob(
         config=config.build(RankDPOConfig, config.with_options(tables, dotted)),
         spec=spec,
-        revision="",
         files=(),
         files_uri=str(place),
         layout=None,
-        place=str(place),
+        encoded=str(place),
         reference=None,
         encoders=(),
         reward=None,
@@ -139,10 +137,13 @@ def step(case: str, place: Path, kind: str = "cpu", plant: Plant | None = None, 
     rows = tuple(decoded_row(row, layout_of(table.schema)) for row in table.to_pylist())
     job = job_of(name, spec, place / "encoded", kind, options | more)
     # With one worker a sum over workers is what it was.
-    with mock.patch.object(training, "_all_reduce", return_value=None), fake_cuda(counted=kind) as device:
-        model = training._Model(job)
+    with (
+        mock.patch.object(training_step, "_all_reduce", return_value=None),
+        fake_cuda(counted=kind) as device,
+    ):
+        model = training_step.TrainedModel(job)
         if model.mode == "precomputed":
-            reference = ReferenceActor(ReferenceJob(spec, kind, job.config, job.place, ONE_EPOCH))(table)
+            reference = ReferenceActor(ReferenceJob(spec, kind, job.config, job.encoded, ONE_EPOCH))(table)
             model.ahead = {row["prompt_id"]: row["ref_error"] for row in reference.to_pylist()}
             del reference
         held = [*model.module.parameters(), *(model.copy.parameters() if model.copy is not None else ())]
@@ -153,7 +154,7 @@ def step(case: str, place: Path, kind: str = "cpu", plant: Plant | None = None, 
         engine = OnAFakeGpu(model.module, job.config.optimizer, 2)
         model.start = {}
         loading, device.peak = device.peak, device.now
-        made = training._step(job, model, engine, Loaded(0, rows, (0, 0), 0.0), 2, 1)
+        made = training_step.Training(job, model, engine, 2).step(Loaded(0, rows, (0, 0), 0.0))
         peak = device.peak
     facts = training_forecast.facts(spec)
     assert facts is not None

@@ -83,7 +83,7 @@ def check(config: AblationConfig, output: str) -> tuple[Any, str]:
         "rewards": [{"name": name} for name in names],
     }
     for row in config.rows:
-        labels.resolve(config.labels_of(row), drawn, 0)
+        labels.resolve(drawn, 0, **config.labels_of(row).model_dump())
     prompts = _prompts_of(config)
     for one, other in itertools.combinations(prompts, 2):
         if overlap := set(prompts[one]) & set(prompts[other]):

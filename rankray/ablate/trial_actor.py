@@ -23,11 +23,10 @@ from rankray.cluster.item_safe import ItemSafe
 from rankray.config import GeneratorChoice, RewardChoice
 from rankray.models import generators, rewards
 from rankray.models.targets import load
+from rankray.rankdpo.train_job import TrainJob
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from rankray.rankdpo.training import TrainJob
 
 MARKER = "trial.json"
 
@@ -81,7 +80,7 @@ class TrialActor:
                 {"step": 0, "values": self._values(task.drawing, self._painter(task.drawing.model))}
             )
         else:
-            from rankray.rankdpo.training import train_alone
+            from rankray.rankdpo.step import train_alone
 
             try:
                 for step, weights in train_alone(task.job, task.every):

@@ -32,7 +32,6 @@ from rankray.config.rankdpo import REFERENCE_FREE, RankDPOConfig
 from rankray.data.place import Output
 from rankray.data.prompts import read_prompts
 from rankray.rankdpo import job as rankdpo
-from rankray.rankdpo import samples
 from rankray.synpic import job as synpic
 
 Say = Callable[[str], None]
@@ -252,8 +251,7 @@ def _pipeline(bench: Bench, config: RankDPOConfig, step: int) -> str:
     place = bench.output.uri_of("trials", name, f"pipeline-{step}")
     if not bench.output.exists("trials", name, f"pipeline-{step}", "model_index.json"):
         spec, _ = rankdpo.check_model(config.model)
-        export = ray.remote(num_cpus=0.5)(samples.export_pipeline)
-        ray.get(export.remote(spec, config, _checkpoint(bench.output, name, step), place))
+        rankdpo.export_pipeline(spec, config, _checkpoint(bench.output, name, step), place)
     return place
 
 

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import rankray
-from rankray import ranking, schema, store
+from rankray import schema, store
 from rankray.config import ConfigError, nearest
 from rankray.data.place import claim, complete, open_output, publish
 
@@ -120,14 +119,24 @@ def _ranked(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _pair(row: dict[str, Any], chosen: dict[str, Any], rejected: dict[str, Any]) -> dict[str, Any]:
-    phi = [chosen["win_probability"], rejected["win_probability"]]
-    weight = ranking.pair_weight(np.array(phi), np.array([chosen["rank"], rejected["rank"]]))[0, 1]
-    found = {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "weight": float(weight)}
+    weight = _delta(chosen, rejected)
+    found = {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "weight": weight}
     for name, candidate in (("chosen", chosen), ("rejected", rejected)):
         found[name] = {"bytes": store.image_bytes(candidate["image"]), "path": None}
         found[f"{name}_generator"] = candidate["generator"]
         found[f"{name}_win_probability"] = candidate["win_probability"]
     return found
+
+
+def _delta(chosen: dict[str, Any], rejected: dict[str, Any]) -> float:
+    import torch
+
+    from rankray.losses import LossInputs, pair_weight  # torch is no matter of the other verbs
+
+    both = (chosen, rejected)
+    phi = torch.tensor([[candidate["win_probability"] for candidate in both]], dtype=torch.float64)
+    rank = torch.tensor([[candidate["rank"] for candidate in both]])
+    return float(pair_weight(LossInputs(phi, phi, phi, rank, torch.ones_like(rank)))[0, 0, 1])
 
 
 def all_pairs(row: dict[str, Any]) -> Iterator[dict[str, Any]]:

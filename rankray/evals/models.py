@@ -196,16 +196,10 @@ def as_pipeline(model: Model, output: Output, say: Callable[[str], None]) -> Mod
         raise ConfigError(
             f"pipelines load from directories, and output is '{output.uri}'; give a directory that all nodes see"
         )
-    import ray
-
-    from rankray.rankdpo import samples
-
     say(f"writing the pipeline of {model.checkpoint}")
     spec, _ = rankdpo.check_model(model.run.model)
     place = output.uri_of("pipelines", model.name)
-    ray.get(
-        ray.remote(num_cpus=0.5)(samples.export_pipeline).remote(spec, model.run, model.checkpoint, place)
-    )
+    rankdpo.export_pipeline(spec, model.run, model.checkpoint, place)
     choice = model.choice.model_copy(update={"source": place})
     kept: dict[str, Any] = {"name": model.name, "asked": model.asked, "step": model.step}
     kept["choice"] = choice.model_dump(mode="json", exclude_none=True)

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from rankray import diffusion
+from rankray.config.rankdpo import RankDPOConfig
 from rankray.losses import LossInputs
+from rankray.models.denoisers import parts
+from rankray.models.generators import GeneratorSpec
 from rankray.rankdpo.encoded import EncodedRow
 
 
@@ -35,11 +38,26 @@ class Noising:
     weighting: str
 
 
+def noising(spec: GeneratorSpec, config: RankDPOConfig) -> Noising:
+    """How rows become training examples: the configuration's, or what the model was trained with."""
+    noise = config.noise
+    return Noising(
+        process=parts.load_process(spec),
+        sampling=parts.time_sampling(spec, noise.distribution, noise.mean, noise.std),
+        seed=config.seed,
+        dropout=noise.prompt_dropout,
+        shared_noise=noise.shared,
+        sample_latents=noise.sample_latents,
+        weighting=noise.weighting,
+    )
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch on a device.
 
     Attributes:
+        epochs: in which each prompt is seen.
         latents, noise: float32[B, K, C, H, W].
         time: float64[B]; see `diffusion.Draw`.
         text: name -> [B, ...], the empty prompt's where it was dropped.
@@ -50,6 +68,7 @@ class Batch:
     """
 
     prompt_ids: tuple[str, ...]
+    epochs: tuple[int, ...]
     latents: Tensor
     noise: Tensor
     time: Tensor
@@ -86,35 +105,34 @@ def make_batch(
     times, text = [], []
     for b, (row, epoch) in enumerate(zip(rows, epochs, strict=True)):
         own = len(row.rank)
-        generator = diffusion.prompt_generator(noising.seed, epoch, row.prompt_id)
-        found = diffusion.draw(
+        drawn = diffusion.draw(
             noising.process,
             noising.sampling,
-            generator,
+            diffusion.prompt_generator(noising.seed, epoch, row.prompt_id),
             (own, c, h, w),
             noising.dropout,
             noising.shared_noise,
         )
         latents[b, :own] = torch.from_numpy(row.mean)
         if noising.sample_latents:
-            latents[b, :own] += torch.from_numpy(row.std) * found.posterior
-        noise[b, :own] = found.noise
+            latents[b, :own] += torch.from_numpy(row.std) * drawn.posterior
+        noise[b, :own] = drawn.noise
         phi[b, :own], rank[b, :own] = torch.from_numpy(row.win_probability), torch.from_numpy(row.rank)
         if reward is not None:
             scores[b, :own] = torch.from_numpy(row.scores[:, reward])
-        times.append(found.time)
-        text.append(empty if found.dropped else row.text)
-    stacked = {name: torch.from_numpy(np.stack([one[name] for one in text])).to(device) for name in empty}
+        times.append(drawn.time)
+        text.append(empty if drawn.dropped else row.text)
     return Batch(
-        tuple(row.prompt_id for row in rows),
-        latents.to(device),
-        noise.to(device),
-        torch.tensor(times, dtype=torch.float64).to(device),
-        stacked,
-        phi.to(device),
-        rank.to(device),
-        (rank > 0).to(device),
-        scores.to(device) if reward is not None else None,
+        prompt_ids=tuple(row.prompt_id for row in rows),
+        epochs=tuple(epochs),
+        latents=latents.to(device),
+        noise=noise.to(device),
+        time=torch.tensor(times, dtype=torch.float64).to(device),
+        text={name: torch.from_numpy(np.stack([one[name] for one in text])).to(device) for name in empty},
+        win_probability=phi.to(device),
+        rank=rank.to(device),
+        mask=(rank > 0).to(device),
+        scores=scores.to(device) if reward is not None else None,
     )
 
 
@@ -138,6 +156,17 @@ def errors(
     noisy = diffusion.noised(noising.process, latents, noise, time)
     text = {name: value[prompt].to(dtype) for name, value in batch.text.items()}
     prediction = predict(denoiser, noisy.to(dtype), diffusion.model_time(noising.process, time), text, size)
-    due = diffusion.target(noising.process, latents, noise, time)
-    found = diffusion.error(prediction, due) * diffusion.time_weight(noising.process, time, noising.weighting)
-    return torch.zeros(b * k, device=found.device).index_put((flat,), found).view(b, k)
+    target = diffusion.target(noising.process, latents, noise, time)
+    weight = diffusion.time_weight(noising.process, time, noising.weighting)
+    error = diffusion.error(prediction, target) * weight
+    return torch.zeros(b * k, device=error.device).index_put((flat,), error).view(b, k)
+
+
+def errors_ahead(known: Mapping[str, Sequence[Sequence[float]]], batch: Batch) -> Tensor:
+    """Errors [E][K] by prompt id, computed ahead of training, of each prompt in its epoch, padded with zeros:
+    float32[B, K]."""
+    found = np.zeros(batch.mask.shape, np.float32)
+    for b, (prompt_id, epoch) in enumerate(zip(batch.prompt_ids, batch.epochs, strict=True)):
+        own = known[prompt_id][epoch]
+        found[b, : len(own)] = own
+    return torch.from_numpy(found).to(batch.mask.device)

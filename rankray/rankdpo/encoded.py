@@ -12,11 +12,10 @@ run reads its rows in any order from any Arrow filesystem, and never a row that 
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,14 +55,9 @@ class Layout:
     dtype: str
     size: tuple[int, int]
 
-    def as_json(self) -> dict[str, Any]:
-        """For the schema's metadata and `encoded.json`."""
-        text = {name: list(shape) for name, shape in self.text.items()}
-        return {"latent": list(self.latent), "text": text, "dtype": self.dtype, "size": list(self.size)}
-
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Layout:
-        """The reverse of `as_json`."""
+        """The reverse of `asdict`, from the schema's metadata or `encoded.json`."""
         text = {name: tuple(shape) for name, shape in value["text"].items()}
         c, h, w = value["latent"]
         height, width = value["size"]
@@ -83,7 +77,6 @@ class EncodedRow:
     """
 
     prompt_id: str
-    prompt: str
     mean: Array
     std: Array
     win_probability: Array
@@ -105,8 +98,13 @@ def arrow_schema(layout: Layout) -> pa.Schema:
             pa.field("scores", pa.list_(pa.list_(pa.float32()))),
             pa.field("text", text),
         ],
-        metadata={"rankray.encoded": json.dumps({"version": ENCODED_VERSION, **layout.as_json()})},
+        metadata={"rankray.encoded": json.dumps({"version": ENCODED_VERSION, **asdict(layout)})},
     )
+
+
+def layout_of(schema: pa.Schema) -> Layout:
+    """The layout that an encoded table's metadata states."""
+    return Layout.from_json(json.loads(schema.metadata[b"rankray.encoded"]))
 
 
 def encoded_table(
@@ -159,7 +157,6 @@ def decoded_row(row: Mapping[str, Any], layout: Layout) -> EncodedRow:
     phi = [np.nan if value is None else value for value in row["win_probability"]]
     return EncodedRow(
         prompt_id=row["prompt_id"],
-        prompt=row["prompt"],
         mean=np.stack([part(pair["mean"], layout.latent) for pair in pairs]),
         std=np.stack([part(pair["std"], layout.latent) for pair in pairs]),
         win_probability=np.asarray(phi, np.float32),
@@ -176,7 +173,7 @@ def relabelled(row: EncodedRow, labelling: Labelling) -> EncodedRow:
 
 
 @dataclass(frozen=True)
-class Place:
+class RowPlace:
     """Where a row stands: file, row group, and the row's number within it."""
 
     prompt_id: str
@@ -185,16 +182,16 @@ class Place:
     offset: int
 
 
-def index(files: Sequence[str], fs: pafs.FileSystem) -> list[Place]:
+def index(files: Sequence[str], fs: pafs.FileSystem) -> list[RowPlace]:
     """Every row's place, sorted by prompt id, whatever the files are called."""
 
-    def places(file: str) -> list[Place]:
+    def places(file: str) -> list[RowPlace]:
         parquet = pq.ParquetFile(file, filesystem=fs)
         ids = parquet.read(["prompt_id"])["prompt_id"].to_pylist()
-        found: list[Place] = []
+        found: list[RowPlace] = []
         for group in range(parquet.num_row_groups):
             count = parquet.metadata.row_group(group).num_rows
-            found += [Place(ids[len(found) + n], file, group, n) for n in range(count)]
+            found += [RowPlace(ids[len(found) + n], file, group, n) for n in range(count)]
         return found
 
     with ThreadPoolExecutor(IO_THREADS) as pool:
@@ -206,16 +203,15 @@ def index(files: Sequence[str], fs: pafs.FileSystem) -> list[Place]:
 class RowReader:
     """Reads single rows of Parquet files by their places, a row group at a time, several at once."""
 
-    def __init__(self, fs: pafs.FileSystem, columns: Sequence[str] | None = None) -> None:
-        self._fs, self._columns = fs, None if columns is None else list(columns)
-        self._pool = ThreadPoolExecutor(IO_THREADS)
+    def __init__(self, fs: pafs.FileSystem) -> None:
+        self._fs, self._pool = fs, ThreadPoolExecutor(IO_THREADS)
         self._open: dict[str, pq.FileMetaData] = {}
 
-    def read(self, places: Sequence[Place]) -> list[dict[str, Any]]:
+    def read(self, places: Sequence[RowPlace]) -> list[dict[str, Any]]:
         """The rows at `places`, in their order."""
         return list(self._pool.map(self._one, places))
 
-    def _one(self, place: Place) -> dict[str, Any]:
+    def _one(self, place: RowPlace) -> dict[str, Any]:
         known = self._open.get(place.file)
         with self._fs.open_input_file(place.file) as source:
             parquet = pq.ParquetFile(source, metadata=known)
@@ -223,76 +219,22 @@ class RowReader:
                 if len(self._open) >= OPEN_FILES:
                     self._open.pop(next(iter(self._open)), None)
                 self._open[place.file] = parquet.metadata
-            table = parquet.read_row_group(place.group, self._columns, use_threads=False)
+            table = parquet.read_row_group(place.group, use_threads=False)
         row: dict[str, Any] = table.slice(place.offset, 1).to_pylist()[0]
         return row
 
 
-def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """A permutation of the rows that is a function of seed and epoch: int64[rows]."""
-    digest = hashlib.sha256(f"order\0{seed}\0{epoch}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(rows)
-
-
-def step_rows(step: int, batch_size: int, rows: int, seed: int) -> list[tuple[int, int]]:
-    """(epoch, row) of each prompt of a step's global batch.
-
-    Batches are cut from one endless row of epochs, so each epoch holds each prompt once even where `batch_size` does
-    not divide the dataset, and the place in the data is the step's number alone.
-    """
-    found: list[tuple[int, int]] = []
-    position, end = step * batch_size, (step + 1) * batch_size
-    while position < end:
-        epoch, start = divmod(position, rows)
-        take = min(end - position, rows - start)
-        found += [(epoch, int(row)) for row in epoch_order(rows, seed, epoch)[start : start + take]]
-        position += take
-    return found
-
-
-def epochs_of(steps: int, batch_size: int, rows: int) -> int:
-    """Epochs that a run of so many steps begins."""
-    return -(-steps * batch_size // rows)
-
-
-@dataclass(frozen=True)
-class Reads:
-    """What a run reads of an encoded set: each row in epochs 0 to `whole` - 1, and those of `last` once more.
-
-    400 steps of 1,024 prompts are 7.06 epochs of 58,000: the eighth reads 3,600 prompts, not all of them.
-    """
-
-    whole: int
-    last: frozenset[str]
-
-    def epochs(self, prompt_id: str) -> range:
-        """The epochs in which a row that takes part is read."""
-        return range(self.whole + (prompt_id in self.last))
-
-
-def reads(prompt_ids: Iterable[str], steps: int, batch_size: int, seed: int) -> Reads:
-    """What `step_rows` gives to a run of so many steps over the rows of these prompts."""
-    ids = sorted(prompt_ids)
-    whole, rest = divmod(steps * batch_size, len(ids))
-    return Reads(whole, frozenset(ids[row] for row in epoch_order(len(ids), seed, whole)[:rest]))
-
-
-def layout_of(schema: pa.Schema) -> Layout:
-    """The layout that an encoded table's metadata states."""
-    return Layout.from_json(json.loads(schema.metadata[b"rankray.encoded"]))
-
-
-def read_empty(place: str) -> dict[str, np.ndarray]:
-    """The empty prompt's embeddings of the encoded set at `place`."""
-    fs, path = store.filesystem(place)
+def read_empty(uri: str) -> dict[str, Array]:
+    """The empty prompt's embeddings of the encoded set at `uri`."""
+    fs, path = store.filesystem(uri)
     with fs.open_input_stream(f"{path}/empty.safetensors") as stream:
-        found: dict[str, np.ndarray] = load(stream.read())
+        found: dict[str, Array] = load(stream.read())
     return found
 
 
-def read_reference(place: str) -> dict[str, list[list[float]]]:
-    """prompt_id -> errors [E][K] of the reference errors at `place`; 58,000 prompts x 7 epochs x 4 are 7 MB."""
-    fs, path = store.filesystem(place)
+def read_reference(uri: str) -> dict[str, list[list[float]]]:
+    """prompt_id -> errors [E][K] of the reference errors at `uri`; 58,000 prompts x 7 epochs x 4 are 7 MB."""
+    fs, path = store.filesystem(uri)
     found: dict[str, list[list[float]]] = {}
     for file in store.data_files(fs, path):
         table: pa.Table = pq.read_table(file, filesystem=fs)

@@ -3,56 +3,256 @@
 Both are Ray Data stages of their own pool, both resume by row, and both are kept under a hash of everything that
 decides their content, so a second run with the same encoders finds them and starts at once. What it saves is measured
 in `benchmarks/training.py`; what it costs is disk: about 1 MB for each of SDXL's candidates, or nothing with
-`encoding.mode = "stream"`.
+`encoding.mode = "stream"`, where trainers ask the same encoders for single prompts while they train: three times the
+encoding in three epochs.
+
+An encoder holds text encoders and autoencoder, a reference holds the untrained denoiser; neither holds the other.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
+from safetensors.numpy import save
 
 from rankray import store
 from rankray.cluster.actors import Actors
 from rankray.cluster.streaming import pooled, stream
 from rankray.config import ConfigError
-from rankray.config.rankdpo import EncodingConfig, WorkersConfig
+from rankray.config.rankdpo import EncodingConfig, RankDPOConfig, WorkersConfig
 from rankray.data import place as outputs
 from rankray.data.place import Output
+from rankray.models import hardware
+from rankray.models.generators import GeneratorSpec
 from rankray.rankdpo import nodes as training_nodes
-from rankray.rankdpo.encode_actors import (
-    REFERENCE_SCHEMA,
-    EncodeActor,
-    EncodeJob,
-    ReferenceActor,
-    ReferenceJob,
+from rankray.rankdpo.encoded import (
+    ENCODED_VERSION,
+    EncodedRow,
+    Layout,
+    decoded_row,
+    encoded_table,
+    index,
+    layout_of,
+    read_empty,
+    relabelled,
 )
-from rankray.rankdpo.encoded import ENCODED_VERSION, Layout, index, layout_of
+from rankray.rankdpo.feed import Reads
 from rankray.rankdpo.labels import Labelling
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+REFERENCE_SCHEMA = pa.schema(
+    [pa.field("prompt_id", pa.string()), pa.field("ref_error", pa.list_(pa.list_(pa.float32())))]
+)
+"""ref_error[E][K]: of each epoch in which the prompt will be read, of each candidate."""
+
+REFERENCE_PROMPTS = 8
+"""Prompts at once in a forward pass without gradient: 32 predictions of SDXL at 1024 x 1024 are 5 GB of activations.
+What is beside a prompt changes its errors by rounding alone (kernels differ by batch: 2e-6 in float32)."""
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What an encoding actor needs.
+
+    Attributes:
+        spec: the row of the model that is tuned; pictures are cut to its height and width.
+        device: "cpu" or "cuda".
+        dtype: how text encoders compute.
+        stored_dtype: how results are kept.
+        batch_size: pictures encoded at once.
+        encoded: URI of the encoded set, where the empty prompt's embeddings go.
+    """
+
+    spec: GeneratorSpec
+    device: str
+    dtype: str
+    stored_dtype: str
+    batch_size: int
+    encoded: str
+
+
+class EncodeActor:
+    """Ranked rows in, encoded rows out."""
+
+    def __init__(self, job: EncodeJob) -> None:
+        import torch
+
+        from rankray.models.denoisers import parts
+
+        torch.set_num_threads(1)
+        hardware.require_device(job.device)
+        self._job, self._parts = job, parts
+        self._pipe = parts.load_encoders(job.spec, job.device, getattr(torch, job.dtype))
+        self._empty = {name: np.ascontiguousarray(value[0]) for name, value in self._text([""]).items()}
+        fs, place = store.filesystem(job.encoded)
+        fs.create_dir(place, recursive=True)
+        passing = f"{place}/empty.safetensors.{uuid.uuid4().hex[:8]}.tmp"  # written whole, or not at all
+        with fs.open_output_stream(passing) as file:
+            file.write(save(self._empty))
+        fs.move(passing, f"{place}/empty.safetensors")
+
+    def empty(self) -> dict[str, np.ndarray]:
+        """The empty prompt's embeddings."""
+        return self._empty
+
+    def rows(self, rows: Sequence[dict[str, Any]]) -> list[EncodedRow]:
+        """Encoded rows of ranked ones, for a trainer that streams."""
+        table = self.encode(list(rows))
+        layout = layout_of(table.schema)
+        return [decoded_row(row, layout) for row in table.to_pylist()]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return self.encode(table.to_pylist())
+
+    def encode(self, rows: list[dict[str, Any]]) -> pa.Table:
+        """The encoded table of ranked rows."""
+        job, spec = self._job, self._job.spec
+        drawn = [
+            (b, k)
+            for b, row in enumerate(rows)
+            for k, candidate in enumerate(row["candidates"])
+            if candidate["image"] is not None
+        ]
+        latents: list[list[Any]] = [[None] * len(row["candidates"]) for row in rows]
+        shape = (1, 1, 1)
+        for start in range(0, len(drawn), job.batch_size):
+            batch = drawn[start : start + job.batch_size]
+            pictures = [picture(rows[b]["candidates"][k]["image"], spec.height, spec.width) for b, k in batch]
+            mean, std = (value.cpu().numpy() for value in self._parts.encode_images(self._pipe, pictures))
+            shape = mean.shape[1:]
+            for n, (b, k) in enumerate(batch):
+                latents[b][k] = (mean[n], std[n])
+        text = self._text([row["prompt"] for row in rows])
+        shapes = {name: value.shape[1:] for name, value in text.items()}
+        layout = Layout(shape, shapes, job.stored_dtype, (spec.height, spec.width))
+        return encoded_table(rows, latents, text, layout)
+
+    def _text(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        import torch
+
+        spec = self._job.spec
+        with torch.no_grad():
+            found = self._parts.module_of(spec).encode_prompts(self._pipe, prompts, spec.call)
+        return {name: value.float().cpu().numpy() for name, value in found.items()}
+
+
+def picture(image: dict[str, Any], height: int, width: int) -> Image.Image:
+    """A candidate's picture at the model's size: cut to its aspect ratio about the middle, then resized."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(store.image_bytes(image))) as stored:
+        found = stored.convert("RGB")
+    if found.size != (width, height):
+        found = ImageOps.fit(found, (width, height), Image.Resampling.LANCZOS)
+    return found
+
+
+@dataclass(frozen=True)
+class ReferenceJob:
+    """What a reference actor needs: the model, the run's configuration, the encoded set's URI, what will be read.
+
+    `labelling` says which candidates the run looks at; others' errors are 0, prompts left out have none.
+    """
+
+    spec: GeneratorSpec
+    device: str
+    config: RankDPOConfig
+    encoded: str
+    reads: Reads
+    labelling: Labelling | None = None
+
+
+class ReferenceActor:
+    """Encoded rows in, the untrained model's errors out (Algorithm 2, line 6, computed ahead)."""
+
+    def __init__(self, job: ReferenceJob) -> None:
+        import torch
+
+        from rankray.models.denoisers import parts
+        from rankray.rankdpo import batches
+
+        torch.set_num_threads(1)
+        hardware.require_device(job.device)
+        self._job, self._batches = job, batches
+        self._dtype = getattr(torch, job.config.tuned.dtype)
+        self._noising = batches.noising(job.spec, job.config)
+        self._predict = parts.module_of(job.spec).predict
+        self._denoiser = parts.load_denoiser(job.spec, job.device, self._dtype).requires_grad_(False)
+        self._empty = read_empty(job.encoded)
+        self._at_once = REFERENCE_PROMPTS
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        layout, labelling = layout_of(table.schema), self._job.labelling
+        found: dict[str, list[list[float]]] = {}
+        seen: list[tuple[EncodedRow, int]] = []
+        for stored in table.to_pylist():
+            row = decoded_row(stored, layout)
+            found[row.prompt_id] = []
+            if labelling is not None:
+                if not labelling.takes(row.prompt_id):
+                    continue
+                row = relabelled(row, labelling)
+            seen += [(row, epoch) for epoch in self._job.reads.epochs(row.prompt_id)]
+        for (row, _), errors in zip(seen, self._all_errors(seen, layout.size), strict=True):
+            found[row.prompt_id].append(errors)
+        rows = [{"prompt_id": name, "ref_error": errors} for name, errors in found.items()]
+        return pa.Table.from_pylist(rows, schema=REFERENCE_SCHEMA)
+
+    def _all_errors(self, seen: Sequence[tuple[EncodedRow, int]], size: tuple[int, int]) -> list[list[float]]:
+        """Errors [K] of each (row, epoch), `_at_once` together; half as many from where memory runs out, for good."""
+        import torch
+
+        found: list[list[float]] = []
+        while len(found) < len(seen):
+            try:
+                found += self._errors(seen[len(found) : len(found) + self._at_once], size)
+            except torch.OutOfMemoryError:
+                if self._at_once == 1:
+                    raise
+                self._at_once //= 2
+        return found
+
+    def _errors(self, seen: Sequence[tuple[EncodedRow, int]], size: tuple[int, int]) -> list[list[float]]:
+        import torch
+
+        rows, epochs = zip(*seen, strict=True)
+        batch = self._batches.make_batch(rows, epochs, self._noising, self._empty, self._job.device)
+        with torch.no_grad():
+            errors = self._batches.errors(
+                self._denoiser, self._predict, batch, batch.mask, self._noising, size, self._dtype
+            )
+        return [line[: len(row.rank)] for row, line in zip(rows, errors.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """A finished encoded set: its place and files, and what it holds."""
+    """A finished encoded set: its URI and files, and what it holds."""
 
     uri: str
     files: tuple[str, ...]
     layout: Layout
     rows: int
 
+    def prompt_ids(self, labelling: Labelling | None) -> list[str]:
+        """Ids of the prompts that take part."""
+        fs, _ = store.filesystem(self.uri)
+        ids = [place.prompt_id for place in index(self.files, fs)]
+        return ids if labelling is None else [name for name in ids if labelling.takes(name)]
 
-def key_of(content: dict[str, Any]) -> str:
-    """16 hex digits that name whatever `content` decides."""
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-
-def encoded_place(dataset: store.RankedDataset, job: EncodeJob, revision: str, config: EncodingConfig) -> str:
+def encoded_uri(dataset: store.RankedDataset, job: EncodeJob, revision: str, config: EncodingConfig) -> str:
     """Where the encoded set belongs: DATASET/encoded/KEY, the key being the encoders' hash."""
     spec = job.spec
     content = {
@@ -66,48 +266,10 @@ def encoded_place(dataset: store.RankedDataset, job: EncodeJob, revision: str, c
         "prompts": dataset.info["prompts"]["sha256"],
     }
     root = (config.place or f"{dataset.path}/encoded").rstrip("/")
-    return f"{root}/{key_of(content)}"
+    return f"{root}/{_key(content)}"
 
 
-def encode(
-    dataset: store.RankedDataset,
-    job: EncodeJob,
-    config: EncodingConfig,
-    say: Callable[[str], None],
-    wait_s: float = 0.0,
-) -> EncodedSet:
-    """Encodes what is left of `dataset` into `job.place`.
-
-    Raises:
-        ConfigError: the place cannot be written, or no node has room for an encoder within `wait_s`.
-    """
-    output = _open(job.place)
-    if not output.exists("encoded.json"):
-        training_nodes.require(training_nodes.encoders(config), wait_s, say)
-        say(f"encoding {dataset.info['rows']:,} prompts into {output.uri}")
-
-        def build(rows: ray.data.Dataset) -> ray.data.Dataset:
-            return pooled(rows, EncodeActor, {"job": job}, pool_of(config))
-
-        _run(dataset.files, dataset.fs, output, dataset.info["rows"], build)
-        layout = layout_of(pq.read_schema(output.files("data")[0], filesystem=output.fs))
-        summary = {"version": ENCODED_VERSION, "rows": dataset.info["rows"], **layout.as_json()}
-        store.write_json(output.at("encoded.json"), summary, output.fs)
-        output.remove("_work")
-    else:
-        say(f"encoded already: {output.uri}")
-    found = store.read_json(output.at("encoded.json"), output.fs)
-    return EncodedSet(output.uri, tuple(output.files("data")), Layout.from_json(found), found["rows"])
-
-
-def prompt_ids(encoded: EncodedSet, labelling: Labelling | None) -> list[str]:
-    """Ids of the prompts of an encoded set that take part, in the order of `rankray.rankdpo.encoded.index`."""
-    fs, _ = store.filesystem(encoded.uri)
-    ids = [place.prompt_id for place in index(encoded.files, fs)]
-    return ids if labelling is None else [name for name in ids if labelling.takes(name)]
-
-
-def reference_place(encoded: EncodedSet, job: ReferenceJob, revision: str) -> str:
+def reference_uri(encoded: EncodedSet, job: ReferenceJob, revision: str) -> str:
     """Where the reference errors belong: beside the encoded set, by the hash of model, noise and what is read."""
     config = job.config
     content: dict[str, Any] = {
@@ -119,65 +281,93 @@ def reference_place(encoded: EncodedSet, job: ReferenceJob, revision: str) -> st
     }
     if job.labelling is not None:  # labels do not matter to the reference, only whom it is asked about
         content["asked"] = [job.labelling.candidates, job.labelling.prompt_share]
-    return f"{encoded.uri}/reference/{key_of(content)}"
+    return f"{encoded.uri}/reference/{_key(content)}"
+
+
+def _key(content: dict[str, Any]) -> str:
+    """16 hex digits that name whatever `content` decides."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def encode(
+    dataset: store.RankedDataset,
+    job: EncodeJob,
+    config: EncodingConfig,
+    say: Callable[[str], None],
+    wait_s: float = 0.0,
+) -> EncodedSet:
+    """Encodes what is left of `dataset` into `job.encoded`.
+
+    Raises:
+        ConfigError: the place cannot be written, or no node has room for an encoder within `wait_s`.
+    """
+    output, rows = _writable(job.encoded), dataset.info["rows"]
+    if output.exists("encoded.json"):
+        say(f"encoded already: {output.uri}")
+    else:
+        training_nodes.require(training_nodes.encoders(config), wait_s, say)
+        say(f"encoding {rows:,} prompts into {output.uri}")
+        actors = _actors(config.min_size, config.max_size, config.num_cpus, config.num_gpus)
+        _stream(dataset.files, dataset.fs, output, rows, (EncodeActor, job, actors))
+        layout = layout_of(pq.read_schema(output.files("data")[0], filesystem=output.fs))
+        summary = {"version": ENCODED_VERSION, "rows": rows, **asdict(layout)}
+        store.write_json(output.at("encoded.json"), summary, output.fs)
+        output.remove("_work")
+    found = store.read_json(output.at("encoded.json"), output.fs)
+    return EncodedSet(output.uri, tuple(output.files("data")), Layout.from_json(found), found["rows"])
 
 
 def precompute(
     encoded: EncodedSet,
     job: ReferenceJob,
-    place: str,
+    uri: str,
     workers: WorkersConfig,
     say: Callable[[str], None],
-    told: str,
+    forecast: str,
 ) -> str:
-    """Computes what is left of the reference errors, with as many actors as trainers; returns the place.
+    """Computes what is left of the reference errors at `uri`, with as many actors as trainers; returns where they are.
 
-    `told` is said before, where anything is left.
+    `forecast` is said before, where anything is left.
     """
-    output = _open(place)
+    output = _writable(uri)
     if output.exists("reference.json"):
         say(f"reference errors already there: {output.uri}")
         return output.uri
-    say(told)
-    actors = actors_of(workers.count, workers.max_count, workers.num_cpus, workers.num_gpus)
-
-    def build(rows: ray.data.Dataset) -> ray.data.Dataset:
-        return pooled(rows, ReferenceActor, {"job": job}, actors)
-
+    say(forecast)
+    actors = _actors(workers.count, workers.max_count, workers.num_cpus, workers.num_gpus)
     fs, _ = store.filesystem(encoded.uri)
-    _run(encoded.files, fs, output, encoded.rows, build, {"schema": REFERENCE_SCHEMA})
-    store.write_json(
-        output.at("reference.json"), {"whole_epochs": job.reads.whole, "rows": encoded.rows}, output.fs
-    )
+    pool = (ReferenceActor, job, actors)
+    _stream(encoded.files, fs, output, encoded.rows, pool, schema=REFERENCE_SCHEMA)
+    summary = {"whole_epochs": job.reads.whole, "rows": encoded.rows}
+    store.write_json(output.at("reference.json"), summary, output.fs)
     output.remove("_work")
     return output.uri
 
 
-def _run(
+def _stream(
     files: tuple[str, ...],
     fs: Any,
     output: Output,
     rows: int,
-    build: Callable[[ray.data.Dataset], ray.data.Dataset],
-    arrow_args: dict[str, Any] | None = None,
+    pool: tuple[type, EncodeJob | ReferenceJob, Actors],
+    **parquet: Any,
 ) -> None:
-    """Streams what is not finished of `rows` rows, one row group a row.
+    """Streams what is not finished of `rows` rows through a pool of (class, its job, actors), one row group a row.
 
     Raises:
         RuntimeError: rows are missing although Ray Data says that it wrote them.
     """
+    actor, job, actors = pool
+
+    def build(dataset: ray.data.Dataset) -> ray.data.Dataset:
+        return pooled(dataset, actor, {"job": job}, actors)
+
     output.make("data")
     output.make("_work", "checkpoint")
     if len(set(outputs.finished_ids(output, "_work", "checkpoint"))) < rows:
-        stream(
-            files,
-            fs,
-            output,
-            ("data",),
-            ("_work", "checkpoint"),
-            build,
-            {**(arrow_args or {}), "row_group_size": 1},
-        )
+        checkpoint = ("_work", "checkpoint")
+        stream(files, fs, output, ("data",), checkpoint, build, {**parquet, "row_group_size": 1})
     outputs.drop_repeats(output, "data", row_group_size=1)
     missing = rows - len(outputs.finished_ids(output, "data"))
     if missing:
@@ -186,7 +376,7 @@ def _run(
         )
 
 
-def _open(uri: str) -> Output:
+def _writable(uri: str) -> Output:
     output = outputs.open_output(uri, in_job=False)
     try:
         output.make("_work")
@@ -198,12 +388,7 @@ def _open(uri: str) -> Output:
     return output
 
 
-def pool_of(config: EncodingConfig) -> Actors:
-    """The encoding pool that the configuration asks for."""
-    return actors_of(config.min_size, config.max_size, config.num_cpus, config.num_gpus)
-
-
-def actors_of(count: int, most: int | None, num_cpus: float, num_gpus: float) -> Actors:
+def _actors(count: int, most: int | None, num_cpus: float, num_gpus: float) -> Actors:
     """A pool of one kind of actor."""
     return Actors(
         min_size=count,

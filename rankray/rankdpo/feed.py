@@ -8,29 +8,122 @@ measured as the wait for data.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
+import numpy.typing as npt
 
-from rankray.rankdpo.encoded import (
-    EncodedRow,
-    Layout,
-    Place,
-    RowReader,
-    decoded_row,
-    index,
-    relabelled,
-    step_rows,
-)
-from rankray.rankdpo.labels import Labelling
+from rankray import store
+from rankray.rankdpo.encoded import EncodedRow, RowPlace, RowReader, decoded_row, index, relabelled
+from rankray.rankdpo.train_job import TrainJob
 
 STEPS_AHEAD = 2
+
+
+def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """A permutation of the rows that is a function of seed and epoch: int64[rows]."""
+    digest = hashlib.sha256(f"order\0{seed}\0{epoch}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(rows)
+
+
+def step_rows(step: int, batch_size: int, rows: int, seed: int) -> list[tuple[int, int]]:
+    """(epoch, row) of each prompt of a step's global batch.
+
+    Batches are cut from one endless row of epochs, so each epoch holds each prompt once even where `batch_size` does
+    not divide the dataset, and the place in the data is the step's number alone.
+    """
+    found: list[tuple[int, int]] = []
+    position, end = step * batch_size, (step + 1) * batch_size
+    while position < end:
+        epoch, start = divmod(position, rows)
+        take = min(end - position, rows - start)
+        found += [(epoch, int(row)) for row in epoch_order(rows, seed, epoch)[start : start + take]]
+        position += take
+    return found
+
+
+def epochs_of(steps: int, batch_size: int, rows: int) -> int:
+    """Epochs that a run of so many steps begins."""
+    return -(-steps * batch_size // rows)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a run reads of an encoded set: each row in epochs 0 to `whole` - 1, and those of `last` once more.
+
+    400 steps of 1,024 prompts are 7.06 epochs of 58,000: the eighth reads 3,600 prompts, not all of them.
+    """
+
+    whole: int
+    last: frozenset[str]
+
+    def epochs(self, prompt_id: str) -> range:
+        """The epochs in which a row that takes part is read."""
+        return range(self.whole + (prompt_id in self.last))
+
+
+def reads(prompt_ids: Iterable[str], steps: int, batch_size: int, seed: int) -> Reads:
+    """What `step_rows` gives to a run of so many steps over the rows of these prompts."""
+    ids = sorted(prompt_ids)
+    whole, rest = divmod(steps * batch_size, len(ids))
+    return Reads(whole, frozenset(ids[row] for row in epoch_order(len(ids), seed, whole)[:rest]))
+
+
+def share(rows: Sequence[Any], rank: int, world: int) -> list[Any]:
+    """A worker's part of a global batch: consecutive, and equal to within one."""
+    return [rows[i] for i in np.array_split(np.arange(len(rows)), world)[rank]]
+
+
+class Rows:
+    """The rows that a run learns from, under its labelling: of the encoded set, or of the ranked dataset, encoded by
+    actors when they are asked for.
+
+    Attributes:
+        places: of those that take part, by prompt id.
+    """
+
+    def __init__(self, job: TrainJob) -> None:
+        fs, _ = store.filesystem(job.files_uri)
+        self.places = [
+            place
+            for place in index(job.files, fs)
+            if job.labelling is None or job.labelling.takes(place.prompt_id)
+        ]
+        self._reader, self._layout, self._labelling = RowReader(fs), job.layout, job.labelling
+        self._encoders: list[Any] = []
+        self._turn = 0
+        if job.encoders:
+            import ray  # a step that reads what is stored runs without it
+
+            self._encoders = [ray.get_actor(name) for name in job.encoders]
+
+    def read(self, places: Sequence[RowPlace]) -> list[EncodedRow]:
+        """The rows at `places`, in their order."""
+        stored = self._reader.read(places)
+        rows = (
+            self._streamed(stored)
+            if self._layout is None
+            else [decoded_row(row, self._layout) for row in stored]
+        )
+        return rows if self._labelling is None else [relabelled(row, self._labelling) for row in rows]
+
+    def _streamed(self, rows: Sequence[dict[str, Any]]) -> list[EncodedRow]:
+        """Cuts the rows into as many parts as there are encoders, so that all of them work on every step."""
+        import ray
+
+        parts = [part for part in np.array_split(np.arange(len(rows)), len(self._encoders)) if len(part)]
+        self._turn += 1
+        coming = [
+            self._encoders[(self._turn + n) % len(self._encoders)].rows.remote([rows[i] for i in part])
+            for n, part in enumerate(parts)
+        ]
+        return [row for part in ray.get(coming) for row in part]
 
 
 @dataclass(frozen=True)
@@ -43,65 +136,8 @@ class Loaded:
     wait_s: float
 
 
-class StoredRows:
-    """Rows of an encoded set."""
-
-    def __init__(self, files: Sequence[str], fs: pafs.FileSystem, layout: Layout) -> None:
-        self.places = index(files, fs)
-        self._reader, self._layout = RowReader(fs), layout
-
-    def read(self, places: Sequence[Place]) -> list[EncodedRow]:
-        return [decoded_row(row, self._layout) for row in self._reader.read(places)]
-
-
-class StreamedRows:
-    """Rows of a ranked dataset, encoded by actors when they are asked for."""
-
-    def __init__(self, files: Sequence[str], fs: pafs.FileSystem, encoders: Sequence[Any]) -> None:
-        self.places = index(files, fs)
-        self._reader, self._encoders, self._turn = RowReader(fs), list(encoders), 0
-
-    def read(self, places: Sequence[Place]) -> list[EncodedRow]:
-        """Cuts the rows into as many parts as there are encoders, so that all of them work on every step."""
-        import ray  # a step that reads what is stored runs without it
-
-        rows = self._reader.read(places)
-        parts = [part for part in np.array_split(np.arange(len(rows)), len(self._encoders)) if len(part)]
-        self._turn += 1
-        asked = [
-            self._encoders[(self._turn + n) % len(self._encoders)].rows.remote([rows[i] for i in part])
-            for n, part in enumerate(parts)
-        ]
-        return [row for part in ray.get(asked) for row in part]
-
-
-class LabelledRows:
-    """Rows of either kind under another labelling, and only those of prompts that it takes."""
-
-    def __init__(self, source: StoredRows | StreamedRows, labelling: Labelling) -> None:
-        self.places = [place for place in source.places if labelling.takes(place.prompt_id)]
-        self._source, self._labelling = source, labelling
-
-    def read(self, places: Sequence[Place]) -> list[EncodedRow]:
-        return [relabelled(row, self._labelling) for row in self._source.read(places)]
-
-
-Rows = StoredRows | StreamedRows | LabelledRows
-
-
-def share(rows: Sequence[Any], rank: int, world: int) -> list[Any]:
-    """A worker's part of a global batch: consecutive, and equal to within one."""
-    return [rows[i] for i in np.array_split(np.arange(len(rows)), world)[rank]]
-
-
 def feed(
-    source: Rows,
-    start: int,
-    steps: int,
-    batch_size: int,
-    seed: int,
-    rank: int,
-    world: int,
+    source: Rows, start: int, steps: int, batch_size: int, seed: int, rank: int, world: int
 ) -> Iterator[Loaded]:
     """The worker's share of each step from `start` on, read ahead by a thread.
 
@@ -126,7 +162,7 @@ def feed(
             except BaseException as error:  # noqa: BLE001 - carried to the trainer, which raises it
                 put(error)
                 return
-            put((step, rows, [epoch for epoch, _ in mine]))
+            put((step, tuple(rows), tuple(epoch for epoch, _ in mine)))
             if stop.is_set():
                 return
 
@@ -138,17 +174,6 @@ def feed(
             if isinstance(item, BaseException):
                 raise item
             step, rows, epochs = item
-            yield Loaded(step, tuple(rows), tuple(epochs), time.perf_counter() - begin_s)
+            yield Loaded(step, rows, epochs, time.perf_counter() - begin_s)
     finally:
         stop.set()
-
-
-def reference_of(
-    errors: Mapping[str, Sequence[Sequence[float]]], rows: Sequence[EncodedRow], epochs: Sequence[int]
-) -> np.ndarray:
-    """Precomputed reference errors of rows in their epochs, padded with zeros: float32[B, K]."""
-    k = max(len(row.rank) for row in rows)
-    found = np.zeros((len(rows), k), np.float32)
-    for b, (row, epoch) in enumerate(zip(rows, epochs, strict=True)):
-        found[b, : len(row.rank)] = errors[row.prompt_id][epoch]
-    return found

@@ -27,7 +27,7 @@ from rankray.models.demand import own_parameters
 from rankray.models.generators import GeneratorSpec, full_size
 from rankray.models.hardware import CONTEXT_GB, WORKSPACE, GpuType
 from rankray.models.targets import locate
-from rankray.rankdpo.encode_actors import ReferenceJob
+from rankray.rankdpo.encoding import ReferenceJob
 
 Mode = Literal["copy", "adapter_off", "precomputed"]
 

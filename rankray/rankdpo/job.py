@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 
@@ -29,12 +29,11 @@ from rankray.data import place
 from rankray.data.place import Output, Publish
 from rankray.models import denoisers, generators
 from rankray.models.generators import GeneratorSpec
+from rankray.rankdpo import encoding, feed, labels
 from rankray.rankdpo import forecast as training_forecast
-from rankray.rankdpo import labels
 from rankray.rankdpo import nodes as training_nodes
-
-if TYPE_CHECKING:
-    from rankray.rankdpo.training import TrainJob
+from rankray.rankdpo.encoding import EncodeActor, EncodeJob, ReferenceJob
+from rankray.rankdpo.train_job import TrainJob
 
 SAMPLE_PROMPTS = 4
 
@@ -88,7 +87,7 @@ def check(config: RankDPOConfig) -> Plan:
     """
     spec, revision = check_model(config.model)
     dataset = _dataset(config.dataset)
-    labelling = labels.resolve(config.labels, dataset.info, config.seed)
+    labelling = labels.resolve(dataset.info, config.seed, **config.labels.model_dump())
     reward = check_reward(config, [item["name"] for item in dataset.info["rewards"]])
     if config.checkpoints.tensorboard and "://" in config.output:
         raise ConfigError(
@@ -173,15 +172,11 @@ def _settled(plan: Plan, say: Say) -> Plan:
 
 def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
     """Encodes, computes the reference, trains and exports what is left of a run; returns its summary."""
-    from rankray.rankdpo import samples
-    from rankray.rankdpo.encoded import epochs_of
-
     config = plan.config
     if output.exists("_work", "diverged.json"):
         output.fs.delete_file(output.at("_work", "diverged.json"))
-    encoded = _Encoded(plan, say)
-    job = encoded.job(output.uri)
-    epochs = epochs_of(config.steps, config.batch_size, plan.rows)
+    job, _encoders = _encoded(plan, output.uri, say)
+    epochs = feed.epochs_of(config.steps, config.batch_size, plan.rows)
     say(
         f"training {denoisers.family(plan.spec)} on {job.rows:,} prompts: {config.steps:,} steps of "
         f"{config.batch_size:,} ({epochs} epochs), {config.workers.count} workers, ZeRO {config.workers.zero_stage}"
@@ -195,72 +190,67 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
             f"{output.uri}/checkpoints. Lower optimizer.learning_rate or raise objective.beta, with another output."
         )
     say("writing the pipeline")
-    export = ray.remote(num_cpus=0.5)(samples.export_pipeline)
-    ray.get(
-        export.remote(plan.spec, config, output.uri_of("checkpoints", checkpoint), output.uri_of("pipeline"))
-    )
+    last, pipeline = output.uri_of("checkpoints", checkpoint), output.uri_of("pipeline")
+    export_pipeline(plan.spec, config, last, pipeline)
     return _summary(plan, output, checkpoint)
 
 
-class _Encoded:
-    """The encoded set that trainers read, or the actors that encode for them, and where the reference errors are."""
+def export_pipeline(spec: GeneratorSpec, config: RankDPOConfig, checkpoint: str, pipeline: str) -> None:
+    """Writes the tuned pipeline of a checkpoint to `pipeline` (both URIs), in a task of its own: no driver loads a
+    model."""
+    ray.get(ray.remote(num_cpus=0.5)(_export).remote(spec, config, checkpoint, pipeline))
 
-    def __init__(self, plan: Plan, say: Say) -> None:
-        from rankray.rankdpo import encoding
-        from rankray.rankdpo.encode_actors import EncodeActor, EncodeJob, ReferenceJob
-        from rankray.rankdpo.encoded import reads as reads_of
 
-        self.plan, config, dataset = plan, plan.config, plan.dataset
-        settings = config.encoding
-        device = device_of(settings.num_gpus, config.rehearse)
-        dtype = "float32" if device == "cpu" else "bfloat16"
-        job = EncodeJob(plan.spec, device, dtype, settings.dtype, settings.batch_size, "")
-        self.place = encoding.encoded_place(dataset, job, plan.revision, settings)
-        job = EncodeJob(plan.spec, device, dtype, settings.dtype, settings.batch_size, self.place)
-        self.names: tuple[str, ...] = ()
-        self.reference: str | None = None
-        if settings.mode == "stream":
-            wanted = [*training_nodes.encoders(settings), *training_nodes.workers(config.workers)]
-            training_nodes.require(wanted, config.workers.wait_for_nodes_s, say)
-            actor = ray.remote(EncodeActor)
-            options = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus, "max_restarts": -1}
-            self.names = tuple(f"encoder {n} of {self.place}" for n in range(settings.min_size))
-            # held here, as a named actor lives no longer than the handle that made it
-            self._actors = [actor.options(name=name, **options).remote(job) for name in self.names]
-            self.files, self.files_uri, self.layout = dataset.files, dataset.path, None
-            return
-        encoded = encoding.encode(dataset, job, settings, say, config.workers.wait_for_nodes_s)
-        self.files, self.files_uri, self.layout = encoded.files, encoded.uri, encoded.layout.as_json()
-        if config.objective.reference == "precomputed" and config.objective.name not in REFERENCE_FREE:
-            ids = encoding.prompt_ids(encoded, plan.labelling)
-            reads = reads_of(ids, config.steps, config.batch_size, config.seed)
-            ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, reads, plan.labelling)
-            place = encoding.reference_place(encoded, ahead, plan.revision)
-            told = training_forecast.ahead_line(ahead, len(ids), plan.dataset)
-            self.reference = encoding.precompute(encoded, ahead, place, config.workers, say, told)
+def _export(*arguments: Any) -> None:
+    from rankray.rankdpo import samples
 
-    def job(self, output: str) -> TrainJob:
-        """What a worker needs to train into `output`."""
-        from rankray.rankdpo.training import TrainJob
+    samples.export_pipeline(*arguments)
 
-        plan = self.plan
-        return TrainJob(
-            config=plan.config,
-            spec=plan.spec,
-            revision=plan.revision,
-            files=self.files,
-            files_uri=self.files_uri,
-            layout=self.layout,
-            place=self.place,
-            reference=self.reference,
-            encoders=self.names,
-            reward=plan.reward,
-            labelling=plan.labelling,
-            rows=plan.rows,
-            sample_prompts=plan.config.checkpoints.sample_prompts or _some_prompts(plan.dataset),
-            output=output,
-            device=plan.device,
-        )
+
+def _encoded(plan: Plan, output: str, say: Say) -> tuple[TrainJob, list[Any]]:
+    """What a worker needs to train into `output`, once dataset and reference are there; and the actors that encode
+    while it trains, where they do: one that has a name lives no longer than the handle that made it."""
+    config, dataset, settings = plan.config, plan.dataset, plan.config.encoding
+    device = device_of(settings.num_gpus, config.rehearse)
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    todo = EncodeJob(plan.spec, device, dtype, settings.dtype, settings.batch_size, "")
+    todo = replace(todo, encoded=encoding.encoded_uri(dataset, todo, plan.revision, settings))
+    job = TrainJob(
+        config=config,
+        spec=plan.spec,
+        files=dataset.files,
+        files_uri=dataset.path,
+        layout=None,
+        encoded=todo.encoded,
+        reference=None,
+        encoders=(),
+        reward=plan.reward,
+        labelling=plan.labelling,
+        rows=plan.rows,
+        sample_prompts=config.checkpoints.sample_prompts or _some_prompts(dataset),
+        output=output,
+        device=plan.device,
+    )
+    wait_s = config.workers.wait_for_nodes_s
+    if settings.mode == "stream":
+        wanted = [*training_nodes.encoders(settings), *training_nodes.workers(config.workers)]
+        training_nodes.require(wanted, wait_s, say)
+        actor = ray.remote(EncodeActor)
+        options = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus, "max_restarts": -1}
+        names = tuple(f"encoder {n} of {todo.encoded}" for n in range(settings.min_size))
+        encoders = [actor.options(name=name, **options).remote(todo) for name in names]
+        return replace(job, encoders=names), encoders
+    encoded = encoding.encode(dataset, todo, settings, say, wait_s)
+    job = replace(job, files=encoded.files, files_uri=encoded.uri, layout=encoded.layout)
+    if config.objective.reference == "precomputed" and config.objective.name not in REFERENCE_FREE:
+        ids = encoded.prompt_ids(plan.labelling)
+        reads = feed.reads(ids, config.steps, config.batch_size, config.seed)
+        ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, reads, plan.labelling)
+        uri = encoding.reference_uri(encoded, ahead, plan.revision)
+        forecast = training_forecast.ahead_line(ahead, len(ids), dataset)
+        uri = encoding.precompute(encoded, ahead, uri, config.workers, say, forecast)
+        job = replace(job, reference=uri)
+    return job, []
 
 
 def prepare(config: RankDPOConfig, say: Say = print) -> TrainJob:
@@ -273,10 +263,11 @@ def prepare(config: RankDPOConfig, say: Say = print) -> TrainJob:
     """
     plan = check(config)
     connect()
-    return _Encoded(_settled(plan, say), say).job(config.output)
+    job, _ = _encoded(_settled(plan, say), config.output, say)
+    return job
 
 
-def _train(job: Any, output: Output) -> str:
+def _train(job: TrainJob, output: Output) -> str:
     """Runs the workers to the end; returns the last checkpoint's name."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

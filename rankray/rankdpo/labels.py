@@ -19,9 +19,8 @@ import numpy.typing as npt
 
 from rankray import ranking
 from rankray.config import ConfigError, nearest
-from rankray.config.rankdpo import LabelsConfig
 
-RANDOM = "random"
+RANDOM, WIN_PROBABILITY = "random", "win_probability"
 
 
 @dataclass(frozen=True)
@@ -86,27 +85,36 @@ class Labelling:
         return ranking.strength(self.aggregation, scores)
 
 
-def resolve(config: LabelsConfig, info: Mapping[str, Any], seed: int) -> Labelling | None:
-    """The labelling that `config` means on the dataset whose `dataset.json` is `info`; None for the dataset's own.
+def resolve(
+    info: Mapping[str, Any],
+    seed: int,
+    *,
+    rewards: Sequence[str] = (),
+    aggregation: str = WIN_PROBABILITY,
+    samples: Mapping[str, int] | None = None,
+    prompt_share: float = 1.0,
+) -> Labelling | None:
+    """The labelling that these settings (`[labels]`) mean on the dataset whose `dataset.json` is `info`; None for the
+    dataset's own.
 
     Raises:
         ConfigError: a name that the dataset lacks (nearest named), more samples than it has, or one candidate alone.
     """
-    if config == LabelsConfig():
+    if not rewards and aggregation == WIN_PROBABILITY and not samples and prompt_share == 1.0:
         return None
     names = [item["name"] for item in info["rewards"]]
-    for name in config.rewards:
+    for name in rewards:
         if name not in names:
             raise ConfigError(
                 f"labels.rewards: the dataset has no reward '{name}'{nearest(name, names)}; it has {', '.join(names)}"
             )
-    places = _places(config.samples, info["generators"])
+    places = _places(samples or {}, info["generators"])
     if len(places) < 2:
         raise ConfigError(
             "labels.samples leave one candidate a prompt, and a preference takes two; name more of them"
         )
-    rewards = tuple(names.index(name) for name in config.rewards or names)
-    return Labelling(places, rewards, config.aggregation, config.prompt_share, seed)
+    columns = tuple(names.index(name) for name in rewards or names)
+    return Labelling(places, columns, aggregation, prompt_share, seed)
 
 
 def _places(samples: Mapping[str, int], generators: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:

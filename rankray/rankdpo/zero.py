@@ -9,12 +9,16 @@ keeps its share.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors import safe_open
+from torch import Tensor, distributed, nn
 
 from rankray.config.rankdpo import OptimizerConfig, TunedConfig, WorkersConfig
 
@@ -85,15 +89,10 @@ def start(
 
 def alone() -> None:
     """A process group of this process, for an engine that no Ray Train worker starts; nothing where there is one."""
-    import os
-    import tempfile
-
-    from torch import distributed
-
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed looks for what a launcher would set
     if not distributed.is_initialized():
-        place = tempfile.mkdtemp(prefix="rankray-alone-")
-        distributed.init_process_group("gloo", init_method=f"file://{place}/store", rank=0, world_size=1)
+        directory = tempfile.mkdtemp(prefix="rankray-alone-")
+        distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=0, world_size=1)
 
 
 def trained(engine: Any) -> dict[str, nn.Parameter]:
@@ -113,9 +112,8 @@ def masters(engine: Any) -> list[Tensor]:
 
 def base_optimizer(engine: Any) -> torch.optim.Optimizer:
     """The torch optimizer within the engine."""
-    found: torch.optim.Optimizer = engine.optimizer
-    if engine.zero_optimization_stage():
-        found = engine.optimizer.optimizer
+    found: torch.optim.Optimizer
+    found = engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
     return found
 
 
@@ -124,12 +122,13 @@ def state_keys(engine: Any) -> tuple[list[str], dict[str, float]]:
     first = masters(engine)[0]
     state = base_optimizer(engine).state.get(first, {})
     tensors = [k for k, v in state.items() if isinstance(v, Tensor) and v.shape == first.shape and v.ndim]
-    scalars = {k: float(v) for k, v in state.items() if k not in tensors and _is_scalar(v)}
+    others = {k: v for k, v in state.items() if k not in tensors}
+    scalars = {
+        k: float(v)
+        for k, v in others.items()
+        if isinstance(v, int | float) or (isinstance(v, Tensor) and v.numel() == 1)
+    }
     return tensors, scalars
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def each(engine: Any, key: str | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -183,8 +182,8 @@ def scatter(engine: Any, tensors: Mapping[str, Tensor], key: str | None = None) 
     for name, parameter in trained(engine).items():
         value = tensors[name].float()
         if stage == 0:
-            place = parameter.data if key is None else base_optimizer(engine).state[parameter][key]
-            place.copy_(value.to(place.device))
+            own = parameter.data if key is None else base_optimizer(engine).state[parameter][key]
+            own.copy_(value.to(own.device))
         elif stage == 3:
             _set_slice(parameter, value, key)
         elif key is None:
@@ -203,7 +202,7 @@ def refresh(engine: Any, weights: Mapping[str, Tensor]) -> None:
 
         parameters = trained(engine)
         with torch.no_grad(), deepspeed.zero.GatheredParameters(list(parameters.values()), modifier_rank=0):
-            if torch.distributed.get_rank() == 0:
+            if distributed.get_rank() == 0:
                 for name, parameter in parameters.items():
                     parameter.copy_(weights[name].to(parameter.device))
 
@@ -217,21 +216,16 @@ def _set_slice(parameter: Any, value: Tensor, key: str | None) -> None:
         safe_set_local_optimizer_state,
     )
 
-    local = (
-        safe_get_local_fp32_param(parameter)
-        if key is None
-        else safe_get_local_optimizer_state(parameter, key)
-    )
-    rank = torch.distributed.get_rank()
-    flat = value.flatten()
+    there = (parameter,) if key is None else (parameter, key)
+    local = (safe_get_local_fp32_param if key is None else safe_get_local_optimizer_state)(*there)
+    start = distributed.get_rank() * local.numel()
+    part = value.flatten()[start : start + local.numel()]
     own = torch.zeros(local.numel(), dtype=torch.float32)
-    part = flat[rank * local.numel() : (rank + 1) * local.numel()]
     own[: len(part)] = part
-    own = own.to(local.device)
     if key is None:
-        safe_set_local_fp32_param(parameter, own)
+        safe_set_local_fp32_param(parameter, own.to(local.device))
     else:
-        safe_set_local_optimizer_state(parameter, own, key)
+        safe_set_local_optimizer_state(parameter, own.to(local.device), key)
 
 
 def restore_optimizer(
@@ -278,18 +272,28 @@ class Average:
                 own.copy_(kept)
 
 
-def skipped(engine: Any) -> bool:
-    """Whether DeepSpeed left the last step out because a gradient was not finite."""
-    return bool(getattr(engine.optimizer, "overflow", False))
+class Stored(Mapping[str, Tensor]):
+    """The tensors of a NAME in a checkpoint's directory, each read when it is asked for.
 
+    Raises:
+        FileNotFoundError: a worker's share is not there.
+    """
 
-def set_learning_rate(engine: Any, rate: float) -> None:
-    """The rate of the coming step."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+    def __init__(self, directory: Path, name: str) -> None:
+        whole = directory / f"{name}.safetensors"
+        files = [whole] if whole.exists() else sorted(directory.glob(f"{name}-*-of-*.safetensors"))
+        workers = int(files[0].stem.rpartition("-of-")[2]) if files and files != [whole] else 1
+        if len(files) != workers:
+            raise FileNotFoundError(f"{directory} holds {len(files)} of {workers} files of {name}")
+        opened: list[Any] = [safe_open(file, "pt") for file in files]
+        self._files = {key: file for file in opened for key in file.keys()}  # noqa: SIM118
 
+    def __getitem__(self, key: str) -> Tensor:
+        found: Tensor = self._files[key].get_tensor(key)
+        return found
 
-def gradient_norm(engine: Any) -> float | None:
-    """Norm of the last step's gradient before clipping, None where DeepSpeed did not compute it."""
-    found = engine.get_global_grad_norm()
-    return None if found is None else float(found)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)

@@ -18,7 +18,7 @@ from rankray.config.rankdpo import OptimizerConfig, TunedConfig, WorkersConfig
 from rankray.models.denoisers import parts
 from rankray.models.generators import GENERATORS
 from rankray.rankdpo import zero
-from rankray.rankdpo.memory import double_while
+from rankray.rankdpo.step import double_while
 from recipes.random_weights.__main__ import main as write_weights
 
 pytestmark = pytest.mark.gpu

@@ -23,7 +23,7 @@ from rankray import config
 from rankray.config import SynPicConfig
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.rankdpo import job as rankdpo
-from rankray.rankdpo.checkpoints import Stored
+from rankray.rankdpo.zero import Stored
 from rankray.synpic import job as synpic
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -32,8 +32,8 @@ from rankray import config, store
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.data.place import Output
 from rankray.rankdpo import job as rankdpo
-from rankray.rankdpo.checkpoints import Stored
-from rankray.rankdpo.training import TrainJob
+from rankray.rankdpo.train_job import TrainJob
+from rankray.rankdpo.zero import Stored
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 
 from rankray import ranking
 from rankray.config.rankdpo import REFERENCE_FREE
-from rankray.losses import LOSSES, LossInputs, metric_sums, metrics, needed, pair_weight, usable
+from rankray.losses import (
+    DISCOUNTS,
+    GAINS,
+    LOSSES,
+    LossInputs,
+    metric_sums,
+    metrics,
+    needed,
+    pair_weight,
+    usable,
+)
 
 BETA = 3.0
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -296,11 +306,14 @@ def test_reference_free_objectives_do_not_look_at_the_reference(name: str) -> No
     torch.testing.assert_close(LOSSES[name](batch, beta=BETA), LOSSES[name](other, beta=BETA))
 
 
-def test_pair_weight_is_rankings() -> None:
-    batch = inputs(4, b=8)
-    phi = np.where(usable(batch), batch.win_probability, np.nan)
-    due = ranking.pair_weight(phi, np.where(usable(batch), batch.rank, 0))
-    np.testing.assert_allclose(pair_weight(batch).numpy(), due, atol=1e-12)
+def test_gain_discount_and_weight_by_hand() -> None:
+    nan = math.nan
+    assert GAINS["exp2"](torch.tensor([0, 0.5, 1.0])).tolist() == pytest.approx([0, math.sqrt(2) - 1, 1])
+    assert DISCOUNTS["log"](torch.tensor([1.0, 2.0])).tolist() == pytest.approx([math.log(2), math.log(3)])
+    phi, rank = torch.tensor([[1.0, 0.0, nan]], dtype=torch.float64), torch.tensor([[1, 2, 0]])
+    weight = pair_weight(LossInputs(phi, phi, phi, rank, torch.ones(1, 3, dtype=torch.bool)))[0]
+    due = 1.0 * (1 / math.log(2) - 1 / math.log(3))
+    np.testing.assert_allclose(weight.numpy(), [[0, due, 0], [due, 0, 0], [0, 0, 0]], rtol=1e-15)
 
 
 def test_metrics_by_hand() -> None:

@@ -99,14 +99,6 @@ def test_without_ties_and_nan_phi_sums_to_half_of_k() -> None:
     assert ranking.win_probability(scores).sum() == pytest.approx(4 / 2)
 
 
-def test_gain_discount_and_weight_by_hand() -> None:
-    np.testing.assert_allclose(ranking.gain([0, 0.5, 1, NAN]), [0, math.sqrt(2) - 1, 1, NAN])
-    np.testing.assert_allclose(ranking.discount([1, 2, 0]), [math.log(2), math.log(3), NAN])
-    weight = ranking.pair_weight([1.0, 0.0, NAN], [1, 2, 0])
-    expected = 1.0 * (1 / math.log(2) - 1 / math.log(3))
-    np.testing.assert_allclose(weight, [[0, expected, 0], [expected, 0, 0], [0, 0, 0]])
-
-
 def test_one_dimension_is_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(3,\); give \[\.\.\., candidates, rewards\]"):
         ranking.win_probability([1, 2, 3])

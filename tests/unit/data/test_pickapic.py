@@ -22,7 +22,7 @@ from rankray.data import convert, pickapic, rerank
 from rankray.data.pickapic import Importing
 from rankray.losses import LOSSES, LossInputs
 from rankray.rankdpo import job as rankdpo
-from rankray.rankdpo.encode_actors import EncodeActor, EncodeJob
+from rankray.rankdpo.encoding import EncodeActor, EncodeJob
 
 
 def quiet(line: str) -> None:

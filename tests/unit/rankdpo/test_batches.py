@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankray.diffusion import Process, TimeSampling
-from rankray.rankdpo.batches import Batch, Noising, errors, make_batch
+from rankray.rankdpo.batches import Batch, Noising, errors, errors_ahead, make_batch
 from rankray.rankdpo.encoded import EncodedRow
 
 FLOW = Process("flow", torch.empty(0))
@@ -24,7 +24,6 @@ def row(name: str, k: int) -> EncodedRow:
     rng = np.random.default_rng(sum(map(ord, name)))
     return EncodedRow(
         prompt_id=name,
-        prompt=name,
         mean=rng.normal(size=(k, 2, 4, 4)).astype(np.float32),
         std=np.full((k, 2, 4, 4), 0.5, np.float32),
         win_probability=np.linspace(1, 0, k, dtype=np.float32),
@@ -105,3 +104,9 @@ def test_dropped_prompts_are_the_empty_one_and_latents_are_sampled_on_request() 
     assert torch.equal(mean.latents[0, 0], torch.from_numpy(row("p0", 1).mean[0]))
     spread = (sampled.latents - mean.latents).std().item()
     assert abs(spread - 0.5) < 0.05
+
+
+def test_reference_errors_are_those_of_the_rows_epoch() -> None:
+    known = {"a": [[1.0, 2.0], [3.0, 4.0]], "b": [[5.0, 6.0, 7.0], [8.0, 9.0, 10.0]]}
+    found = make_batch([row("a", 2), row("b", 3)], [1, 0], noising(), EMPTY, "cpu")
+    assert errors_ahead(known, found).tolist() == [[3.0, 4.0, 0.0], [5.0, 6.0, 7.0]]

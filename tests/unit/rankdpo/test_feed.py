@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rankray.rankdpo.encoded import EncodedRow, Place, step_rows
-from rankray.rankdpo.feed import STEPS_AHEAD, feed, reference_of, share
+from rankray.rankdpo.encoded import RowPlace
+from rankray.rankdpo.feed import STEPS_AHEAD, epoch_order, epochs_of, feed, reads, share, step_rows
 
 
 class Rows:
     """Twelve rows that count how often they are read."""
 
     def __init__(self, broken: int | None = None) -> None:
-        self.places = [Place(f"p{n:02}", "f", n, 0) for n in range(12)]
+        self.places = [RowPlace(f"p{n:02}", "f", n, 0) for n in range(12)]
         self.reads: list[list[str]] = []
         self._broken = broken
 
-    def read(self, places: Sequence[Place]) -> list[Any]:
+    def read(self, places: Sequence[RowPlace]) -> list[Any]:
         if self._broken is not None and len(self.reads) == self._broken:
             raise OSError("the disk is gone")
         self.reads.append([place.prompt_id for place in places])
@@ -60,11 +61,29 @@ def test_a_fault_while_reading_is_raised_at_its_step() -> None:
         next(steps)
 
 
-def test_reference_errors_are_those_of_the_rows_epoch() -> None:
-    def row(name: str, k: int) -> EncodedRow:
-        zeros = np.zeros((k, 1, 1, 1), np.float32)
-        return EncodedRow(name, name, zeros, zeros, zeros[:, 0, 0, 0], np.arange(k), np.zeros((k, 1)), {})
+@given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 5))
+def test_every_epoch_holds_each_row_once_whatever_the_batch(rows: int, batch: int, seed: int) -> None:
+    steps = -(-3 * rows // batch)
+    seen = [pair for step in range(steps) for pair in step_rows(step, batch, rows, seed)]
+    for epoch in range(3):
+        assert sorted(row for e, row in seen if e == epoch) == list(range(rows))
+    assert epochs_of(steps, batch, rows) == max(e for e, _ in seen) + 1
 
-    errors = {"a": [[1.0, 2.0], [3.0, 4.0]], "b": [[5.0, 6.0, 7.0], [8.0, 9.0, 10.0]]}
-    found = reference_of(errors, [row("a", 2), row("b", 3)], [1, 0])
-    assert found.tolist() == [[3.0, 4.0, 0.0], [5.0, 6.0, 7.0]]
+
+@given(st.integers(1, 40), st.integers(1, 17), st.integers(1, 12), st.integers(0, 5))
+def test_reads_are_the_pairs_of_all_steps_and_no_others(rows: int, batch: int, steps: int, seed: int) -> None:
+    ids = [f"p{row:02}" for row in range(rows)]
+    due = {(ids[row], epoch) for step in range(steps) for epoch, row in step_rows(step, batch, rows, seed)}
+    found = reads(ids[::-1], steps, batch, seed)
+    assert {(name, epoch) for name in ids for epoch in found.epochs(name)} == due
+
+
+def test_the_paper_s_run_reads_its_eighth_epoch_in_part() -> None:
+    found = reads(map(str, range(58_000)), 400, 1024, 0)
+    assert (found.whole, len(found.last)) == (7, 3_600)
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    orders = [tuple(epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+    assert tuple(epoch_order(50, 0, 0)) == orders[0]

@@ -17,8 +17,8 @@ from rankray.config.rankdpo import RankDPOConfig
 from rankray.models import hardware
 from rankray.models.generators import GENERATORS
 from rankray.rankdpo import forecast as training_forecast
-from rankray.rankdpo.encode_actors import EncodeActor, EncodeJob
 from rankray.rankdpo.encoded import Layout, encoded_table
+from rankray.rankdpo.encoding import EncodeActor, EncodeJob
 
 JOBS = Path(__file__).parents[3] / "jobs"
 A100, L4 = hardware.GPU_TYPES["A100-80"], hardware.GPU_TYPES["L4"]

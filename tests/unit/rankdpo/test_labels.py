@@ -27,13 +27,13 @@ IDS = [schema.prompt_id(f"prompt {n}") for n in range(400)]
 
 
 def resolved(seed: int = 0, **changes: object) -> labels.Labelling:
-    found = labels.resolve(config.build(LabelsConfig, changes), INFO, seed)
+    found = labels.resolve(INFO, seed, **config.build(LabelsConfig, changes).model_dump())
     assert found is not None
     return found
 
 
 def test_the_datasets_own_ranking_needs_no_labelling() -> None:
-    assert labels.resolve(LabelsConfig(), INFO, 0) is None
+    assert labels.resolve(INFO, 0, **LabelsConfig().model_dump()) is None
 
 
 def test_one_reward_ranks_by_its_scores() -> None:

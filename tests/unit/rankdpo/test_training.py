@@ -25,9 +25,10 @@ from rankray.config.rankdpo import RankDPOConfig
 from rankray.models import generators
 from rankray.models.denoisers import parts
 from rankray.rankdpo import samples
-from rankray.rankdpo.encode_actors import EncodeActor, EncodeJob
 from rankray.rankdpo.encoded import layout_of
-from rankray.rankdpo.training import TrainJob, train_alone
+from rankray.rankdpo.encoding import EncodeActor, EncodeJob
+from rankray.rankdpo.step import train_alone
+from rankray.rankdpo.train_job import TrainJob
 from rankray.shapes import pipeline_dir
 
 PROMPTS = ("a red circle", "two blue squares", "a green triangle", "a red square")
@@ -82,11 +83,10 @@ def make(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
         return TrainJob(
             config=config.build(RankDPOConfig, config.with_options(tables, dotted)),
             spec=spec,
-            revision="",
             files=(str(place / "rows.parquet"),),
             files_uri=str(place),
-            layout=layout_of(table.schema).as_json(),
-            place=str(place),
+            layout=layout_of(table.schema),
+            encoded=str(place),
             reference=None,
             encoders=(),
             reward=None,
@@ -215,10 +215,7 @@ def test_weights_of_another_model_are_refused(make: Make) -> None:
 
 def test_a_step_needs_no_ray() -> None:
     """A GPU can be measured where it is not installed; only what starts workers or asks actors imports it."""
-    modules = (
-        "rankdpo.training, rankdpo.feed, rankdpo.encode_actors, models.denoisers.parts, "
-        "models.generators.diffusers_pipeline"
-    )
+    modules = "rankdpo.step, rankdpo.feed, models.denoisers.parts, models.generators.diffusers_pipeline"
     names = ", ".join(f"rankray.{name}" for name in modules.split(", "))
     code = f"import sys; sys.modules['ray'] = sys.modules['deepspeed'] = None; import {names}"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,7 @@
-"""Steps on slices of tensors: the same whatever the ZeRO stage and the number of workers, from unrounded masters."""
+"""Steps on slices of tensors: the same whatever the ZeRO stage and the number of workers, from unrounded masters.
+
+A checkpoint's tensors are read from the files of all workers or not at all.
+"""
 
 from __future__ import annotations
 
@@ -212,3 +215,28 @@ def test_workers_keep_each_tensor_once_and_alike(world: int) -> None:
     assert most <= sum(sizes.values()) / world + max(sizes.values())
     for part in shares:
         assert zero.gather(engine, None, part).keys() == part
+
+
+def test_tensors_are_read_from_all_workers_files(tmp_path: Path) -> None:
+    shares = [{"a": torch.ones(2)}, {}, {"b": torch.zeros(3), "c": torch.full((1,), 7.0)}]
+    for rank, part in enumerate(shares):
+        save_file(part, tmp_path / f"optimizer.exp_avg-{rank + 1:05}-of-00003.safetensors")
+        save_file({"z": torch.ones(1)}, tmp_path / f"optimizer.exp_avg_sq-{rank + 1:05}-of-00003.safetensors")
+    found = zero.Stored(tmp_path, "optimizer.exp_avg")
+    assert sorted(found) == ["a", "b", "c"]
+    assert found["c"].tolist() == [7.0]
+    with pytest.raises(KeyError):
+        found["z"]
+
+
+def test_one_workers_file_is_whole(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "weights.safetensors")
+    assert dict(zero.Stored(tmp_path, "weights"))["a"].tolist() == [1.0, 1.0]
+
+
+def test_a_share_that_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds 0 of 1 files of weights"):
+        zero.Stored(tmp_path, "weights")
+    save_file({"a": torch.ones(2)}, tmp_path / "weights-00002-of-00002.safetensors")
+    with pytest.raises(FileNotFoundError, match="holds 1 of 2 files of weights"):
+        zero.Stored(tmp_path, "weights")

@@ -116,7 +116,6 @@ def test_errors_are_those_of_a_plain_training_step(specs: Mapping[str, Generator
     rows = [
         EncodedRow(
             prompt_id=f"p{b}",
-            prompt=PROMPTS[b],
             mean=rng.normal(size=(2, 4, 8, 8)).astype(np.float32),
             std=np.zeros((2, 4, 8, 8), np.float32),
             win_probability=np.array([1.0, 0.0], np.float32),

@@ -1,4 +1,4 @@
-"""The size of a micro-batch is found by doubling, and agreed on."""
+"""The size of a micro-batch is found by doubling, and agreed on; learning rates by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from rankray.rankdpo.memory import double_while, least_of_all
+from rankray.config.rankdpo import OptimizerConfig
+from rankray.rankdpo.step import double_while, learning_rate, least_of_all
 
 OUT_OF_MEMORY: list[RuntimeError] = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ..."),
@@ -67,3 +68,19 @@ def worker(rank: int, place: str) -> None:
 def test_the_smallest_gpu_decides_for_all(tmp_path: Path) -> None:
     multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     assert {path.name for path in tmp_path.glob("?-*")} == {"0-4", "1-4"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "due"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.5, 0.0]),
+        ("cosine", [0.5, 1.0, 1.0, 0.5, 0.0]),
+    ],
+)
+def test_warm_up_then_the_schedule(schedule: str, due: list[float]) -> None:
+    config = OptimizerConfig(learning_rate=2.0, schedule=schedule, warmup_steps=2)  # type: ignore[arg-type]
+    found = [learning_rate(config, step, 10) / 2.0 for step in (0, 1, 2, 6, 10)]
+    assert found == pytest.approx(due)
+    config = OptimizerConfig(learning_rate=1.0, schedule="cosine")
+    assert learning_rate(config, 25, 100) == pytest.approx(0.853553)

@@ -15,8 +15,8 @@ from rankray import config
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.models.generators import GENERATORS
 from rankray.rankdpo import batches
-from rankray.rankdpo.encode_actors import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
-from rankray.rankdpo.encoded import Reads
+from rankray.rankdpo.encoding import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
+from rankray.rankdpo.feed import Reads
 
 SPEC = GENERATORS["shapes-sdxl"]
 SETTINGS = {

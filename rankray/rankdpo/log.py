@@ -1,0 +1,175 @@
+"""What a run says of itself: a line a step in `metrics.jsonl`, and where asked for TensorBoard and Weights & Biases.
+
+Only rank 0 writes. The file is written whole at every checkpoint and every few seconds between: object stores cannot
+append, and 400 lines are 150 KB. A resumed run takes up the lines of its checkpoint and drops those after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import resource
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.fs as pafs
+import torch
+
+from rankray import losses, store
+from rankray.rankdpo.step import Step, Training
+from rankray.rankdpo.train_job import RunState, TrainJob
+
+FLUSH_S = 10.0
+SAY_S = 15.0
+
+
+class RunLog:
+    """The log of one worker, going on from `state`; on all but rank 0 it only counts."""
+
+    def __init__(self, training: Training, state: RunState) -> None:
+        self._job, self._writes, self._world = training.job, training.rank == 0, training.world
+        self._parameters = training.model.parameters
+        self._fs, self._output = store.filesystem(self._job.output)
+        self._start = state
+        self._right = self._pairs = self._elapsed_s = 0.0
+        self._cpu_s = time.process_time()
+        self._flushed_s = self._said_s = time.monotonic()
+        self._lines: list[dict[str, Any]] = []
+        self._board: Any = None
+        self._wandb: Any = None
+        if self._writes:
+            self._lines = [line for line in self._kept_lines() if line["step"] <= state.step]
+            self._board, self._wandb = _tensorboard(self._job), _wandb(self._job)
+
+    def _kept_lines(self) -> list[dict[str, Any]]:
+        path = f"{self._output}/metrics.jsonl"
+        if self._fs.get_file_info(path).type == pafs.FileType.NotFound:
+            return []
+        with self._fs.open_input_stream(path) as stream:
+            return [json.loads(line) for line in stream.read().decode().splitlines()]
+
+    def step(self, state: RunState, step: Step) -> None:
+        """One finished step, after which the run is at `state`."""
+        self._elapsed_s += step.step_s
+        if not step.bad:
+            self._right += step.sums["right"]
+            self._pairs += step.sums["pairs"]
+        if not self._writes:
+            return
+        line, steps = self._line(state, step), self._job.config.steps
+        self._lines.append(line)
+        if self._board is not None:
+            for name, value in line.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, value, state.step)
+        if self._wandb is not None:
+            self._wandb.log(line, step=state.step)
+        now = time.monotonic()
+        if now - self._said_s > SAY_S or state.step in (1, steps):
+            self._said_s = now
+            print(_sentence(line, steps), flush=True)
+        if now - self._flushed_s > FLUSH_S:
+            self.flush()
+
+    def _line(self, state: RunState, step: Step) -> dict[str, Any]:
+        job, spent, cpu_s = self._job, self.spent(state), time.process_time()
+        prices, norm, batch_size = job.config.prices, step.gradient_norm, job.config.batch_size
+        # GPUs cost where workers have some, else CPUs.
+        usd = spent.cpu_s / 3600 * prices.cpu_usd_per_hour
+        if job.config.workers.num_gpus:
+            usd = spent.gpu_s / 3600 * prices.gpu_usd_per_hour
+        line: dict[str, Any] = {
+            "step": state.step,
+            "epoch": round(state.step * batch_size / max(1, job.rows), 4),
+            **{k: _finite(v) for k, v in losses.metrics(step.sums).items()},
+            "grad_norm": None if norm is None else _finite(norm),
+            "learning_rate": step.learning_rate,
+            "step_s": round(step.step_s, 4),
+            "data_wait_s": round(step.wait_s, 4),
+            "cpu_s": round(cpu_s - self._cpu_s, 4),  # this worker's, with what it read, drew and saved since
+            "prompts_per_s": round(batch_size / step.step_s, 3),
+            "memory_gb": round(_memory_gb(job.device), 3),
+            "usd": round(usd, 4),
+            "skipped_steps": state.skipped,
+            "workers": self._world,
+        }
+        self._cpu_s = cpu_s
+        return line
+
+    def spent(self, state: RunState) -> RunState:
+        """The state with the time and resources of this start added to the checkpoint's."""
+        workers, start = self._job.config.workers, self._start
+        workers_s = self._elapsed_s * self._world
+        return dataclasses.replace(
+            state,
+            elapsed_s=start.elapsed_s + self._elapsed_s,
+            gpu_s=start.gpu_s + workers_s * workers.num_gpus,
+            cpu_s=start.cpu_s + workers_s * workers.num_cpus,
+        )
+
+    def accuracy_since_last(self) -> float:
+        """Implicit accuracy of all pairs since this was last asked; the same on every worker."""
+        found = self._right / self._pairs if self._pairs else 0.0
+        self._right = self._pairs = 0.0
+        return found
+
+    def flush(self) -> None:
+        """Writes `metrics.jsonl` whole, and how many parameters are held."""
+        self._flushed_s = time.monotonic()
+        text = "".join(json.dumps(line) + "\n" for line in self._lines)
+        store.write_text(f"{self._output}/metrics.jsonl", text, self._fs)
+        store.write_json(f"{self._output}/_work/parameters.json", self._parameters, self._fs)
+
+    def diverged(self, state: RunState) -> None:
+        """Notes that the run stopped for too many bad steps; the driver says so."""
+        if self._writes:
+            self.flush()
+            found = {"step": state.step, "skipped": state.skipped}
+            store.write_json(f"{self._output}/_work/diverged.json", found, self._fs)
+        self.close()
+
+    def close(self) -> None:
+        """Ends the writers."""
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def _memory_gb(device: str) -> float:
+    """Most memory this worker has had: of its GPU, or of its process."""
+    if device == "cuda":
+        return float(torch.cuda.max_memory_allocated() / 1e9)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def _sentence(line: Mapping[str, Any], steps: int) -> str:
+    loss = "skipped" if line["loss"] is None else f"loss {line['loss']:.4f}"
+    accuracy = (
+        "" if line["implicit_accuracy"] is None else f"  implicit accuracy {line['implicit_accuracy']:.1%}"
+    )
+    return f"[rankray] step {line['step']}/{steps}  {loss}{accuracy}  {line['prompts_per_s']:.1f} prompts/s"
+
+
+def _tensorboard(job: TrainJob) -> Any:
+    if not job.config.checkpoints.tensorboard:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(f"{job.output}/tensorboard")
+
+
+def _wandb(job: TrainJob) -> Any:
+    if job.config.checkpoints.wandb is None:
+        return None
+    import wandb
+
+    return wandb.init(
+        project=job.config.checkpoints.wandb, config=job.config.model_dump(mode="json"), resume="allow"
+    )
