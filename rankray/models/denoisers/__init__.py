@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from rankray.config import ConfigError
-from rankray.models import weight_copies
+from rankray.models import weights
 from rankray.models.generators import GeneratorSpec
-from rankray.models.targets import locate
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -99,8 +98,7 @@ def family(spec: GeneratorSpec) -> str:
     for name, row in DENOISERS.items():
         if row.pipeline == spec.pipeline:
             return name
-    known = ", ".join(f"{name} ({row.pipeline})" for name, row in DENOISERS.items())
-    raise ConfigError(f"'{spec.source}' is a {spec.pipeline}, which no family trains; families: {known}")
+    raise ConfigError(f"'{spec.source}' is a {spec.pipeline}, which no family trains; families: {_known()}")
 
 
 def check_family(spec: GeneratorSpec) -> None:
@@ -111,25 +109,29 @@ def check_family(spec: GeneratorSpec) -> None:
     """
     row = DENOISERS[family(spec)]
     try:
-        found = json.loads(_index(spec)).get("_class_name")
+        pipeline = json.loads(_index(spec)).get("_class_name")
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"'{spec.source}' is no diffusers pipeline: {reason}") from None
-    if found != row.pipeline:
-        known = ", ".join(f"{name} ({item.pipeline})" for name, item in DENOISERS.items())
+    if pipeline != row.pipeline:
         raise ConfigError(
-            f"'{spec.source}' holds a {found} and the model's row says {row.pipeline}; name the row that fits: {known}"
+            f"'{spec.source}' holds a {pipeline} and the model's row says {row.pipeline}; name the row that fits: "
+            f"{_known()}"
         )
+
+
+def _known() -> str:
+    return ", ".join(f"{name} ({row.pipeline})" for name, row in DENOISERS.items())
 
 
 def _index(spec: GeneratorSpec) -> bytes:
     """The pipeline's `model_index.json`, a kilobyte; without the rest, where it lies elsewhere."""
     name = "model_index.json"
-    if weight_copies.is_uri(spec.source):
-        return weight_copies.read(spec.source, name)
-    place = locate(spec.source)
-    if place != spec.source or Path(place).exists():
-        return (Path(place) / name).read_bytes()
+    if weights.is_uri(spec.source):
+        return weights.read_from(spec.source, name)
+    place = Path(weights.locate(spec.source))
+    if place.exists():
+        return (place / name).read_bytes()
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(place, name, revision=spec.revision)).read_bytes()
+    return Path(hf_hub_download(spec.source, name, revision=spec.revision)).read_bytes()

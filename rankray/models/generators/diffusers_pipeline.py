@@ -25,8 +25,8 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from rankray.config import ConfigError, nearest
 from rankray.models.generators import GeneratorSpec
-from rankray.models.loading import longer, one_line, strictly
-from rankray.models.targets import locate, split_name
+from rankray.models.loading import longer, one_line, strictly, where
+from rankray.models.targets import split_name
 
 LEAST_VOCABULARY = 0.9
 """A tokenizer's part of its encoder's embeddings: encoders are rounded up to 128 rows, T5's by 28 of 32,128."""
@@ -80,12 +80,12 @@ class DiffusersGenerator:
         texts = list(prompts)
         if hasattr(self.pipe, "_text_preprocessing"):  # PixArt's and Sana's, as they call it themselves
             texts = self.pipe._text_preprocessing(texts, clean_caption=False)
-        found = [False] * len(texts)
+        cut = [False] * len(texts)
         for _, tokenizer in _tokenizers(self.pipe):
             is_clip = isinstance(tokenizer, CLIPTokenizer) or longest is None
             length = tokenizer.model_max_length if is_clip else longest
-            found = [any(pair) for pair in zip(found, longer(tokenizer, texts, length), strict=True)]
-        return found
+            cut = [any(pair) for pair in zip(cut, longer(tokenizer, texts, length), strict=True)]
+        return cut
 
     def _draw(self, prompts: list[str], seeds: list[int]) -> list[Image.Image | Exception]:
         """A compute batch: always `batch_size` wide, so that kernels see one shape; padding is thrown away."""
@@ -185,17 +185,11 @@ def _whole(spec: GeneratorSpec) -> Any:
 
 
 def _from(kind: Any, spec: GeneratorSpec, source: str, revision: str) -> Any:
-    place = locate(source)
-    hub = {"revision": revision} if place == source else {}
+    place, settings = where(source, revision)
+    dtype = getattr(torch, spec.dtype)
     with _quiet(), strictly(source, revision):
         return kind.from_pretrained(
-            place,
-            dtype=getattr(torch, spec.dtype),
-            use_safetensors=True,
-            local_files_only=place != source,
-            variant=spec.variant,
-            **hub,
-            **spec.load,
+            place, dtype=dtype, use_safetensors=True, variant=spec.variant, **settings, **spec.load
         )
 
 
@@ -220,22 +214,22 @@ def _tokenizers(pipe: Any) -> list[tuple[str, Any]]:
 
 
 def _named(name: str, kind: str) -> Any:
-    found = getattr(diffusers, name, None)
-    if found is None:
+    cls = getattr(diffusers, name, None)
+    if cls is None:
         raise ConfigError(
             f"diffusers {diffusers.__version__} has no {kind} '{name}'{nearest(name, dir(diffusers))}"
         )
-    return found
+    return cls
 
 
 def _component(pipe: Any, path: str) -> Any:
-    found = pipe
+    component = pipe
     for part in path.split("."):
-        found = getattr(found, part, None)
-        if found is None:
+        component = getattr(component, part, None)
+        if component is None:
             names = ", ".join(sorted(pipe.components))
             raise ConfigError(f"{type(pipe).__name__} has no component '{path}'; it has: {names}")
-    return found
+    return component
 
 
 @contextmanager
