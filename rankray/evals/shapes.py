@@ -31,6 +31,14 @@ def read_items(path: str) -> list[Item]:
     return [Item(prompt, {"category": shapes.category(prompt)}) for prompt in shapes.prompts(split)]
 
 
+def categories(prompts: Sequence[str]) -> list[str] | None:
+    """Each prompt's category; None where one of them is not of this world, and the checker knows nothing."""
+    try:
+        return [shapes.category(prompt) for prompt in prompts]
+    except ValueError:
+        return None
+
+
 def columns(items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement | None]]) -> dict[str, Column]:
     """A column for each category that occurs: 1 for a right picture, 0 for a wrong one, none for one that failed."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -43,7 +51,9 @@ def columns(items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement |
 class ShapesJudge:
     """The exact checker."""
 
-    def __init__(self, spec: EvalSpec, items: Mapping[str, Any], device: str) -> None:
+    def __init__(
+        self, spec: EvalSpec | None = None, items: Mapping[str, Any] | None = None, device: str = "cpu"
+    ) -> None:
         pass
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:
