@@ -43,8 +43,7 @@ class DpgJudge:
             self.vqa = ChatVqa(part, options["ask"])
         else:
             self.vqa = BlipVqa(part, spec.batch_size, options["vocabulary"], TOKENS)
-        self.items = {prompt: dpg.from_data(prompt, data) for prompt, data in items.items()}
-        self.any_order = bool(options["any_order"])
+        self.items, self.any_order = items, bool(options["any_order"])
 
     @property
     def batch_size(self) -> int:
@@ -63,10 +62,11 @@ class DpgJudge:
         """
         one_prompt_each(images, prompts)
         asked = [item_of(self.items, prompt, "DPG-Bench") for prompt in prompts]
-        texts = [[question.text for question in item.questions.values()] for item in asked]
+        texts = [[question["text"] for question in item["questions"].values()] for item in asked]
         found = []
         for item, said in zip(asked, self.vqa.says_yes(images, texts), strict=True):
-            answers = dict(zip(item.questions, said, strict=True))
-            score = dpg.score(item.dependency, answers, any_order=self.any_order)
-            found.append(Judgement(score, {"answers": {str(number): yes for number, yes in answers.items()}}))
+            answers = dict(zip(item["questions"], said, strict=True))
+            seen = {int(number): yes for number, yes in answers.items()}
+            score = dpg.score(dpg.dependency(item), seen, any_order=self.any_order)
+            found.append(Judgement(score, {"answers": answers}))
         return found

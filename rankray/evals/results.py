@@ -17,13 +17,12 @@ import numpy as np
 from rankray import evals, stats
 from rankray.config import ModelChoice
 from rankray.config.evaluate import LABEL
-from rankray.evals import Column
 from rankray.evals import scores as evaluation
 from rankray.evals.models import Model, run_of
 from rankray.evals.prompt_lists import PromptList
 from rankray.evals.scores import Floats, Pictures
 from rankray.models.targets import Judgement
-from rankray.stats import Difference, win_rate
+from rankray.stats import Column, Difference, win_rate
 
 Judgements = Mapping[str, Sequence[Judgement | None]]
 
@@ -124,7 +123,7 @@ def _columns(
     labels = list(dict.fromkeys(label for found in figures.values() for label in found))
     if stats.OVERALL in labels and stats.OVERALL not in overall:  # it stands last
         labels.append(labels.pop(labels.index(stats.OVERALL)))
-    none = asdict(stats.Estimate(None, None, None, 0, 0))
+    none = asdict(stats.Estimate())
     return [
         {
             "name": label,
@@ -157,15 +156,8 @@ def _wins(label: str, own: Mapping[str, Pictures]) -> Iterator[dict[str, Any]]:
     """Every two models by one metric, the later against the earlier, a prompt's pictures averaged."""
     for earlier, later in combinations(own, 2):
         first, second = own[later].scores[label], own[earlier].scores[label]
-        both = ~(np.isnan(first) | np.isnan(second))
-        count = both.sum(axis=1)
-        if not count.any():
-            continue
-        means = [
-            np.where(count > 0, np.where(both, side, 0.0).sum(axis=1) / np.maximum(count, 1), np.nan)
-            for side in (first, second)
-        ]
-        yield {"metric": label, "first": later, "second": earlier, **asdict(win_rate(*means))}
+        if not np.isnan(first - second).all():
+            yield {"metric": label, "first": later, "second": earlier, **asdict(win_rate(first, second))}
 
 
 @dataclass(frozen=True)

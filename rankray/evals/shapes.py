@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rankray import shapes
-from rankray.evals import Column, EvalSpec, Item
+from rankray.evals import EvalSpec, Item, by_category
 from rankray.models.targets import SHAPES, Judgement
+from rankray.stats import Column
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,11 +42,7 @@ def categories(prompts: Sequence[str]) -> list[str] | None:
 
 def columns(items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement | None]]) -> dict[str, Column]:
     """A column for each category that occurs: 1 for a right picture, 0 for a wrong one, none for one that failed."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for item in items:
-        verdicts = [judgement.score for judgement in judgements.get(item.prompt, ()) if judgement is not None]
-        found.setdefault(item.data["category"], {})[item.prompt] = verdicts
-    return {name: Column(found[name]) for name in shapes.CATEGORIES if name in found}
+    return by_category(items, judgements, shapes.CATEGORIES)
 
 
 class ShapesJudge:

@@ -41,9 +41,8 @@ def test_a_score_is_made_of_the_model_s_answers(judges: Path, pictures: list[Ima
         asked = ITEMS[prompt]["questions"]
         said = judge.vqa.says_yes([picture], [[question["text"] for question in asked.values()]])[0]
         assert judgement.detail == {"answers": dict(zip(asked, said, strict=True))}
-        item = dpg.from_data(prompt, ITEMS[prompt])
         answers = {int(number): yes for number, yes in judgement.detail["answers"].items()}
-        assert judgement.score == dpg.score(item.dependency, answers)
+        assert judgement.score == dpg.score(dpg.dependency(ITEMS[prompt]), answers)
         assert judge.judge([picture], [prompt]) == [judgement]
     with pytest.raises(ValueError, match="DPG-Bench asks nothing of 'three squares'"):
         judge.judge(pictures[:1], ["three squares"])
