@@ -30,19 +30,9 @@ from rankray.config import ConfigError
 from rankray.config.evaluate import LABEL, EvaluateConfig, EvaluatedModel, SetConfig
 from rankray.data import cost, place
 from rankray.data.place import Output, Publish
-from rankray.evals import (
-    models as evaluated_models,
-)
-from rankray.evals import (
-    published,
-    results,
-)
-from rankray.evals import (
-    scores as evaluation,
-)
-from rankray.evals import (
-    table as evaluation_table,
-)
+from rankray.evals import models as evaluated_models
+from rankray.evals import published, results
+from rankray.evals import scores as evaluation
 from rankray.evals.models import Model
 from rankray.evals.prompt_lists import PromptList, read_lists, scorer_revisions
 from rankray.evals.results import Change, Measured
@@ -378,7 +368,7 @@ def _write_changed(plan: Plan, changes: Sequence[Change]) -> list[dict[str, Any]
 
 def publish_results(output: Output, info: dict[str, Any], publish: Publish | None) -> None:
     """Writes results.md, the report and, last, results.json."""
-    output.write_text("results.md", evaluation_table.markdown(info))
+    output.write_text("results.md", results.markdown(info))
     if publish is not None:
         publish(output.uri, info)
     store.write_json(output.at(MARKER), info, output.fs)
