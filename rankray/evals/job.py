@@ -137,7 +137,7 @@ def check(config: EvaluateConfig) -> Plan:
             "nodes see"
         )
     evaluated_models.check_kept(models, written)
-    require_resolved([evaluated_models.target(model) for model in models if not model.checkpoint])
+    require_resolved([model.target for model in models if not model.checkpoint])
     _check_sets(output, lists, models)
     return Plan(config, output, lists, tuple(models), baseline, revisions)
 
@@ -147,7 +147,7 @@ def _check_sets(output: Output, lists: Sequence[PromptList], models: Sequence[Mo
     for model in models:
         if model.checkpoint:
             continue  # `check_kept` looked at its place
-        revision = evaluated_models.revision(model)
+        revision = model.target.revision
         for prompts in lists:
             for marker in ("dataset.json", "_work/identity.json"):
                 place = output.at("sets", model.name, prompts.name, marker)
@@ -192,7 +192,7 @@ def _measured_already(plan: Plan) -> dict[str, Any] | None:
     if follow is not None:
         due = _known(plan)
         due += [last] if (last := _last(follow, due)) is not None else []
-    weights = {model.name: evaluated_models.revision(model) for model in due if not model.checkpoint}
+    weights = {model.name: model.target.revision for model in due if not model.checkpoint}
     same = {model["name"]: model["revision"] for model in info["models"]} == weights
     return info if same and len(weights) == len(due) and info["baseline"] == plan.baseline else None
 

@@ -15,6 +15,7 @@ from rankray.models.rewards.clip import ClipModel
 from rankray.models.targets import locate
 
 Thing = TypeVar("Thing")
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from rankray.config import ConfigError
-from rankray.evals.loading import Part, batches, load, load_model
+from rankray.evals.loading import CLIP_MEAN, CLIP_STD, Part, batches, load, load_model
 
 Box = tuple[float, float, float, float, float]
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 QUERY = "a photo of a {}"
 
 
@@ -135,7 +134,7 @@ def owl_pixels(image: Image.Image, side: int) -> Tensor:
         mode="bilinear",
         align_corners=False,
     )[0]
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return (pixels - mean) / std
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rankray.config import ConfigError
 from rankray.evals.compbench import yes_probability
-from rankray.evals.loading import Part, batches, load, load_model
+from rankray.evals.loading import CLIP_MEAN, CLIP_STD, Part, batches, load, load_model
 from rankray.models.rewards.clip import Preprocessing
 
 BLIP_SPECIAL = 2
@@ -192,5 +192,4 @@ def plain(question: str) -> str:
 
 def _blip_preprocessing(side: int) -> Preprocessing:
     """To a square, bicubically, and normalised as CLIP's: so do the authors and the published configuration."""
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    return Preprocessing((side, side), (side, side), mean, std)
+    return Preprocessing((side, side), (side, side), CLIP_MEAN, CLIP_STD)
