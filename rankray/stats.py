@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +35,7 @@ class Difference:
     Attributes:
         before, after: means.
         gain: after - before.
-        low, high: 95 % bootstrap interval of the gain.
+        low, high: 95 % bootstrap interval of the gain; NaN where fewer than two prompts can vary.
         wins, losses: prompts on which after is higher, lower.
         p_value: two-sided sign test over wins and losses.
     """
@@ -57,37 +56,41 @@ def compare(before: npt.ArrayLike, after: npt.ArrayLike) -> Difference:
     Raises:
         ValueError: shapes differ, or nothing is left.
     """
+    first, second = _by_prompt(before, after)
+    change = second - first
+    drawn = [weights @ change for weights in resamples([np.arange(len(change))])]
+    low, high = np.quantile(np.concatenate(drawn) / len(change), [0.025, 0.975])
+    one, other, gain = (float(values.mean()) for values in (first, second, change))
+    return Difference(one, other, gain, float(low), float(high), *_votes(change))
+
+
+def _by_prompt(before: npt.ArrayLike, after: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """float[P'] of each side: a prompt's mean over the pictures that both have a value of; no prompt without one.
+
+    Raises:
+        ValueError: shapes differ, or nothing is left.
+    """
     first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
     if first.shape != second.shape:
         raise ValueError(
             f"{first.shape} values before and {second.shape} after; give the same prompts and pictures"
         )
-    if first.ndim == 2:
-        gone = np.isnan(first) | np.isnan(second)
-        counts = np.maximum((~gone).sum(axis=1), 1)
-        keep = (~gone).any(axis=1)
-        first, second = (np.where(gone, 0.0, side).sum(axis=1) / counts for side in (first, second))
-        first, second = first[keep], second[keep]
-    keep = ~(np.isnan(first) | np.isnan(second))
-    first, second = first[keep], second[keep]
-    if not len(first):
+    if first.ndim == 1:
+        first, second = first[:, None], second[:, None]
+    both = ~(np.isnan(first) | np.isnan(second))
+    keep = both.any(axis=1)
+    if not keep.any():
         raise ValueError("no prompt has a value on both sides")
-    change = second - first
-    means = np.concatenate([weights @ change for weights in resamples([np.arange(len(change))])]) / len(
-        change
+    one, other = (
+        np.where(both, side, 0.0).sum(axis=1)[keep] / both.sum(axis=1)[keep] for side in (first, second)
     )
-    low, high = np.quantile(means, [0.025, 0.975])
+    return one, other
+
+
+def _votes(change: Floats) -> tuple[int, int, float]:
+    """How many of float[P] are above and below zero, and the sign test's p-value."""
     wins, losses = int((change > 0).sum()), int((change < 0).sum())
-    return Difference(
-        float(first.mean()),
-        float(second.mean()),
-        float(change.mean()),
-        float(low),
-        float(high),
-        wins,
-        losses,
-        sign_test(wins, losses),
-    )
+    return wins, losses, sign_test(wins, losses)
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -131,32 +134,40 @@ class Wins:
 
 
 def win_rate(first: npt.ArrayLike, second: npt.ArrayLike) -> Wins:
-    """Wins of float[P] over float[P]; prompts with a NaN are left out.
+    """Wins of float[P], or float[P, S] averaged over pictures, over the same; pairs with a NaN are left out.
 
     Raises:
-        ValueError: no prompt has a value on both sides.
+        ValueError: shapes differ, or no prompt has a value on both sides.
     """
-    change = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    change = change[~np.isnan(change)]
-    if not len(change):
-        raise ValueError("no prompt has a value on both sides")
-    wins, losses = int((change > 0).sum()), int((change < 0).sum())
-    ties = len(change) - wins - losses
-    return Wins(wins, losses, ties, (wins + ties / 2) / len(change), sign_test(wins, losses))
+    one, other = _by_prompt(first, second)
+    wins, losses, p_value = _votes(one - other)
+    ties = len(one) - wins - losses
+    return Wins(wins, losses, ties, (wins + ties / 2) / len(one), p_value)
 
 
 OVERALL = "overall"
 
 
-class Values(Protocol):
-    """One column: by prompt, one value a picture or one an answer."""
+@dataclass(frozen=True)
+class Column:
+    """One column of a benchmark's table.
+
+    Attributes:
+        values: by prompt: one value a picture, or one an answer.
+        pooled: False: the mean over prompts of each prompt's mean. True: the mean over all values.
+    """
+
+    values: Mapping[str, Sequence[float]]
+    pooled: bool = False
 
     @property
-    def values(self) -> Mapping[str, Sequence[float]]: ...
-
-    @property
-    def pooled(self) -> bool:
-        """The mean over all values, and not over prompts of each prompt's mean."""
+    def mean(self) -> float | None:
+        """The column's figure; None without a value."""
+        found = [list(values) for values in self.values.values() if len(values)]
+        if self.pooled:
+            found = [[value] for values in found for value in values]
+        means = [sum(values) / len(values) for values in found]
+        return sum(means) / len(means) if means else None
 
 
 @dataclass(frozen=True)
@@ -169,11 +180,53 @@ class Estimate:
         prompts, values: how many the figure is made of.
     """
 
-    mean: float | None
-    low: float | None
-    high: float | None
-    prompts: int
-    values: int
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    prompts: int = 0
+    values: int = 0
+
+
+def estimates(columns: Mapping[str, Column], overall: Sequence[str]) -> dict[str, Estimate]:
+    """Each column's figure and "overall", the plain mean of those columns of `overall` that have a value."""
+    table = _sums(columns, columns, overall)
+    means, intervals = table.means(table.sums), table.intervals(table.sums)
+    return {
+        name: Estimate(
+            None if np.isnan(means[n]) else float(means[n]),
+            *intervals[n],
+            int(table.inside[n].sum()),
+            int(table.values[n]),
+        )
+        for n, name in enumerate(table.labels)
+    }
+
+
+def differences(
+    before: Mapping[str, Column], after: Mapping[str, Column], overall: Sequence[str]
+) -> dict[str, Difference]:
+    """The paired difference of each column that has a value, and of the overall mean.
+
+    Both sides hold the same prompts with equally many values each: what failed on one side was left out of both. A win
+    is a prompt whose mean over its columns is higher after.
+
+    Raises:
+        ValueError: a prompt has other values on one side than on the other.
+    """
+    first, second = _sums(before, after, overall), _sums(after, before, overall)
+    if first.labels != second.labels or not np.array_equal(first.counts, second.counts):
+        raise ValueError("the two models have values of different pictures; leave out what either lacks")
+    change = second.sums - first.sums
+    old, new = (first.means(table.sums) for table in (first, second))
+    by_prompt = np.divide(change, first.counts, out=np.zeros_like(change), where=first.counts > 0)
+    by_prompt = np.vstack([by_prompt, by_prompt[first.chosen].sum(axis=0)])
+    found = {}
+    for n, (name, interval) in enumerate(zip(first.labels, first.intervals(change), strict=True)):
+        if not np.isnan(old[n]):
+            low, high = (math.nan if edge is None else edge for edge in interval)
+            means = (float(old[n]), float(new[n]), float(new[n]) - float(old[n]))
+            found[name] = Difference(*means, low, high, *_votes(by_prompt[n][first.inside[n]]))
+    return found
 
 
 @dataclass(frozen=True)
@@ -181,24 +234,26 @@ class _Sums:
     """Columns as sums over prompts: a figure is sums / counts, both weighted by how often a prompt is drawn.
 
     Attributes:
-        names: the columns [C]; the mean of some of them is one more figure, unless a column is called that.
+        labels: the figures [F]: the C columns, and the mean of some of them unless a column is called that.
         chosen: places of the columns which that mean is of.
         sums, counts: float[C, P]: a pooled column's values and their number, else a prompt's mean and 1.
-        values: int[C], how many values each column has.
+        inside: bool[F, P]: whether the figure has a value of the prompt.
+        values: int[F], how many values each figure has.
     """
 
-    names: tuple[str, ...]
+    labels: tuple[str, ...]
     chosen: Ints
     sums: Floats
     counts: Floats
+    inside: npt.NDArray[np.bool_]
     values: Ints
 
     def figures(self, sums: Floats, weights: Ints) -> Floats:
-        """float[D, C], or float[D, C + 1] with the mean of the chosen columns, of int[D, P]; NaN without a value."""
+        """float[D, F] of int[D, P]; NaN without a value."""
         counts = weights @ self.counts.T
         found: Floats = np.full(counts.shape, np.nan)
         np.divide(weights @ sums.T, counts, out=found, where=counts > 0)
-        if self.whole:
+        if len(self.labels) == len(self.counts):
             return found
         mean = found[:, self.chosen].mean(axis=1) if len(self.chosen) else np.full(len(found), np.nan)
         return np.column_stack([found, mean])
@@ -207,21 +262,6 @@ class _Sums:
         """The figures of all prompts, each once."""
         found: Floats = self.figures(sums, np.ones((1, sums.shape[1]), np.int64))[0]
         return found
-
-    @property
-    def whole(self) -> bool:
-        """Whether a column of the benchmark's own is the overall figure."""
-        return OVERALL in self.names
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.names if self.whole else (*self.names, OVERALL)
-
-    @property
-    def inside(self) -> npt.NDArray[np.bool_]:
-        """bool[C or C + 1, P]: whether the figure has a value of the prompt."""
-        own = self.counts > 0
-        return own if self.whole else np.vstack([own, own[self.chosen].any(axis=0)])
 
     def strata(self) -> list[Ints]:
         """Prompts by the chosen column that has them, where none has two; else all together."""
@@ -238,90 +278,33 @@ class _Sums:
         largest = np.zeros(sums.shape[1], np.int64)
         for places in strata:
             largest[places] = len(places)
-        vary = [(largest[row] > 1).any() and row.sum() > 1 for row in self.inside]
         found: list[tuple[float | None, float | None]] = []
-        for n, varies in enumerate(vary):
-            if not varies:
+        for n, row in enumerate(self.inside):
+            if (largest[row] > 1).any() and row.sum() > 1:
+                low, high = np.nanquantile(drawn[:, n], [0.025, 0.975])
+                found.append((float(low), float(high)))
+            else:
                 found.append((None, None))
-                continue
-            low, high = np.nanquantile(drawn[:, n], [0.025, 0.975])
-            found.append((float(low), float(high)))
         return found
 
 
-def estimates(columns: Mapping[str, Values], overall: Sequence[str]) -> dict[str, Estimate]:
-    """Each column's figure and "overall", the plain mean of those columns of `overall` that have a value."""
-    table = _sums(columns, columns, overall)
-    means, intervals, inside = table.means(table.sums), table.intervals(table.sums), table.inside
-    values = table.values if table.whole else np.append(table.values, table.values[table.chosen].sum())
-    return {
-        name: Estimate(
-            None if np.isnan(means[n]) else float(means[n]),
-            *intervals[n],
-            int(inside[n].sum()),
-            int(values[n]),
-        )
-        for n, name in enumerate(table.labels)
-    }
-
-
-def differences(
-    before: Mapping[str, Values], after: Mapping[str, Values], overall: Sequence[str]
-) -> dict[str, Difference]:
-    """The paired difference of each column that has a value, and of the overall mean.
-
-    Both sides hold the same prompts with equally many values each: what failed on one side was left out of both. A win
-    is a prompt whose mean over its columns is higher after.
-
-    Raises:
-        ValueError: a prompt has other values on one side than on the other.
-    """
-    first, second = _sums(before, after, overall), _sums(after, before, overall)
-    if first.names != second.names or not np.array_equal(first.counts, second.counts):
-        raise ValueError("the two models have values of different pictures; leave out what either lacks")
-    change = second.sums - first.sums
-    means = [first.means(table.sums) for table in (first, second)]
-    intervals, inside = first.intervals(change), first.inside
-    own = np.divide(change, first.counts, out=np.zeros_like(change), where=first.counts > 0)
-    by_prompt = own if first.whole else np.vstack([own, own[first.chosen].sum(axis=0)])
-    found = {}
-    for n, name in enumerate(first.labels):
-        if np.isnan(means[0][n]):
-            continue
-        wins, losses = (int((sign * by_prompt[n][inside[n]] > 0).sum()) for sign in (1, -1))
-        old, new = float(means[0][n]), float(means[1][n])
-        low, high = intervals[n]
-        nan = float("nan")
-        found[name] = Difference(
-            old,
-            new,
-            new - old,
-            nan if low is None else low,
-            nan if high is None else high,
-            wins,
-            losses,
-            sign_test(wins, losses),
-        )
-    return found
-
-
-def _sums(columns: Mapping[str, Values], other: Mapping[str, Values], overall: Sequence[str]) -> _Sums:
+def _sums(columns: Mapping[str, Column], other: Mapping[str, Column], overall: Sequence[str]) -> _Sums:
     """The columns over the prompts of both sides, in an order that both give alike."""
-    prompts = {
-        prompt: n
-        for n, prompt in enumerate(
-            sorted({p for c in (*columns.values(), *other.values()) for p in c.values})
-        )
-    }
-    sums = np.zeros((len(columns), len(prompts)))
+    names = sorted({prompt for one in (*columns.values(), *other.values()) for prompt in one.values})
+    place = {prompt: n for n, prompt in enumerate(names)}
+    sums = np.zeros((len(columns), len(place)))
     counts, values = np.zeros_like(sums), np.zeros(len(columns), np.int64)
     for c, column in enumerate(columns.values()):
         for prompt, found in column.values.items():
-            if not len(found):
-                continue
-            sums[c, prompts[prompt]] = sum(found) if column.pooled else sum(found) / len(found)
-            counts[c, prompts[prompt]] = len(found) if column.pooled else 1
-            values[c] += len(found)
-    names = tuple(columns)
-    chosen = [names.index(name) for name in overall if name in names and counts[names.index(name)].any()]
-    return _Sums(names, np.array(chosen, np.int64), sums, counts, values)
+            if len(found):
+                sums[c, place[prompt]] = sum(found) if column.pooled else sum(found) / len(found)
+                counts[c, place[prompt]] = len(found) if column.pooled else 1
+                values[c] += len(found)
+    labels, inside = tuple(columns), counts > 0
+    has = [labels.index(name) for name in overall if name in labels and inside[labels.index(name)].any()]
+    chosen = np.array(has, np.int64)
+    if OVERALL not in labels:
+        labels = (*labels, OVERALL)
+        inside = np.vstack([inside, inside[chosen].any(axis=0)])
+        values = np.append(values, values[chosen].sum())
+    return _Sums(labels, chosen, sums, counts, inside, values)

@@ -20,13 +20,14 @@ from typing import Any
 
 import rankray
 from rankray.ablate import table as tables
-from rankray.ablate.trials import START, Bench, Measured, Outcome, outcomes
+from rankray.ablate.trials import START, Bench, Outcome, outcomes
 from rankray.cluster.job import Job, Result, Say, open_output
 from rankray.config import ConfigError, nearest
-from rankray.config.ablate import CHECKER, AblationConfig, Row
+from rankray.config.ablate import CHECKER, AblationConfig, Row, TunedObjective
 from rankray.data import place
 from rankray.data.place import Publish
 from rankray.data.prompts import read_prompts
+from rankray.evals.shapes import categories as categories_of
 from rankray.rankdpo import job as rankdpo
 from rankray.rankdpo import labels
 from rankray.synpic import job as synpic
@@ -93,7 +94,7 @@ def check(config: AblationConfig, output: str) -> tuple[Any, str]:
             )
     if config.metric == CHECKER:
         for name in ("validation", "held_out"):
-            if _categories(prompts[name]) is None:
+            if categories_of(prompts[name]) is None:
                 raise ConfigError(
                     f"metric '{CHECKER}' judges prompts of the shapes world, and those of {name} are others; give a "
                     f"reward as metric: {', '.join(names)}"
@@ -103,33 +104,28 @@ def check(config: AblationConfig, output: str) -> tuple[Any, str]:
 
 def _prompts_of(config: AblationConfig) -> dict[str, list[str]]:
     """Who learns, who chooses and who judges: prompts by their part's name."""
-    parts = {"prompts": config.prompts, "validation": config.validation.prompts}
-    parts["held_out"] = config.held_out.prompts
+    validation, held_out = config.validation.prompts, config.held_out.prompts
+    parts = {"prompts": config.prompts, "validation": validation, "held_out": held_out}
     return {name: read_prompts(part).rows for name, part in parts.items()}
 
 
 def _sweep(bench: Bench) -> list[dict[str, Any]]:
     """Tries every objective's settings on validation prompts; what came of each, and which is best."""
     config = bench.config
-    names = {
-        (tuned.name, setting): f"sweep-{tuned.name}-lr{setting[0]:g}-beta{setting[1]:g}"
-        for tuned in config.objectives
-        for setting in tuned.settings
-    }
     trials = {
-        names[tuned.name, setting]: config.trial(tuned, config.labels, setting, config.sweep_seed)
+        _trial_name(tuned, setting): config.trial(tuned, config.labels, setting, config.sweep_seed)
         for tuned in config.objectives
         for setting in tuned.settings
     }
     came = outcomes(bench, trials, config.validation)
-    start = came[START].last.values[config.metric]
+    start = came[START].last[config.metric]
     found = []
     for tuned in config.objectives:
         tried: list[dict[str, Any]] = []
         for rate, beta in tuned.settings:
-            outcome, gain = came[names[tuned.name, (rate, beta)]], None
+            outcome, gain = came[_trial_name(tuned, (rate, beta))], None
             if outcome.failed is None:
-                gain = tables.difference([start], [outcome.last.values[config.metric]])
+                gain = tables.difference([start], [outcome.last[config.metric]])
             tried.append({"learning_rate": rate, "beta": beta, "gain": gain, "failed": outcome.failed})
         gains = [-float("inf") if trial["gain"] is None else trial["gain"]["gain"] for trial in tried]
         has_beta = tuned.objective.name not in HAS_NO_BETA
@@ -138,16 +134,17 @@ def _sweep(bench: Bench) -> list[dict[str, Any]]:
     return found
 
 
+def _trial_name(tuned: TunedObjective, setting: tuple[float, float]) -> str:
+    return f"sweep-{tuned.name}-lr{setting[0]:g}-beta{setting[1]:g}"
+
+
 def _figures(bench: Bench, dataset: Mapping[str, Any], sweep: list[dict[str, Any]]) -> dict[str, Any]:
     """Trains and measures all rows; the contents of `ablation.json`."""
     config = bench.config
-    settings = {
-        found["objective"]: (
-            found["trials"][found["chosen"]]["learning_rate"],
-            found["trials"][found["chosen"]]["beta"],
-        )
-        for found in sweep
-    }
+    settings = {}
+    for tuned in sweep:
+        best = tuned["trials"][tuned["chosen"]]
+        settings[tuned["objective"]] = (best["learning_rate"], best["beta"])
     names = {
         row.name: [f"{row.name}-seed{n}" for n in range(row.seeds or config.seeds)] for row in config.rows
     }
@@ -160,18 +157,15 @@ def _figures(bench: Bench, dataset: Mapping[str, Any], sweep: list[dict[str, Any
         if seed < len(names[row.name])
     }
     came = outcomes(bench, trials, config.held_out)
-    start = came[START].last
-    categories = _categories(start.prompts) or ["all"] * len(start.prompts)
+    start, prompts = came[START].last, came[START].prompts
+    categories = categories_of(prompts) or ["all"] * len(prompts)
     rows = [
         _row(config, row, [came[name] for name in names[row.name]], start, settings, categories)
         for row in config.rows
     ]
     _compare(
         rows,
-        {
-            row: [came[n].last.values[config.metric] for n in names[row] if not came[n].failed]
-            for row in names
-        },
+        {row: [came[n].last[config.metric] for n in names[row] if not came[n].failed] for row in names},
     )
     by_name = {row["name"]: row for row in rows}
     return {
@@ -180,10 +174,10 @@ def _figures(bench: Bench, dataset: Mapping[str, Any], sweep: list[dict[str, Any
         "tables": list(dict.fromkeys(table for row in config.rows for table in row.tables)),
         "model": config.model.model_dump(mode="json", exclude={"pool"}, exclude_none=True),
         "dataset": {key: dataset[key] for key in ("rows", "candidates", "generators", "rewards")},
-        "settings": _settings(config, len(start.prompts)),
+        "settings": _settings(config, len(prompts)),
         "start": {
-            "accuracy": tables.share(start.values[config.metric]),
-            "categories": tables.by_category(start.values[config.metric], categories),
+            "accuracy": tables.share(start[config.metric]),
+            "categories": tables.by_category(start[config.metric], categories),
         },
         "sweep": sweep,
         "rows": rows,
@@ -210,13 +204,13 @@ def _row(
     config: AblationConfig,
     row: Row,
     came: Sequence[Outcome],
-    start: Measured,
+    start: Mapping[str, tables.Values],
     settings: Mapping[str, tuple[float, float]],
     categories: Sequence[str],
 ) -> dict[str, Any]:
     """A row of `ablation.json`."""
     rate, beta = settings[row.objective]
-    seeds = [outcome.last.values for outcome in came if outcome.failed is None]
+    seeds = [outcome.last for outcome in came if outcome.failed is None]
     return {
         "name": row.name,
         "label": row.label,
@@ -228,7 +222,7 @@ def _row(
         "labels": config.labels_of(row).model_dump(mode="json"),
         "failed": [outcome.failed for outcome in came if outcome.failed is not None],
         "cpu_minutes": sum(outcome.cpu_minutes for outcome in came),
-        **tables.row_of(config.metric, start.values, seeds, categories),
+        **tables.row_of(config.metric, start, seeds, categories),
     }
 
 
@@ -244,22 +238,9 @@ def _compare(rows: Sequence[dict[str, Any]], values: Mapping[str, Sequence[table
             one["against"][other["name"]] = tables.mirrored(found)
 
 
-def _categories(prompts: Sequence[str]) -> list[str] | None:
-    """Each prompt's category in the shapes world; None where one of them is not of that world."""
-    from rankray.shapes import category
-
-    found = []
-    for prompt in prompts:
-        try:
-            found.append(category(prompt))
-        except ValueError:
-            return None
-    return found
-
-
 def _curve(curve: dict[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     points = [
-        {**point, "accuracy": rows[point["row"]]["accuracy"], "gain": rows[point["row"]]["gain"]}
+        {**point, **{key: rows[point["row"]][key] for key in ("accuracy", "gain")}}
         for point in curve["points"]
     ]
     return {**curve, "points": points}
@@ -275,15 +256,13 @@ def _along(bench: Bench, settings: Mapping[str, tuple[float, float]]) -> dict[st
     name = f"along-{row.name}"
     trials = {name: trial.model_copy(update={"steps": wanted.steps})}
     came = outcomes(bench, trials, config.held_out, wanted.every)
-    start = came[START].last.values
+    start = came[START].last
     points = [
         {
             "step": step,
-            "metrics": {
-                metric: tables.difference([start[metric]], [measured.values[metric]]) for metric in start
-            },
+            "metrics": {metric: tables.difference([start[metric]], [values[metric]]) for metric in start},
         }
-        for step, measured in sorted(came[name].points.items())
+        for step, values in sorted(came[name].points.items())
     ]
     return {"row": row.name, "failed": came[name].failed, "points": points}
 

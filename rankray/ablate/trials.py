@@ -1,8 +1,10 @@
 """Many trainings side by side, and what their models draw measured: what an ablation does most of the time.
 
-There are two ways. As "jobs" each trial is a RankDPO job in a Ray task, any number of workers large,
-that resumes by itself, and models are measured through Syn-Pic, several in one job. In "actors" (`trial_actor`)
-small trials run one after another in processes that keep what they imported. Either way as many go on at once as the
+There are two ways. As "jobs" each trial is a RankDPO job in a Ray task, any number of workers large, that resumes by
+itself, and models are measured through Syn-Pic, several in one job. In "actors" small trials run one after another in
+processes that keep what they imported, without which such trials would spend most of their time importing: four steps
+and ten pictures of the shapes world took 0.0 to 0.2 CPU minutes. The price: a killed trial starts over, it has one
+worker, and rewards that need an environment of their own cannot be asked. Either way as many go on at once as the
 cluster has room for, and all draw from the same seeds, so that differences are paired.
 
     P prompts, S pictures a prompt
@@ -13,54 +15,60 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import io
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.fs as pafs
 import ray
 
-from rankray import store
-from rankray.ablate.trial_actor import MARKER, Drawing, Task, TrialActor
+from rankray import schema, store
+from rankray.ablate.table import Values
+from rankray.cluster.item_safe import ItemSafe
+from rankray.cluster.job import Say
 from rankray.config import MAX_CANDIDATES, device_of
 from rankray.config.ablate import CHECKER, SEED_NAME, AblationConfig, DrawnConfig
 from rankray.config.rankdpo import REFERENCE_FREE, RankDPOConfig
 from rankray.data.place import Output
 from rankray.data.prompts import read_prompts
+from rankray.evals import scores, shapes
+from rankray.evals.scores import Pictures
+from rankray.models import generators, rewards
+from rankray.models.targets import load
 from rankray.rankdpo import job as rankdpo
+from rankray.rankdpo.train_job import TrainJob
 from rankray.synpic import job as synpic
 
-Say = Callable[[str], None]
 START = "start"
 """The model as every row starts from it."""
 
+MARKER = "trial.json"
 TASK_CPUS = 0.01
 """A trial's task waits for its workers, who claim what they need."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A model's values: metric -> float[P, S], NaN where a picture or score failed; prompts in the order of P."""
+class Outcome:
+    """What came of a trial.
+
+    Attributes:
+        prompts: in the order of P.
+        points: by step, each metric's values float[P, S], NaN where a picture or score failed.
+        cpu_minutes: of training, and in actors of measuring too.
+        failed: why it stopped, None where it did not.
+    """
 
     prompts: tuple[str, ...]
-    values: Mapping[str, npt.NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a trial: its measurements by step, the last one last; or why it stopped; and CPU minutes."""
-
-    points: Mapping[int, Measured]
+    points: Mapping[int, Mapping[str, Values]]
     cpu_minutes: float
     failed: str | None = None
 
     @property
-    def last(self) -> Measured:
-        """The trained model's measurement."""
+    def last(self) -> Mapping[str, Values]:
+        """The trained model's values."""
         return self.points[max(self.points)]
 
 
@@ -87,11 +95,11 @@ def outcomes(
     Args:
         every: steps between measurements; None measures the last alone.
     """
-    placed = {name: bench.placed(name, config) for name, config in _lone(trials).items()}
+    placed = {name: bench.placed(name, config) for name, config in with_references(trials).items()}
     return (_by_actors if bench.config.trials == "actors" else _by_jobs)(bench, placed, drawn, every)
 
 
-def _lone(trials: Mapping[str, RankDPOConfig]) -> dict[str, RankDPOConfig]:
+def with_references(trials: Mapping[str, RankDPOConfig]) -> dict[str, RankDPOConfig]:
     """`trials`, those that share their reference errors with no other computing them as they train."""
     sharers = collections.Counter(_kind(trial) for trial in trials.values())
     found = {}
@@ -106,77 +114,192 @@ def _lone(trials: Mapping[str, RankDPOConfig]) -> dict[str, RankDPOConfig]:
     return found
 
 
+def _kind(config: RankDPOConfig) -> tuple[Any, ...]:
+    """What an encoded set and reference errors depend on: trials of a kind that start together would both make them."""
+    if config.objective.name in REFERENCE_FREE:
+        return ("no reference", config.labels.prompt_share)
+    samples_ = tuple(sorted(config.labels.samples.items()))
+    return (config.seed, samples_, config.labels.prompt_share, config.steps)
+
+
+def first_of_kinds(trials: Sequence[RankDPOConfig]) -> dict[tuple[Any, ...], RankDPOConfig]:
+    """The first trial of each kind."""
+    return {_kind(trial): trial for trial in reversed(trials)}
+
+
+def _room(bench: Bench, workers: int) -> int:
+    """Trials of so many workers that may go on at once."""
+    if bench.config.parallel is not None:
+        return bench.config.parallel
+    cluster, each = ray.cluster_resources(), bench.config.training.workers
+    needs = {"CPU": workers * each.num_cpus, "GPU": workers * each.num_gpus}
+    return max(1, int(min(cluster.get(name, 0.0) // need for name, need in needs.items() if need)))
+
+
+def _all_done(
+    bench: Bench, work: Mapping[str, tuple[Any, ...]], free: list[Any]
+) -> dict[str, dict[str, Any]]:
+    """What comes of each piece of work, which one of `free` (remote functions) does as soon as it has no other."""
+    waiting, begin_s = list(work), time.monotonic()
+    running: dict[Any, tuple[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    while waiting or running:
+        while waiting and free:
+            name, begin = waiting.pop(0), free.pop()
+            running[begin(*work[name])] = (name, begin)
+        done, _ = ray.wait(list(running))
+        for reference in done:
+            name, begin = running.pop(reference)
+            free.append(begin)
+            found[name] = ray.get(reference)
+            bench.say(
+                f"[{(time.monotonic() - begin_s) / 60:.1f} min] {name}: {found[name]['failed'] or 'done'}, "
+                f"{found[name]['cpu_minutes']:.1f} CPU minutes; {len(work) - len(found)} left"
+            )
+    return found
+
+
 def _by_actors(
     bench: Bench, trials: Mapping[str, RankDPOConfig], drawn: DrawnConfig, every: int | None
 ) -> dict[str, Outcome]:
-    config, drawing = bench.config, _drawing(bench.config, drawn)
-    start = f"{START}-{hashlib.sha256(repr(drawing).encode()).hexdigest()[:8]}"
-    found = {name: told for name in (start, *trials) if (told := _told(bench, name)) is not None}
-    left = {name: trials[name] for name in trials if name not in found}
-    prepared = {kind: rankdpo.prepare(one, bench.say) for kind, one in _kinds(list(left.values())).items()}
-    tasks = (
-        {start: Task(None, 1, drawing, bench.output.uri_of("trials", start))} if start not in found else {}
-    )
+    config, prompts = bench.config, tuple(read_prompts(drawn.prompts).rows)
+    measured_on = repr((config.model, config.rewards, drawn, prompts))
+    start = f"{START}-{hashlib.sha256(measured_on.encode()).hexdigest()[:8]}"
+    found = {
+        name: store.read_json(bench.output.at("trials", name, MARKER), bench.output.fs)
+        for name in (start, *trials)
+        if bench.output.exists("trials", name, MARKER)
+    }
+    left = {name: trial for name, trial in trials.items() if name not in found}
+    prepared = {
+        kind: rankdpo.prepare(one, bench.say) for kind, one in first_of_kinds(list(left.values())).items()
+    }
+    work: dict[str, tuple[Any, ...]] = {}
+    if start not in found:
+        work[start] = (None, 1, bench.output.uri_of("trials", start))
     for name, trial in left.items():
         plan = rankdpo.check(trial)
-        job = dataclasses.replace(
-            prepared[_kind(trial)],
-            config=trial,
-            reward=plan.reward,
-            labelling=plan.labelling,
-            output=trial.output,
-        )
-        tasks[name] = Task(job, every or trial.steps, drawing, trial.output)
+        own: dict[str, Any] = {"reward": plan.reward, "labelling": plan.labelling, "output": trial.output}
+        job = dataclasses.replace(prepared[_kind(trial)], config=trial, **own)
+        work[name] = (job, every or trial.steps, trial.output)
     workers = config.training.workers
-    device = device_of(workers.num_gpus, config.rehearse)
-    count = min(len(tasks), config.parallel or _room(workers.num_cpus, workers.num_gpus))
     claims: dict[str, Any] = {"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus}
     actor: Any = ray.remote(max_restarts=-1, max_task_retries=2, **claims)(TrialActor)
-    idle = [actor.remote(device) for _ in range(count)]
-    waiting, begin_s = list(tasks), time.monotonic()
-    running: dict[Any, tuple[str, Any]] = {}
-    while waiting or running:
-        while waiting and idle:
-            name, free = waiting.pop(0), idle.pop()
-            running[free.run.remote(tasks[name])] = (name, free)
-        done, _ = ray.wait(list(running))
-        for reference in done:
-            name, free = running.pop(reference)
-            idle.append(free)
-            found[name] = ray.get(reference)
-            left_now = len(waiting) + len(running)
-            bench.say(
-                f"[{(time.monotonic() - begin_s) / 60:.1f} min] {_line(name, found[name])}; {left_now} left"
-            )
-    for one in idle:
+    device = device_of(workers.num_gpus, config.rehearse)
+    actors = [actor.remote(device, config, drawn, prompts) for _ in range(min(len(work), _room(bench, 1)))]
+    found |= _all_done(bench, work, [one.run.remote for one in actors])
+    for one in actors:
         ray.kill(one)
-    named = {START: start, **{name: name for name in trials}}
-    return {name: _outcome(found[place], drawing.prompts) for name, place in named.items()}
+    came = {}
+    for name in (START, *trials):
+        told = found[start if name == START else name]
+        points = {
+            point["step"]: {
+                metric: np.array(values, np.float64) for metric, values in point["values"].items()
+            }
+            for point in told["points"]
+        }
+        came[name] = Outcome(prompts, points, told["cpu_minutes"], told["failed"])
+    return came
 
 
-def _line(name: str, told: Mapping[str, Any]) -> str:
-    return f"{name}: {told['failed'] or 'done'}, {told['cpu_minutes']:.1f} CPU minutes"
+class TrialActor:
+    """Does trials one after another: train, draw, score, keep the figures. Models that judge are loaded once."""
+
+    def __init__(
+        self, device: str, config: AblationConfig, drawn: DrawnConfig, prompts: Sequence[str]
+    ) -> None:
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        import torch
+
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        self._device, self._config, self._drawn, self._prompts = device, config, drawn, prompts
+        self._judges: dict[str, Any] = {}
+
+    def run(self, job: TrainJob | None, every: int, output: str) -> dict[str, Any]:
+        """The contents of `trial.json`: failed, cpu_minutes, and points of step and values (metric -> [P][S]).
+
+        Args:
+            job: what is trained; None measures the model as it starts.
+            every: steps between measurements; the last is always measured.
+            output: the trial's place.
+        """
+        fs, place = store.filesystem(output)
+        fs.create_dir(place, recursive=True)
+        begin_s = time.process_time()
+        points, failed = [], None
+        if job is None:
+            points.append({"step": 0, "values": self._values(self._painter())})
+        else:
+            from rankray.rankdpo.samples import place_weights
+            from rankray.rankdpo.step import train_alone
+
+            try:
+                for step, weights in train_alone(job, every):
+                    painter = self._painter()
+                    place_weights(painter.pipe, job.spec, job.config, weights.items())
+                    points.append({"step": step, "values": self._values(painter)})
+                    _keep(weights, f"{place}/step-{step:06}.safetensors", fs)
+            except FloatingPointError as error:
+                failed = str(error)
+        found = {"failed": failed, "cpu_minutes": (time.process_time() - begin_s) / 60, "points": points}
+        store.write_json(f"{place}/{MARKER}", found, fs)
+        return found
+
+    def _painter(self) -> Any:
+        return load(generators.resolve(self._config.model), self._device)
+
+    def _values(self, painter: Any) -> dict[str, list[list[float]]]:
+        """Every reward's scores, and the checker's verdicts, of pictures from the seeds that Syn-Pic would take."""
+        items = [
+            (text, schema.candidate_seed(self._drawn.seed, schema.prompt_id(text), SEED_NAME, sample))
+            for text in self._prompts
+            for sample in range(self._drawn.samples)
+        ]
+
+        def paint(some: Sequence[tuple[str, int]]) -> list[Any]:
+            return list(painter.generate([text for text, _ in some], [seed for _, seed in some]))
+
+        pictures = ItemSafe(painter, self._config.model.label).run(paint, items)
+        shown = {
+            n: (picture.convert("RGB"), items[n][0])
+            for n, picture in enumerate(pictures)
+            if not isinstance(picture, Exception)
+        }
+        if not self._judges:
+            for choice in self._config.rewards:
+                self._judges[choice.label] = load(rewards.resolve(choice), self._device)
+            if shapes.categories(self._prompts) is not None:
+                self._judges[CHECKER] = shapes.ShapesJudge()
+        found = {}
+        for name, judge in self._judges.items():
+            values = np.full(len(items), np.nan)
+            results = ItemSafe(judge, name).run(_score_by(judge), list(shown.values()))
+            for n, result in zip(shown, results, strict=True):
+                values[n] = np.nan if isinstance(result, Exception) else result
+            found[name] = values.reshape(len(self._prompts), -1).tolist()
+        return found
 
 
-def _drawing(config: AblationConfig, drawn: DrawnConfig) -> Drawing:
-    prompts = tuple(read_prompts(drawn.prompts).rows)
-    checked = _shapes_prompts(prompts)
-    return Drawing(config.model, prompts, drawn.samples, drawn.seed, SEED_NAME, config.rewards, checked)
+def _score_by(judge: Any) -> Callable[[Sequence[Any]], list[float]]:
+    """Pairs of picture and prompt -> the scores of a reward or a judge."""
+
+    def score(pairs: Sequence[Any]) -> list[float]:
+        images, texts = [image for image, _ in pairs], [text for _, text in pairs]
+        if isinstance(judge, shapes.ShapesJudge):
+            return [judgement.score for judgement in judge.judge(images, texts)]
+        return [float(value) for value in judge.score(images, texts)]
+
+    return score
 
 
-def _told(bench: Bench, name: str) -> dict[str, Any] | None:
-    """What an actor left of a trial that it finished."""
-    if not bench.output.exists("trials", name, MARKER):
-        return None
-    return dict(store.read_json(bench.output.at("trials", name, MARKER), bench.output.fs))
+def _keep(weights: Mapping[str, Any], place: str, fs: Any) -> None:
+    """The trained weights, whole or not at all."""
+    from safetensors.torch import save
 
-
-def _outcome(told: Mapping[str, Any], prompts: tuple[str, ...]) -> Outcome:
-    points = {
-        point["step"]: Measured(prompts, {k: np.array(v, np.float64) for k, v in point["values"].items()})
-        for point in told["points"]
-    }
-    return Outcome(points, told["cpu_minutes"], told["failed"])
+    with fs.open_output_stream(f"{place}.tmp") as stream:
+        stream.write(save({name: value.contiguous() for name, value in weights.items()}))
+    fs.move(f"{place}.tmp", place)
 
 
 def _by_jobs(
@@ -187,55 +310,32 @@ def _by_jobs(
         name: trial.model_copy(update={"checkpoints": trial.checkpoints.model_copy(update=keep)})
         for name, trial in trials.items()
     }
-    trained = _train_all(bench, trials)
+    for one in first_of_kinds(list(trials.values())).values():
+        rankdpo.prepare(one, bench.say)
+    task: Any = ray.remote(num_cpus=TASK_CPUS)(_train)
+    room = _room(bench, bench.config.training.workers.count)
+    trained = _all_done(bench, {name: (trial,) for name, trial in trials.items()}, [task.remote] * room)
     models: dict[str, str | None] = {START: None}
     marks: dict[str, dict[int, str]] = {}
-    for name, told in trained.items():
-        if told["failed"] is None:
-            steps = trials[name].steps
-            marks[name] = {
-                step: f"{name} at step {step}" for step in range(every or steps, steps + 1, every or steps)
-            }
-            models |= {label: _pipeline(bench, trials[name], step) for step, label in marks[name].items()}
+    for name, trial in trials.items():
+        if trained[name]["failed"] is None:
+            steps = range(every or trial.steps, trial.steps + 1, every or trial.steps)
+            marks[name] = {step: f"{name} at step {step}" for step in steps}
+            models |= {label: _pipeline(bench, trial, step) for step, label in marks[name].items()}
     measured = _measure_all(bench, drawn, models)
-    found = {START: Outcome({0: measured[START]}, 0.0)}
-    for name, told in trained.items():
-        points = {step: measured[label] for step, label in marks.get(name, {}).items()}
-        found[name] = Outcome(points, told["cpu_minutes"], told["failed"])
+    prompts = measured[START].prompts
+    found = {START: Outcome(prompts, {0: measured[START].scores}, 0.0)}
+    for name in trials:
+        points = {step: measured[label].scores for step, label in marks.get(name, {}).items()}
+        found[name] = Outcome(prompts, points, **trained[name])
     return found
 
 
-def _train_all(bench: Bench, trials: Mapping[str, RankDPOConfig]) -> dict[str, dict[str, Any]]:
-    """Runs what is left of all trials as jobs; cpu_minutes and failed of each.
+def _train(config: RankDPOConfig) -> dict[str, Any]:
+    """One trial, in a Ray task; of builtins alone, as it passes between processes.
 
     A run that diverges is a result; what is wrong with all of them, such as a dataset that is gone, propagates.
     """
-    for one in _kinds(list(trials.values())).values():
-        rankdpo.prepare(one, bench.say)
-    workers = bench.config.training.workers
-    room = bench.config.parallel or _room(workers.count * workers.num_cpus, workers.count * workers.num_gpus)
-    task = ray.remote(num_cpus=TASK_CPUS)(_train)
-    waiting = list(trials)
-    running: dict[Any, str] = {}
-    found: dict[str, dict[str, Any]] = {}
-    begin_s = time.monotonic()
-    while waiting or running:
-        while waiting and len(running) < room:
-            name = waiting.pop(0)
-            running[task.remote(trials[name])] = name
-        done, _ = ray.wait(list(running))
-        for reference in done:
-            name = running.pop(reference)
-            found[name] = ray.get(reference)
-            left = len(trials) - len(found)
-            bench.say(
-                f"[{(time.monotonic() - begin_s) / 60:.1f} min] {_line(name, found[name])}; {left} left"
-            )
-    return {name: found[name] for name in trials}
-
-
-def _train(config: RankDPOConfig) -> dict[str, Any]:
-    """One trial, in a Ray task; of builtins alone, as it passes between processes."""
     try:
         result = rankdpo.run(config, say=lambda line: None)
     except rankdpo.TrainingError as error:
@@ -268,34 +368,15 @@ def _checkpoint(output: Output, name: str, step: int) -> str:
     raise RuntimeError(f"no checkpoint of step {step} in {root}; remove that directory and run again")
 
 
-def _kind(config: RankDPOConfig) -> tuple[Any, ...]:
-    """What an encoded set and reference errors depend on: trials of a kind that start together would both make them."""
-    if config.objective.name in REFERENCE_FREE:
-        return ("no reference", config.labels.prompt_share)
-    samples_ = tuple(sorted(config.labels.samples.items()))
-    return (config.seed, samples_, config.labels.prompt_share, config.steps)
-
-
-def _kinds(trials: Sequence[RankDPOConfig]) -> dict[tuple[Any, ...], RankDPOConfig]:
-    """The first trial of each kind."""
-    return {_kind(trial): trial for trial in reversed(trials)}
-
-
-def _room(num_cpus: float, num_gpus: float) -> int:
-    """Trials that the cluster has room for at once."""
-    cluster, needs = ray.cluster_resources(), {"CPU": num_cpus, "GPU": num_gpus}
-    return max(1, int(min(cluster.get(name, 0.0) // each for name, each in needs.items() if each)))
-
-
-def _measure_all(bench: Bench, drawn: DrawnConfig, models: Mapping[str, str | None]) -> dict[str, Measured]:
+def _measure_all(bench: Bench, drawn: DrawnConfig, models: Mapping[str, str | None]) -> dict[str, Pictures]:
     """Pictures and scores of models by name, several in one Syn-Pic job; None is the model as it starts."""
-    found: dict[str, Measured] = {}
+    found: dict[str, Pictures] = {}
     for group in grouped(list(models), MAX_CANDIDATES // drawn.samples):
         key = hashlib.sha256("\0".join([repr(drawn), *group]).encode()).hexdigest()[:12]
         place = bench.output.uri_of("evaluation", key)
         job = bench.config.evaluation(place, drawn, {name: models[name] for name in group})
         bench.say(f"measuring {len(group)} models: {', '.join(group)}")
-        found |= read(synpic.run(job, say=lambda line: None).path)
+        found |= scores.by_model(synpic.run(job, say=lambda line: None).path)
     return found
 
 
@@ -303,51 +384,3 @@ def grouped(names: Sequence[str], most: int) -> list[list[str]]:
     """`names` in order in as few groups of at most `most` as there need be, none of one name if it can be helped."""
     count = -(-len(names) // most)
     return [list(part) for part in np.array_split(np.array(names, dtype=object), count)] if names else []
-
-
-def read(path: str) -> dict[str, Measured]:
-    """Each generator's values in a finished dataset: every reward's, and on shapes prompts the checker's."""
-    dataset = store.read(path)
-    rewards = [item["name"] for item in dataset.info["rewards"]]
-    rows = sorted(dataset.rows(images=True), key=lambda row: str(row["prompt_id"]))
-    prompts = tuple(row["prompt"] for row in rows)
-    checked = _shapes_prompts(prompts)
-    found: dict[str, dict[str, list[list[float]]]] = {}
-    for row in rows:
-        by_name: dict[str, dict[str, list[float]]] = {}
-        for candidate in row["candidates"]:
-            own = by_name.setdefault(candidate["generator"], {})
-            for name, score in zip(rewards, candidate["scores"], strict=True):
-                own.setdefault(name, []).append(float(score))
-            if checked:
-                own.setdefault(CHECKER, []).append(_passes(candidate["image"], row["prompt"]))
-        for name, values in by_name.items():
-            for metric, of_prompt in values.items():
-                found.setdefault(name, {}).setdefault(metric, []).append(of_prompt)
-    return {
-        name: Measured(prompts, {metric: np.array(table) for metric, table in values.items()})
-        for name, values in found.items()
-    }
-
-
-def _shapes_prompts(prompts: Sequence[str]) -> bool:
-    from rankray.shapes.prompts import parse
-
-    try:
-        for prompt in prompts:
-            parse(prompt)
-    except ValueError:
-        return False
-    return True
-
-
-def _passes(image: dict[str, Any] | None, prompt: str) -> float:
-    """1 where the picture shows the prompt, 0 where not, NaN where there is none."""
-    from PIL import Image
-
-    from rankray.shapes import check
-
-    if image is None:
-        return float("nan")
-    with Image.open(io.BytesIO(store.image_bytes(image))) as picture:
-        return float(check(np.asarray(picture.convert("RGB")), prompt))

@@ -32,6 +32,7 @@ from rankray.models.targets import (
     target_of,
 )
 from rankray.models.weights import Pinned
+from rankray.stats import Column
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,28 +47,6 @@ class Item:
 
     prompt: str
     data: Any
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a benchmark's table.
-
-    Attributes:
-        values: by prompt: one value a picture, or one an answer.
-        pooled: False: the mean over prompts of each prompt's mean. True: the mean over all values.
-    """
-
-    values: Mapping[str, Sequence[float]]
-    pooled: bool = False
-
-    @property
-    def mean(self) -> float | None:
-        """The column's figure; None without a value."""
-        found = [list(values) for values in self.values.values() if len(values)]
-        if self.pooled:
-            found = [[value] for values in found for value in values]
-        means = [sum(values) / len(values) for values in found]
-        return sum(means) / len(means) if means else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +209,24 @@ def items_of(spec: EvalSpec, path: str) -> list[Item]:
         if found.setdefault(item.prompt, item).data != item.data:
             _LOG.warning("'%s' stands twice in %s; what stands first is asked", item.prompt, path)
     return list(found.values())
+
+
+def by_category(
+    items: Sequence[Item],
+    judgements: Mapping[str, Sequence[Judgement | None]],
+    names: Sequence[str],
+    key: str = "category",
+) -> dict[str, Column]:
+    """A column for each of `names` that occurs: the scores of its prompts' pictures; none for one that failed.
+
+    Args:
+        key: where an item's data has its category.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for item in items:
+        scores = [judgement.score for judgement in judgements.get(item.prompt, ()) if judgement is not None]
+        found.setdefault(item.data[key], {})[item.prompt] = scores
+    return {name: Column(found[name]) for name in names if name in found}
 
 
 def columns_of(

@@ -26,9 +26,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rankray.evals import Column, Item, read_lines
+from rankray.evals import Item, by_category, read_lines
 from rankray.evals.phrases import LOCALITIES, Spatial, noun_phrases, parse_spatial, sentence_spatial
 from rankray.models.targets import Judgement
+from rankray.stats import Column
 
 Located = Sequence[float]
 Kind = Literal["spatial", "action", "both"]
@@ -158,11 +159,7 @@ def guessed_kind(prompt: str) -> Kind:
 
 def columns(items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement | None]]) -> dict[str, Column]:
     """A column for each category that occurs: the pictures' scores."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for item in items:
-        scores = [judgement.score for judgement in judgements.get(item.prompt, ()) if judgement is not None]
-        found.setdefault(item.data["category"], {})[item.prompt] = scores
-    return {name: Column(found[name]) for name in CATEGORIES if name in found}
+    return by_category(items, judgements, CATEGORIES)
 
 
 def binding_score(probabilities: Sequence[float]) -> float:

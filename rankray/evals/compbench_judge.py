@@ -20,10 +20,9 @@ import torch
 from PIL import Image
 
 from rankray.evals import EvalSpec, compbench
-from rankray.evals.loading import batches, item_of, one_prompt_each, part_of
+from rankray.evals.loading import asked_of, batches, load_clip, part_of
 from rankray.evals.open_detection import Box, OpenDetector
 from rankray.evals.vqa import BlipVqa
-from rankray.models.rewards.clip import ClipModel
 from rankray.models.targets import Judgement
 
 TOKENS = 35
@@ -45,39 +44,18 @@ class CompBenchJudge:
     """
 
     def __init__(self, spec: EvalSpec, items: Mapping[str, Any], device: str) -> None:
-        self.items, self._batch_size, options = items, spec.batch_size, spec.options
+        self.items, self.batch_size, options = items, spec.batch_size, spec.options
         self.least = float(options["least_confidence"])
         # Only what the items call for: a run of the colour prompts alone needs one of three models.
         asked = [set(data) for data in items.values()]
         self.vqa = self.detector = self.clip = None
         parts = {name: part_of(spec, name, device) for name in spec.models}
         if any("phrases" in keys for keys in asked):
-            self.vqa = BlipVqa(parts["vqa"], spec.batch_size, options["vocabulary"], TOKENS)
+            self.vqa = BlipVqa(parts["vqa"], options["vocabulary"], TOKENS)
         if any(data.get("spatial") for data in items.values()):
-            self.detector = OpenDetector(parts["detector"], spec.batch_size, options["clip_vocabulary"])
+            self.detector = OpenDetector(parts["detector"], options["clip_vocabulary"])
         if any("action" in keys for keys in asked):
-            self.clip = ClipModel(
-                parts["clip"].source,
-                parts["clip"].revision,
-                processor=None,
-                processor_revision="main",
-                vocabulary=options["clip_vocabulary"],
-                dtype=spec.dtype,
-                device=device,
-                by_openai=True,
-            )
-
-    @property
-    def batch_size(self) -> int:
-        """Pictures, and questions, computed at once."""
-        return self._batch_size
-
-    @batch_size.setter
-    def batch_size(self, size: int) -> None:
-        self._batch_size = size
-        for part in (self.vqa, self.detector):
-            if part is not None:
-                part.batch_size = size
+            self.clip = load_clip(parts["clip"], options["clip_vocabulary"])
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:
         """A picture's score by its prompt's category; the detail has what it was made from.
@@ -85,8 +63,7 @@ class CompBenchJudge:
         Raises:
             ValueError: images and prompts differ in number, or T2I-CompBench asks nothing of a prompt.
         """
-        one_prompt_each(images, prompts)
-        asked = [item_of(self.items, prompt, "T2I-CompBench") for prompt in prompts]
+        asked = asked_of(self.items, images, prompts, "T2I-CompBench")
         phrases = self._attributes(images, asked)
         boxes = self._boxes(images, asked)
         cosines = self._cosines(images, asked)
@@ -100,7 +77,8 @@ class CompBenchJudge:
         phrases = [list(item.get("phrases", ()))[: compbench.PHRASES] for item in asked]
         if self.vqa is None:
             return [{} for _ in images]
-        found = self.vqa.probabilities(images, [[f"{phrase}?" for phrase in some] for some in phrases])
+        questions = [[f"{phrase}?" for phrase in some] for some in phrases]
+        found = self.vqa.probabilities(images, questions, self.batch_size)
         return [dict(zip(some, values, strict=True)) for some, values in zip(phrases, found, strict=True)]
 
     def _boxes(
@@ -109,7 +87,7 @@ class CompBenchJudge:
         if self.detector is None:
             return [{} for _ in images]
         names = [[item["spatial"][0], item["spatial"][2]] if item.get("spatial") else [] for item in asked]
-        return self.detector.best(images, names, self.least)
+        return self.detector.best(images, names, self.least, self.batch_size)
 
     def _cosines(
         self, images: Sequence[Image.Image], asked: Sequence[Mapping[str, Any]]

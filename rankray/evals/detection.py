@@ -111,7 +111,6 @@ class Detector:
 
     Args:
         part: which kind it is, its configuration says.
-        batch_size: pictures of one size computed at once; smaller remainders are padded to it.
         size: the image processor's `size` in place of the checkpoint's own, None for that.
         classes: names that it has to know, by GenEval's words.
 
@@ -119,13 +118,7 @@ class Detector:
         ConfigError: it is no detector, its weights are missing, no safetensors or do not fit, or it lacks a class.
     """
 
-    def __init__(
-        self,
-        part: Part,
-        batch_size: int,
-        size: Mapping[str, int] | None,
-        classes: Iterable[str],
-    ) -> None:
+    def __init__(self, part: Part, size: Mapping[str, int] | None, classes: Iterable[str]) -> None:
         from transformers import AutoConfig
 
         self.config = load(AutoConfig, part)
@@ -142,10 +135,10 @@ class Detector:
         changes = {} if size is None else {"size": dict(size)}
         self.processor = load_image_processor(part, **changes)
         self.frame = Frame.of(self.processor) if self.has_masks else None
-        self.device, self.dtype, self.batch_size = part.device, getattr(torch, part.dtype), batch_size
+        self.device, self.dtype = part.device, getattr(torch, part.dtype)
 
     def find(
-        self, images: Sequence[Image.Image], names: Sequence[Iterable[str]], least: float
+        self, images: Sequence[Image.Image], names: Sequence[Iterable[str]], least: float, batch_size: int
     ) -> list[dict[str, list[Sighting]]]:
         """Of each picture, all boxes of the classes asked of it, in the model's order; a class unseen has none.
 
@@ -153,6 +146,7 @@ class Detector:
             images: RGB, of any size.
             names: classes of each picture.
             least: masks are kept of boxes whose score is above it.
+            batch_size: pictures of one size computed at once; smaller remainders are padded to it.
         """
         found: list[dict[str, list[Sighting]]] = [{} for _ in images]
         by_size: dict[tuple[int, int], list[int]] = {}
@@ -160,7 +154,7 @@ class Detector:
             by_size.setdefault(image.size, []).append(place)
         # Pictures of one size: a processor pads others to the largest, and what is seen would depend on neighbours.
         for places in by_size.values():
-            for batch, count in batches(places, self.batch_size):
+            for batch, count in batches(places, batch_size):
                 shown = [images[place] for place in batch]
                 asked = [set(names[place]) for place in batch]
                 for place, seen in zip(batch[:count], self._see(shown, asked, least), strict=False):

@@ -22,13 +22,12 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankray import evals
-from rankray.evals import Column, read_lines
+from rankray.evals import Item, read_lines
 from rankray.models.targets import Judgement
+from rankray.stats import Column
 
 _LOG = logging.getLogger(__name__)
 ROOT = 0
@@ -38,37 +37,8 @@ SENTENCE = "sentence"
 COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
 
 
-@dataclass(frozen=True)
-class Question:
-    """One proposition of a prompt.
-
-    Attributes:
-        text: the question in words.
-        category: "entity - whole", "attribute - color", ...: what stands before the proposition's brackets.
-        parents: ids of the questions that it depends on; (0,) or () for none.
-    """
-
-    text: str
-    category: str
-    parents: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Item:
-    """A prompt with its questions by id."""
-
-    item_id: str
-    prompt: str
-    questions: Mapping[int, Question]
-
-    @property
-    def dependency(self) -> dict[int, list[int]]:
-        """Parents of each question, as `score` takes them."""
-        return {number: list(question.parents) for number, question in self.questions.items()}
-
-
 def read(lines: Iterable[str], *, keep_first: bool = False) -> list[Item]:
-    """Items of the published table (CSV, a line a question), in its order.
+    """Items of the published table (CSV, a line a question), in its order, as `read_items` gives them.
 
     Args:
         keep_first: keep the first line of data, which the authors' reader drops. Without it, the first prompt is left
@@ -82,8 +52,8 @@ def read(lines: Iterable[str], *, keep_first: bool = False) -> list[Item]:
     if gone:
         raise ValueError(f"columns {', '.join(gone)} are missing; give DPG-Bench's table of questions")
     prompts: dict[str, str] = {}
-    questions: dict[str, dict[int, Question]] = {}
-    first: tuple[str, int] | None = None
+    questions: dict[str, dict[str, Any]] = {}
+    first: tuple[str, str] | None = None
     for line in table:
         item = line["item_id"]
         number, question = _row(line, f"line {table.line_num}")
@@ -91,7 +61,7 @@ def read(lines: Iterable[str], *, keep_first: bool = False) -> list[Item]:
         mine = questions.setdefault(item, {})
         if number in mine:  # the authors' code takes the last too
             _LOG.warning(
-                "line %d: question %d of item %r stands twice; the last counts", table.line_num, number, item
+                "line %d: question %s of item %r stands twice; the last counts", table.line_num, number, item
             )
         mine[number] = question
         if first is None:
@@ -99,13 +69,13 @@ def read(lines: Iterable[str], *, keep_first: bool = False) -> list[Item]:
     if first is not None and not keep_first:
         item, number = first
         del questions[item][number]
-        orphans = any(number in question.parents for question in questions[item].values())
+        orphans = any(int(number) in question["parents"] for question in questions[item].values())
         if orphans or not questions[item]:
             del questions[item]
-    return [Item(item, prompts[item], mine) for item, mine in questions.items()]
+    return [Item(prompts[item], {"item_id": item, "questions": mine}) for item, mine in questions.items()]
 
 
-def _row(line: Mapping[str, str | None], where: str) -> tuple[int, Question]:
+def _row(line: Mapping[str, str | None], where: str) -> tuple[str, dict[str, Any]]:
     """(id, question) of a line of the table."""
     short = [name for name in COLUMNS if line[name] is None]
     if short:
@@ -115,17 +85,26 @@ def _row(line: Mapping[str, str | None], where: str) -> tuple[int, Question]:
         number = float(found["proposition_id"])
         if not number.is_integer():
             raise ValueError(number)
-        parents = tuple(int(word) for word in found["dependency"].split(",") if word.strip())
+        parents = [int(word) for word in found["dependency"].split(",") if word.strip()]
     except ValueError:
         raise ValueError(
             f"{where}: proposition_id {found['proposition_id']!r} or dependency {found['dependency']!r} is no number"
         ) from None
     category = found["tuple"].split("(")[0].strip()
-    return int(number), Question(found["question_natural_language"], category, parents)
+    return str(int(number)), _question(found["question_natural_language"], category, parents)
 
 
-def read_items(path: str, *, keep_first: bool = False) -> list[evals.Item]:
+def _question(text: Any, category: Any, parents: Iterable[Any]) -> dict[str, Any]:
+    if isinstance(parents, str):
+        raise ValueError(f"parents {parents!r} is no list of ids")
+    return {"text": str(text), "category": str(category), "parents": [int(parent) for parent in parents]}
+
+
+def read_items(path: str, *, keep_first: bool = False) -> list[Item]:
     """Prompts with their questions as data: {"item_id": ..., "questions": {"1": {"text", "category", "parents"}}}.
+
+    A category is what stands before the proposition's brackets ("entity - whole", "attribute - color"), parents are ids
+    of the questions that one depends on, [0] or [] for none.
 
     Args:
         path: the published table (.csv), a directory that holds one, or JSON lines of `item_id`, `prompt` and
@@ -142,26 +121,25 @@ def read_items(path: str, *, keep_first: bool = False) -> list[evals.Item]:
         if len(tables) != 1:
             raise ValueError(f"{path} holds {len(tables)} .csv files; name DPG-Bench's table of questions")
         place = tables[0]
-    if place.suffix == ".jsonl":
-        return [_item(number, line) for number, line in enumerate(read_lines(str(place)), 1) if line.strip()]
-    return [
-        evals.Item(item.prompt, as_data(item)) for item in read(read_lines(str(place)), keep_first=keep_first)
-    ]
+    lines = read_lines(str(place))
+    if place.suffix != ".jsonl":
+        return read(lines, keep_first=keep_first)
+    return [_item(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _item(number: int, line: str) -> evals.Item:
+def _item(number: int, line: str) -> Item:
     try:
         entry = json.loads(line)
-        prompt = entry["prompt"]
-        asked = entry.get("questions")
-        questions = (
-            sentences(prompt)
-            if asked is None
-            else {int(one["id"]): _question(one["text"], one["category"], one["parents"]) for one in asked}
-        )
-        if asked is not None and len(questions) < len(asked):
-            raise ValueError("an id stands twice")
-        item = Item(str(entry.get("item_id", number)), str(prompt), questions)
+        prompt, asked = entry["prompt"], entry.get("questions")
+        if asked is None:
+            questions = sentences(prompt)
+        else:
+            questions = {
+                str(int(one["id"])): _question(one["text"], one["category"], one["parents"]) for one in asked
+            }
+            if len(questions) < len(asked):
+                raise ValueError("an id stands twice")
+        item = Item(str(prompt), {"item_id": str(entry.get("item_id", number)), "questions": questions})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"line {number} is no DPG prompt ({type(error).__name__}: {error}); give item_id, prompt and questions, "
@@ -169,46 +147,25 @@ def _item(number: int, line: str) -> evals.Item:
         ) from None
     if not questions:
         raise ValueError(f"line {number}: '{prompt}' has nothing to ask")
-    return evals.Item(item.prompt, as_data(item))
+    return item
 
 
-def _question(text: str, category: str, parents: Iterable[int]) -> Question:
-    if isinstance(parents, str):
-        raise ValueError(f"parents {parents!r} is no list of ids")
-    return Question(str(text), str(category), tuple(int(parent) for parent in parents))
-
-
-def sentences(prompt: str) -> dict[int, Question]:
+def sentences(prompt: str) -> dict[str, dict[str, Any]]:
     """One independent question a sentence, for prompts that come without questions."""
     found = [part.strip() for part in re.split(r"(?<=[.!?])\s+", prompt.strip()) if part.strip()]
     return {
-        number: Question(f'Does this picture show "{text}"?', SENTENCE, (ROOT,))
+        str(number): _question(f'Does this picture show "{text}"?', SENTENCE, [ROOT])
         for number, text in enumerate(found, 1)
     }
 
 
-def as_data(item: Item) -> dict[str, Any]:
-    """What `read_items` gives of an item, JSON-ready."""
-    return {
-        "item_id": item.item_id,
-        "questions": {
-            str(number): {"text": one.text, "category": one.category, "parents": list(one.parents)}
-            for number, one in item.questions.items()
-        },
-    }
-
-
-def from_data(prompt: str, data: Mapping[str, Any]) -> Item:
-    """The item of which `as_data` was made."""
-    questions = {
-        int(number): _question(one["text"], one["category"], one["parents"])
-        for number, one in data["questions"].items()
-    }
-    return Item(data["item_id"], prompt, questions)
+def dependency(data: Mapping[str, Any]) -> dict[int, list[int]]:
+    """Parents of each question of an item's data, as `score` takes them."""
+    return {int(number): question["parents"] for number, question in data["questions"].items()}
 
 
 def columns(
-    items: Sequence[evals.Item],
+    items: Sequence[Item],
     judgements: Mapping[str, Sequence[Judgement | None]],
     *,
     all_pictures: bool = False,
@@ -266,46 +223,3 @@ def score(
     if not asked:
         raise ValueError("there is no question; a score needs one")
     return len(holding(dependency, answers, any_order=any_order)) / len(asked)
-
-
-def benchmark(scores: Iterable[Sequence[float]]) -> float:
-    """Mean over prompts of the mean over each prompt's pictures.
-
-    Raises:
-        ValueError: there is no prompt, or one without a picture.
-    """
-    means = [sum(pictures) / len(pictures) if pictures else None for pictures in scores]
-    known = [mean for mean in means if mean is not None]
-    if not known or len(known) < len(means):
-        raise ValueError(
-            f"{len(known)} of {len(means)} prompts have a picture; each needs one, and there must be one"
-        )
-    return sum(known) / len(known)
-
-
-def by_category(
-    prompts: Iterable[tuple[Item, Sequence[Mapping[int, bool]]]],
-    level: int = 2,
-    *,
-    all_pictures: bool = False,
-) -> dict[str, float]:
-    """Share of yes among answers, by category: "attribute - color" at level 2, "attribute" at level 1.
-
-    As published, the graph plays no part here: a yes counts even where its parent is no.
-
-    Args:
-        prompts: each with the answers on each of its pictures.
-        all_pictures: take all of a prompt's pictures and not its last alone.
-    """
-    found: dict[str, list[bool]] = {}
-    for item, pictures in prompts:
-        for answers in pictures if all_pictures else pictures[-1:]:
-            for number, question in item.questions.items():
-                name = question.category if level == 2 else question.category.split("-")[0].strip()
-                found.setdefault(name, []).append(bool(answers[number]))
-    return {name: sum(values) / len(values) for name, values in sorted(found.items())}
-
-
-def is_yes(answer: str) -> bool:
-    """Whether a judge's words are a yes: that word exactly, as published."""
-    return answer == "yes"

@@ -13,8 +13,9 @@ from typing import Any
 
 from PIL import Image
 
+from rankray.config import ConfigError
 from rankray.evals import EvalSpec, dpg
-from rankray.evals.loading import checked_choice, item_of, one_prompt_each, part_of
+from rankray.evals.loading import asked_of, part_of
 from rankray.evals.vqa import BlipVqa, ChatVqa
 from rankray.models.targets import Judgement
 
@@ -36,24 +37,16 @@ class DpgJudge:
     """
 
     def __init__(self, spec: EvalSpec, items: Mapping[str, Any], device: str) -> None:
-        options = spec.options
-        part = part_of(spec, "vqa", device)
+        options, part = spec.options, part_of(spec, "vqa", device)
         self.vqa: BlipVqa | ChatVqa
-        if checked_choice("vqa", options["vqa"], ("blip", "chat")) == "chat":
-            self.vqa = ChatVqa(part, options["ask"])
+        self.batch_size = spec.batch_size
+        if options["vqa"] == "chat":
+            self.vqa, self.batch_size = ChatVqa(part, options["ask"]), 1
+        elif options["vqa"] == "blip":
+            self.vqa = BlipVqa(part, options["vocabulary"], TOKENS)
         else:
-            self.vqa = BlipVqa(part, spec.batch_size, options["vocabulary"], TOKENS)
-        self.items = {prompt: dpg.from_data(prompt, data) for prompt, data in items.items()}
-        self.any_order = bool(options["any_order"])
-
-    @property
-    def batch_size(self) -> int:
-        """Pictures, and questions, computed at once."""
-        return self.vqa.batch_size
-
-    @batch_size.setter
-    def batch_size(self, size: int) -> None:
-        self.vqa.batch_size = size
+            raise ConfigError(f"option vqa = {options['vqa']!r} is none of blip, chat")
+        self.items, self.any_order = items, bool(options["any_order"])
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:
         """The share of a picture's questions that count; the detail has the answers by the questions' ids.
@@ -61,12 +54,12 @@ class DpgJudge:
         Raises:
             ValueError: images and prompts differ in number, or DPG-Bench asks nothing of a prompt.
         """
-        one_prompt_each(images, prompts)
-        asked = [item_of(self.items, prompt, "DPG-Bench") for prompt in prompts]
-        texts = [[question.text for question in item.questions.values()] for item in asked]
+        asked = asked_of(self.items, images, prompts, "DPG-Bench")
+        texts = [[question["text"] for question in item["questions"].values()] for item in asked]
         found = []
-        for item, said in zip(asked, self.vqa.says_yes(images, texts), strict=True):
-            answers = dict(zip(item.questions, said, strict=True))
-            score = dpg.score(item.dependency, answers, any_order=self.any_order)
-            found.append(Judgement(score, {"answers": {str(number): yes for number, yes in answers.items()}}))
+        for item, said in zip(asked, self.vqa.says_yes(images, texts, self.batch_size), strict=True):
+            answers = dict(zip(item["questions"], said, strict=True))
+            seen = {int(number): yes for number, yes in answers.items()}
+            score = dpg.score(dpg.dependency(item), seen, any_order=self.any_order)
+            found.append(Judgement(score, {"answers": answers}))
         return found

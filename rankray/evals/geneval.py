@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from rankray.evals import Column, Item, read_lines
+from rankray.evals import Item, by_category, read_lines
 from rankray.models.targets import Judgement
+from rankray.stats import Column
 
 Box = Sequence[float]
 
@@ -90,11 +91,7 @@ def read_items(path: str) -> list[Item]:
 
 def columns(items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement | None]]) -> dict[str, Column]:
     """A column for each category that occurs: 1 for a right picture, 0 for a wrong one, none for one that failed."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for item in items:
-        verdicts = [judgement.score for judgement in judgements.get(item.prompt, ()) if judgement is not None]
-        found.setdefault(item.data["tag"], {})[item.prompt] = verdicts
-    return {tag: Column(found[tag]) for tag in CATEGORIES if tag in found}
+    return by_category(items, judgements, CATEGORIES, "tag")
 
 
 def _checked(metadata: Any) -> None:
@@ -235,21 +232,3 @@ def _misplaced(
                     f"expected {wanted['class']} {relation} target, found {seen or 'neither side of'} target"
                 )
     return None
-
-
-def summary(verdicts: Iterable[tuple[str, bool]]) -> dict[str, float]:
-    """Share of right pictures by category, and "overall", the mean of the categories that occur.
-
-    Args:
-        verdicts: (category, right) of each picture.
-
-    Raises:
-        ValueError: there is no picture.
-    """
-    by_tag: dict[str, list[bool]] = {}
-    for tag, right in verdicts:
-        by_tag.setdefault(tag, []).append(bool(right))
-    if not by_tag:
-        raise ValueError("no picture was judged; there is nothing to summarise")
-    found = {tag: sum(by_tag[tag]) / len(by_tag[tag]) for tag in (*CATEGORIES, *by_tag) if tag in by_tag}
-    return {**found, "overall": sum(found.values()) / len(found)}

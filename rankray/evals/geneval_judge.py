@@ -20,8 +20,8 @@ from torch import Tensor
 
 from rankray.evals import EvalSpec, geneval
 from rankray.evals.detection import Detector, Sighting
-from rankray.evals.loading import batches, item_of, one_prompt_each, part_of
-from rankray.models.rewards.clip import ClipModel, normalised
+from rankray.evals.loading import asked_of, batches, load_clip, part_of
+from rankray.models.rewards.clip import normalised
 from rankray.models.targets import Judgement
 
 TEMPLATES = (
@@ -52,33 +52,11 @@ class GenEvalJudge:
         size, vocabulary = options.pop("size"), options.pop("vocabulary")
         self.background, self.crop = str(options.pop("background")), bool(options.pop("crop"))
         self.thresholds = geneval.Thresholds(**options)
-        self.items = items
-        self.detector = Detector(
-            part_of(spec, "detector", device),
-            spec.batch_size,
-            size or None,
-            {name for item in items.values() for name in classes_of(item)},
-        )
-        self.clip = ClipModel(
-            spec.models["clip"],
-            spec.revisions.get("clip", "main"),
-            processor=None,
-            processor_revision="main",
-            vocabulary=vocabulary,
-            dtype=spec.dtype,
-            device=device,
-            by_openai=True,
-        )
+        self.items, self.batch_size = items, spec.batch_size
+        classes = {name for item in items.values() for name in classes_of(item)}
+        self.detector = Detector(part_of(spec, "detector", device), size or None, classes)
+        self.clip = load_clip(part_of(spec, "clip", device), vocabulary)
         self._classifiers: dict[str, Tensor] = {}
-
-    @property
-    def batch_size(self) -> int:
-        """Pictures, and crops of them, computed at once."""
-        return self.detector.batch_size
-
-    @batch_size.setter
-    def batch_size(self, size: int) -> None:
-        self.detector.batch_size = size
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:
         """1 for a right picture, 0 for a wrong one; the detail has the reason, and boxes and colours that counted.
@@ -86,10 +64,9 @@ class GenEvalJudge:
         Raises:
             ValueError: images and prompts differ in number, or GenEval asks nothing of a prompt.
         """
-        one_prompt_each(images, prompts)
-        asked = [item_of(self.items, prompt, "GenEval") for prompt in prompts]
+        asked = asked_of(self.items, images, prompts, "GenEval")
         least = min(self.thresholds.confidence, self.thresholds.counting_confidence)
-        seen = self.detector.find(images, [classes_of(item) for item in asked], least)
+        seen = self.detector.find(images, [classes_of(item) for item in asked], least, self.batch_size)
         colors = self._colors(images, asked, seen)
         return [self._verdict(*one) for one in zip(asked, seen, colors, strict=True)]
 
@@ -144,12 +121,10 @@ class GenEvalJudge:
         """Text features of the ten colours of a class, [10, projection], each the mean of three templates."""
         if name not in self._classifiers:
             with torch.inference_mode():
-                rows = [
-                    self.clip.text_features([text.format(color=color, name=name) for text in TEMPLATES]).mean(
-                        0
-                    )
-                    for color in geneval.COLORS
+                texts = [
+                    [text.format(color=color, name=name) for text in TEMPLATES] for color in geneval.COLORS
                 ]
+                rows = [self.clip.text_features(of_color).mean(0) for of_color in texts]
                 self._classifiers[name] = normalised(torch.stack(rows))
         return self._classifiers[name]
 

@@ -30,19 +30,9 @@ from rankray.config import ConfigError
 from rankray.config.evaluate import LABEL, EvaluateConfig, EvaluatedModel, SetConfig
 from rankray.data import cost, place
 from rankray.data.place import Output, Publish
-from rankray.evals import (
-    models as evaluated_models,
-)
-from rankray.evals import (
-    published,
-    results,
-)
-from rankray.evals import (
-    scores as evaluation,
-)
-from rankray.evals import (
-    table as evaluation_table,
-)
+from rankray.evals import models as evaluated_models
+from rankray.evals import published, results
+from rankray.evals import scores as evaluation
 from rankray.evals.models import Model
 from rankray.evals.prompt_lists import PromptList, read_lists, scorer_revisions
 from rankray.evals.results import Change, Measured
@@ -147,7 +137,7 @@ def check(config: EvaluateConfig) -> Plan:
             "nodes see"
         )
     evaluated_models.check_kept(models, written)
-    require_resolved([evaluated_models.target(model) for model in models if not model.checkpoint])
+    require_resolved([model.target for model in models if not model.checkpoint])
     _check_sets(output, lists, models)
     return Plan(config, output, lists, tuple(models), baseline, revisions)
 
@@ -157,7 +147,7 @@ def _check_sets(output: Output, lists: Sequence[PromptList], models: Sequence[Mo
     for model in models:
         if model.checkpoint:
             continue  # `check_kept` looked at its place
-        revision = evaluated_models.revision(model)
+        revision = model.target.revision
         for prompts in lists:
             for marker in ("dataset.json", "_work/identity.json"):
                 place = output.at("sets", model.name, prompts.name, marker)
@@ -202,7 +192,7 @@ def _measured_already(plan: Plan) -> dict[str, Any] | None:
     if follow is not None:
         due = _known(plan)
         due += [last] if (last := _last(follow, due)) is not None else []
-    weights = {model.name: evaluated_models.revision(model) for model in due if not model.checkpoint}
+    weights = {model.name: model.target.revision for model in due if not model.checkpoint}
     same = {model["name"]: model["revision"] for model in info["models"]} == weights
     return info if same and len(weights) == len(due) and info["baseline"] == plan.baseline else None
 
@@ -378,7 +368,7 @@ def _write_changed(plan: Plan, changes: Sequence[Change]) -> list[dict[str, Any]
 
 def publish_results(output: Output, info: dict[str, Any], publish: Publish | None) -> None:
     """Writes results.md, the report and, last, results.json."""
-    output.write_text("results.md", evaluation_table.markdown(info))
+    output.write_text("results.md", results.markdown(info))
     if publish is not None:
         publish(output.uri, info)
     store.write_json(output.at(MARKER), info, output.fs)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
-from rankray.config import ConfigError
 from rankray.evals import EvalSpec
 from rankray.models.loading import one_line, strictly, where
+from rankray.models.rewards.clip import ClipModel
 
 Thing = TypeVar("Thing")
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,24 @@ def load_model(kind: Any, part: Part) -> Any:
     return model.to(part.device).eval().requires_grad_(False)
 
 
+def load_clip(part: Part, vocabulary: int | None) -> ClipModel:
+    """OpenAI's CLIP, with texts and pictures prepared as by its authors' package.
+
+    Raises:
+        ConfigError: weights, tokenizer or preprocessing cannot be had, or are not what the model needs.
+    """
+    return ClipModel(
+        part.source,
+        part.revision,
+        processor=None,
+        processor_revision="main",
+        vocabulary=vocabulary,
+        dtype=part.dtype,
+        device=part.device,
+        by_openai=True,
+    )
+
+
 def load_image_processor(part: Part, **changes: Any) -> Any:
     """The image processor of a part, by Pillow, so that a picture's pixels do not depend on torchvision's version.
 
@@ -87,31 +106,19 @@ def batches(things: Sequence[Thing], size: int) -> Iterator[tuple[list[Thing], i
         yield batch + [batch[-1]] * (size - len(batch)), len(batch)
 
 
-def item_of(items: Any, prompt: str, benchmark: str) -> Any:
-    """What the benchmark asks of a prompt.
+def asked_of(
+    items: Mapping[str, Any], images: Sequence[Any], prompts: Sequence[str], benchmark: str
+) -> list[Any]:
+    """What the benchmark asks of each prompt.
 
     Raises:
-        ValueError: it asks nothing of it.
+        ValueError: images and prompts differ in number, or it asks nothing of a prompt.
     """
-    if prompt not in items:
-        raise ValueError(
-            f"{benchmark} asks nothing of '{prompt}'; judge pictures of the benchmark's own prompts"
-        )
-    return items[prompt]
-
-
-def one_prompt_each(images: Sequence[Any], prompts: Sequence[str]) -> None:
-    """Raises ValueError where images and prompts differ in number."""
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts; one prompt an image is due")
-
-
-def checked_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
-    """`value`, if it is allowed.
-
-    Raises:
-        ConfigError: it is none of `allowed`.
-    """
-    if value not in allowed:
-        raise ConfigError(f"option {name} = {value!r} is none of {', '.join(allowed)}")
-    return str(value)
+    for prompt in prompts:
+        if prompt not in items:
+            raise ValueError(
+                f"{benchmark} asks nothing of '{prompt}'; judge pictures of the benchmark's own prompts"
+            )
+    return [items[prompt] for prompt in prompts]

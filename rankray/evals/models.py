@@ -54,6 +54,11 @@ class Model:
     checkpoint: str | None = None
     run: RankDPOConfig | None = None
 
+    @property
+    def target(self) -> Target:
+        """What draws its pictures; its revision is what the datasets state."""
+        return generators.resolve(self.choice)
+
 
 def parse(text: str) -> EvaluatedModel:
     """The model that a word of the command line names: `[NAME=]ROW`, `[NAME=]ROW@DIRECTORY`, or `[NAME=]PLACE`."""
@@ -248,10 +253,8 @@ def named(baseline: str, asked: Sequence[EvaluatedModel], models: Sequence[Model
         return baseline if baseline in names else _safe(baseline)
     wanted = parse(baseline)
     for choice, model in zip(asked, models, strict=True):
-        if (choice.model, choice.source) == (wanted.model, wanted.source) and wanted.name in (
-            None,
-            model.name,
-        ):
+        same = (choice.model, choice.source) == (wanted.model, wanted.source)
+        if same and wanted.name in (None, model.name):
             return model.name
     return None
 
@@ -296,16 +299,6 @@ def is_there(checkpoint: EvaluatedModel) -> bool:
     return _exists(f"{store.absolute(checkpoint.model)}/state.json")
 
 
-def target(model: Model) -> Target:
-    """What draws a model's pictures."""
-    return generators.resolve(model.choice)
-
-
-def revision(model: Model) -> str:
-    """The revision of a model's weights, as its datasets state it."""
-    return target(model).revision
-
-
 def _exists(place: str) -> bool:
     try:
         fs, path = store.filesystem(place)
@@ -320,6 +313,7 @@ def _read(place: str) -> dict[str, Any]:
 
 
 def _name(place: str) -> str:
+    """What a model at `place` is called: its directory's name, of a run's pipeline the run's."""
     parts = [part for part in place.split("/") if part]
     return parts[-2] if len(parts) > 1 and parts[-1] == "pipeline" else parts[-1]
 

@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from rankray.config import ConfigError
-from rankray.evals.loading import Part, batches, load, load_model
+from rankray.evals.loading import CLIP_MEAN, CLIP_STD, Part, batches, load, load_model
 
 Box = tuple[float, float, float, float, float]
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 QUERY = "a photo of a {}"
 
 
@@ -30,14 +29,13 @@ class OpenDetector:
 
     Args:
         part: its weights.
-        batch_size: pictures computed at once.
         vocabulary: size that its CLIP tokenizer must have; None takes the model's.
 
     Raises:
         ConfigError: weights (safetensors alone) or tokenizer are missing, or not what the model needs.
     """
 
-    def __init__(self, part: Part, batch_size: int, vocabulary: int | None) -> None:
+    def __init__(self, part: Part, vocabulary: int | None) -> None:
         from transformers import CLIPTokenizer, Owlv2ForObjectDetection
 
         self.tokenizer = load(CLIPTokenizer, part)
@@ -50,10 +48,10 @@ class OpenDetector:
                 f"where {expected} are due; without its vocabulary files a tokenizer loads empty, without an error"
             )
         self.length, self.side = text.max_position_embeddings, vision.image_size
-        self.device, self.dtype, self.batch_size = part.device, getattr(torch, part.dtype), batch_size
+        self.device, self.dtype = part.device, getattr(torch, part.dtype)
 
     def best(
-        self, images: Sequence[Image.Image], names: Sequence[Sequence[str]], least: float
+        self, images: Sequence[Image.Image], names: Sequence[Sequence[str]], least: float, batch_size: int
     ) -> list[dict[str, Box]]:
         """The most confident box of each name, (x0, y0, x1, y1, confidence) in pixels; none below `least`.
 
@@ -62,6 +60,7 @@ class OpenDetector:
         Args:
             images: RGB, of any size.
             names: what to look for in each picture, such as "old van".
+            batch_size: pictures computed at once.
         """
         found: list[dict[str, Box]] = [{} for _ in images]
         by_number: dict[int, list[int]] = {}
@@ -70,7 +69,7 @@ class OpenDetector:
         for number, places in by_number.items():
             if number == 0:
                 continue
-            for batch, count in batches(places, self.batch_size):
+            for batch, count in batches(places, batch_size):
                 wanted = [list(dict.fromkeys(names[place])) for place in batch]
                 scores, boxes = self._see([images[place] for place in batch], wanted)
                 for n, place in enumerate(batch[:count]):
@@ -135,7 +134,7 @@ def owl_pixels(image: Image.Image, side: int) -> Tensor:
         mode="bilinear",
         align_corners=False,
     )[0]
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return (pixels - mean) / std
 
 

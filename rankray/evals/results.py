@@ -2,12 +2,13 @@
 
 Nothing is averaged silently: a picture that failed is in no figure and is counted, and a difference is of pictures that
 both models have. Everything is read from the sets' scores and details, so results can be made again without a model.
+`markdown` writes results.md from results.json alone: the paper's layout, its own figures beside them, marked as quoted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -15,18 +16,17 @@ from typing import Any
 import numpy as np
 
 from rankray import evals, stats
-from rankray.config import ModelChoice
 from rankray.config.evaluate import LABEL
-from rankray.evals import Column
 from rankray.evals import scores as evaluation
 from rankray.evals.models import Model, run_of
 from rankray.evals.prompt_lists import PromptList
-from rankray.evals.scores import Floats, Pictures
+from rankray.evals.scores import Pictures
 from rankray.models.targets import Judgement
-from rankray.stats import Difference, win_rate
+from rankray.stats import Column, Difference, win_rate
 
 Judgements = Mapping[str, Sequence[Judgement | None]]
 
+QUOTED = "quoted"
 EXAMPLES = 20
 """Failures that are quoted; all of them stand in the sets' rows."""
 
@@ -73,7 +73,6 @@ def _benchmark(
     def columns(judgements: Judgements) -> dict[str, Column]:
         return evals.columns_of(spec, benchmark.items, judgements)
 
-    judged = {name: pictures.judgements(label) for name, pictures in own.items()}
     choice = next(choice for choice in prompts.scorers if choice.label == label)
     departures = [spec.departures] if spec.departures else []
     if len(benchmark.items) < benchmark.published:
@@ -88,23 +87,26 @@ def _benchmark(
         "overall": list(spec.overall),
         "departures": "; ".join(departures),
         "judge": {"models": dict(spec.models), "revision": benchmark.target.revision},
-        "columns": _columns(columns, judged, baseline, spec.overall),
+        "columns": _columns(columns, label, own, baseline, spec.overall),
     }
 
 
 def _metric(label: str, own: Mapping[str, Pictures], baseline: str | None) -> list[dict[str, Any]]:
-    judged = {name: pictures.judgements(label) for name, pictures in own.items()}
-
     def columns(judgements: Judgements) -> dict[str, Column]:
         return {label: Column({p: [one.score for one in found if one] for p, found in judgements.items()})}
 
-    return [row for row in _columns(columns, judged, baseline, (label,)) if row["name"] == label]
+    return [row for row in _columns(columns, label, own, baseline, (label,)) if row["name"] == label]
 
 
 def _columns(
-    columns: Any, judged: Mapping[str, Judgements], baseline: str | None, overall: Sequence[str]
+    columns: Callable[[Judgements], dict[str, Column]],
+    label: str,
+    own: Mapping[str, Pictures],
+    baseline: str | None,
+    overall: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """An entry a column: each model's figure, and each model's difference from the baseline."""
+    """An entry a column of what `label` says: each model's figure, and each model's difference from the baseline."""
+    judged = {name: pictures.judgements(label) for name, pictures in own.items()}
     figures = {name: stats.estimates(columns(found), overall) for name, found in judged.items()}
     gains: dict[str, dict[str, Difference]] = {}
     for name, found in judged.items():
@@ -112,27 +114,27 @@ def _columns(
             before, after = (columns(side) for side in paired(judged[baseline], found))
             gains[name] = stats.differences(before, after, overall)
     has = {
-        name: {part for part in overall if part in own and own[part].mean is not None}
-        for name, own in figures.items()
+        name: {part for part in overall if part in estimates and estimates[part].mean is not None}
+        for name, estimates in figures.items()
     }
     whole = set().union(*has.values())
-    for name, own in figures.items():
+    for name, estimates in figures.items():
         if has[name] != whole:  # the mean of fewer categories is another figure
-            own.pop(stats.OVERALL, None)
+            estimates.pop(stats.OVERALL, None)
             for gained in gains.values() if name == baseline else [gains.get(name, {})]:
                 gained.pop(stats.OVERALL, None)
-    labels = list(dict.fromkeys(label for found in figures.values() for label in found))
-    if stats.OVERALL in labels and stats.OVERALL not in overall:  # it stands last
-        labels.append(labels.pop(labels.index(stats.OVERALL)))
-    none = asdict(stats.Estimate(None, None, None, 0, 0))
+    names = list(dict.fromkeys(name for found in figures.values() for name in found))
+    if stats.OVERALL in names and stats.OVERALL not in overall:  # it stands last
+        names.append(names.pop(names.index(stats.OVERALL)))
+    none = asdict(stats.Estimate())
     return [
         {
-            "name": label,
-            "prompts": max(found[label].prompts for found in figures.values() if label in found),
-            "models": {n: asdict(f[label]) if label in f else dict(none) for n, f in figures.items()},
-            "difference": {n: _finite(asdict(g[label])) for n, g in gains.items() if label in g},
+            "name": name,
+            "prompts": max(found[name].prompts for found in figures.values() if name in found),
+            "models": {n: asdict(f[name]) if name in f else dict(none) for n, f in figures.items()},
+            "difference": {n: _finite(asdict(g[name])) for n, g in gains.items() if name in g},
         }
-        for label in labels
+        for name in names
     ]
 
 
@@ -157,15 +159,8 @@ def _wins(label: str, own: Mapping[str, Pictures]) -> Iterator[dict[str, Any]]:
     """Every two models by one metric, the later against the earlier, a prompt's pictures averaged."""
     for earlier, later in combinations(own, 2):
         first, second = own[later].scores[label], own[earlier].scores[label]
-        both = ~(np.isnan(first) | np.isnan(second))
-        count = both.sum(axis=1)
-        if not count.any():
-            continue
-        means = [
-            np.where(count > 0, np.where(both, side, 0.0).sum(axis=1) / np.maximum(count, 1), np.nan)
-            for side in (first, second)
-        ]
-        yield {"metric": label, "first": later, "second": earlier, **asdict(win_rate(*means))}
+        if not np.isnan(first - second).all():
+            yield {"metric": label, "first": later, "second": earlier, **asdict(win_rate(first, second))}
 
 
 @dataclass(frozen=True)
@@ -188,14 +183,10 @@ def changes(
                 continue
             before, after = (sets[side, prompts.name].pictures for side in (baseline, name))
             for choice in prompts.scorers:
-                for p, s in evaluation.most_changed(_change(choice, before, after), count):
-                    found.append(_changed(prompts, choice.label, name, before, after, p, s))
+                label = choice.label
+                for p, s in evaluation.most_changed(after.scores[label] - before.scores[label], count):
+                    found.append(_changed(prompts, label, name, before, after, p, s))
     return found
-
-
-def _change(choice: ModelChoice, before: Pictures, after: Pictures) -> Floats:
-    change: Floats = after.scores[choice.label] - before.scores[choice.label]
-    return change
 
 
 def _changed(
@@ -258,3 +249,159 @@ def described(model: Model, revision: str) -> dict[str, Any]:
         "run": run_of(model),
         "step": model.step,
     }
+
+
+def markdown(info: Mapping[str, Any]) -> str:
+    """The contents of results.md, from those of results.json."""
+    parts = ["# Results", _models(info)]
+    for entry in info["evals"]:
+        parts += [
+            f"## {entry['name']}",
+            _said(entry),
+            _layout(info, entry),
+            *_differences(info, entry["columns"], _times(info, entry)),
+        ]
+    for entry in info["metrics"]:
+        parts += [f"## metrics on {entry['name']}", _size(entry), _figures(info, entry["columns"])]
+        parts += [*_differences(info, entry["columns"]), *_wins_table(entry["wins"])]
+    parts += ["## failures", _failures(info["failures"])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _models(info: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            model["name"] + (" (baseline)" if model["name"] == info["baseline"] else ""),
+            model["model"],
+            model["source"] or "",
+            "" if model["step"] is None else str(model["step"]),
+            f"`{model['revision'][:19]}`",
+        ]
+        for model in info["models"]
+    ]
+    return _table(["model", "row", "weights", "step", "revision"], rows)
+
+
+def _size(entry: Mapping[str, Any]) -> str:
+    many = "s" if entry["samples"] > 1 else ""
+    return f"{entry['prompts']:,} prompts, {entry['samples']} picture{many} each; intervals of 95 % over prompts."
+
+
+def _said(entry: Mapping[str, Any]) -> str:
+    return _size(entry) + (f" Departures: {entry['departures']}." if entry["departures"] else "")
+
+
+def _layout(info: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """A benchmark's table as the paper prints it: columns, units and rows; then the benchmark's further columns."""
+    published = info["published"].get(entry["name"])
+    beside = [row for other in info["metrics"] if other["set"] == entry["set"] for row in other["columns"]]
+    columns = {row["name"]: row for row in (*beside, *entry["columns"])}
+    printed = published["columns"] if published else {}
+    own = [row["name"] for row in entry["columns"]]
+    names = [name for name in printed if name in columns] + [name for name in own if name not in printed]
+    times = {**dict.fromkeys(names, 1), **_times(info, entry)}
+    rows = [
+        [model["name"], *(_figure(columns[name]["models"][model["name"]], times[name]) for name in names)]
+        for model in info["models"]
+    ]
+    for quoted in published["rows"] if published else ():
+        cells = [_number(quoted["values"].get(name), times[name]) for name in names]
+        rows.append([f"*{quoted['model']}, {QUOTED} from Table {quoted['table']}*", *cells])
+    notes = [table["note"] for table in published["tables"] if table["note"]] if published else []
+    source = (
+        f"{QUOTED.capitalize()} figures: {published['source']}, by its authors' judges. " if published else ""
+    )
+    return _table(["model", *(printed.get(name, name) for name in names)], rows) + (
+        f"\n\n{source}{' '.join(notes)}".rstrip() if published else ""
+    )
+
+
+def _times(info: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, int]:
+    """What the paper multiplies a benchmark's figures by, by column; those that it does not print, as its headline."""
+    published = info["published"].get(entry["name"])
+    printed = published["printed_times"] if published else {}
+    own = (row["name"] for row in entry["columns"])
+    return {**dict.fromkeys(own, printed.get("overall", 1)), **printed}
+
+
+def _figures(info: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [model["name"], *(_figure(column["models"][model["name"]]) for column in columns)]
+        for model in info["models"]
+    ]
+    return _table(["model", *(column["name"] for column in columns)], rows)
+
+
+def _differences(
+    info: Mapping[str, Any], columns: Sequence[Mapping[str, Any]], times: Mapping[str, int] | None = None
+) -> Iterator[str]:
+    """A table a model that is compared with the baseline; `times`: each column's unit, by its name."""
+    for model in info["models"]:
+        rows = []
+        for column in columns:
+            row, by = column["difference"].get(model["name"]), (times or {}).get(column["name"], 1)
+            if row is None:
+                continue
+            numbers = [_number(row[key], by) for key in ("before", "after")]
+            gain = [_number(row["gain"], by, "+"), _interval(row, by, "+")]
+            counts = [f"{row['wins']} : {row['losses']}", f"{row['p_value']:.2g}"]
+            rows.append([column["name"], *numbers, *gain, *counts])
+        if rows:
+            heads = [
+                model["name"],
+                info["baseline"],
+                model["name"],
+                "gain",
+                "95 % interval",
+                "wins : losses",
+                "p",
+            ]
+            yield _table(heads, rows)
+
+
+def _wins_table(wins: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    rows = [
+        [
+            row["metric"],
+            f"{row['first']} over {row['second']}",
+            f"{row['win_rate']:.1%}",
+            f"{row['wins']} : {row['losses']} : {row['ties']}",
+            f"{row['p_value']:.2g}",
+        ]
+        for row in wins
+    ]
+    if rows:
+        yield _table(["metric", "", "win rate", "wins : losses : ties", "p"], rows)
+
+
+def _failures(failures: Mapping[str, Any]) -> str:
+    if not failures["total"]:
+        return "None."
+    lines = [
+        f"- {model}: " + ", ".join(f"{stage} {count:,}" for stage, count in stages.items())
+        for model, stages in failures["by_model"].items()
+        if stages
+    ]
+    return "\n".join(
+        ["Failed items are in no figure, nor in the difference where either model's failed.", "", *lines]
+    )
+
+
+def _figure(found: Mapping[str, Any], times: int = 1) -> str:
+    """`"0.65 [0.55, 0.75]"`; the mean alone where there is no interval."""
+    return f"{_number(found['mean'], times)} {_interval(found, times)}".rstrip()
+
+
+def _interval(found: Mapping[str, Any], times: int = 1, sign: str = "") -> str:
+    if found["low"] is None:
+        return ""
+    return f"[{_number(found['low'], times, sign)}, {_number(found['high'], times, sign)}]"
+
+
+def _number(value: float | None, times: int = 1, sign: str = "") -> str:
+    return "–" if value is None else f"{times * value:{sign}.{2 if times != 1 else 4}f}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

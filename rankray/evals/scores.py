@@ -1,4 +1,4 @@
-"""What a finished dataset of one model says of its pictures, and how two of them compare: same prompts, same seeds.
+"""What finished datasets say of their models' pictures, and how two models compare: same prompts, same seeds.
 
 Pictures and scores are made by Syn-Pic itself, so an evaluation resumes, distributes and reports as it does. On prompts
 of the shapes world the exact checker is a metric beside the rewards: it alone knows the truth, and no reward has seen
@@ -10,18 +10,19 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
+from PIL import Image
 
 from rankray import store
+from rankray.config.ablate import CHECKER
+from rankray.evals import shapes
 from rankray.models.targets import Judgement
 from rankray.stats import compare
-
-CHECKER = "checker"
 
 Floats = npt.NDArray[np.float64]
 
@@ -55,13 +56,18 @@ class Pictures:
 
 
 def read(path: str) -> Pictures:
-    """The finished dataset of one model at `path`; its pictures are not read.
+    """The finished dataset at `path`, all its candidates beside each other; its pictures are not read.
 
     Raises:
         DatasetError: there is none, or it is not finished.
     """
+    return _read(path)[0]
+
+
+def _read(path: str) -> tuple[Pictures, list[str]]:
+    """The dataset, and the generator of each of a prompt's candidates, which every row has in the same order."""
     dataset = store.read(path)
-    leaves = [f"candidates.list.element.{name}" for name in ("seed", "scores")]
+    leaves = [f"candidates.list.element.{name}" for name in ("generator", "seed", "scores")]
     rows = []
     for file in dataset.files:
         parquet = pq.ParquetFile(file, filesystem=dataset.fs)
@@ -71,7 +77,7 @@ def read(path: str) -> Pictures:
     scores = np.array([[c["scores"] for c in row["candidates"]] for row in rows], np.float64)
     names = [reward["name"] for reward in dataset.info["rewards"]]
     nothing: dict[str, Any] = {}
-    return Pictures(
+    pictures = Pictures(
         path=dataset.path,
         ids=tuple(row["prompt_id"] for row in rows),
         prompts=tuple(row["prompt"] for row in rows),
@@ -85,6 +91,41 @@ def read(path: str) -> Pictures:
             for row in rows
         ),
     )
+    return pictures, [candidate["generator"] for candidate in rows[0]["candidates"]] if rows else []
+
+
+def by_model(path: str) -> dict[str, Pictures]:
+    """The finished dataset at `path` by generator; on shapes prompts "checker" is a scorer beside the rewards.
+
+    Raises:
+        DatasetError: there is none, or it is not finished.
+    """
+    found, drawn_by = _read(path)
+    scores = dict(found.scores)
+    if shapes.categories(found.prompts) is not None:
+        rows = sorted(store.read(path).rows(images=True), key=lambda row: str(row["prompt_id"]))
+        verdicts = [
+            [_checked(candidate["image"], row["prompt"]) for candidate in row["candidates"]] for row in rows
+        ]
+        scores[CHECKER] = np.array(verdicts)
+    models = {}
+    for model in dict.fromkeys(drawn_by):
+        own = [place for place, name in enumerate(drawn_by) if name == model]
+        models[model] = replace(
+            found,
+            seeds=found.seeds[:, own],
+            scores={name: values[:, own] for name, values in scores.items()},
+            details=tuple(tuple(row[place] for place in own) for row in found.details),
+        )
+    return models
+
+
+def _checked(image: dict[str, Any] | None, prompt: str) -> float:
+    """1 where the picture shows the prompt, 0 where not, NaN where there is none."""
+    if image is None:
+        return float("nan")
+    with Image.open(io.BytesIO(store.image_bytes(image))) as picture:
+        return shapes.ShapesJudge().judge([picture], [prompt])[0].score
 
 
 def check_comparable(before: Pictures, after: Pictures) -> None:
@@ -99,47 +140,19 @@ def check_comparable(before: Pictures, after: Pictures) -> None:
         raise ValueError(f"{before.path} and {after.path} were drawn from different seeds")
 
 
-def metrics_of(path: str) -> tuple[Pictures, dict[str, Floats]]:
-    """A finished dataset of one model, and each metric's values [P, S]: its rewards, and the checker where it knows."""
-    found = read(path)
-    metrics = dict(found.scores)
-    if all(_is_shapes(prompt) for prompt in found.prompts):
-        rows = sorted(store.read(path).rows(images=True), key=lambda row: str(row["prompt_id"]))
-        metrics[CHECKER] = np.array([[_passes(c, row["prompt"]) for c in row["candidates"]] for row in rows])
-    return found, metrics
-
-
-def _is_shapes(prompt: str) -> bool:
-    from rankray.shapes.prompts import parse
-
-    try:
-        parse(prompt)
-    except ValueError:
-        return False
-    return True
-
-
-def _passes(candidate: dict[str, Any], prompt: str) -> float:
-    """1 where the picture shows the prompt, NaN where there is none."""
-    from PIL import Image
-
-    from rankray.shapes import check
-
-    if candidate["image"] is None:
-        return float("nan")
-    with Image.open(io.BytesIO(store.image_bytes(candidate["image"]))) as picture:
-        return float(check(np.asarray(picture.convert("RGB")), prompt))
-
-
 def difference(before: str, after: str) -> dict[str, Any]:
-    """The paired difference of every metric between two finished datasets of the same prompts and seeds.
+    """The paired difference of every metric between two finished datasets, of one model each.
 
     Raises:
         ValueError: their prompts or seeds differ.
     """
-    (one, first), (other, second) = metrics_of(before), metrics_of(after)
-    check_comparable(one, other)
-    return {name: asdict(compare(first[name], second[name])) for name in first if name in second}
+    (first,), (second,) = by_model(before).values(), by_model(after).values()
+    check_comparable(first, second)
+    return {
+        name: asdict(compare(values, second.scores[name]))
+        for name, values in first.scores.items()
+        if name in second.scores
+    }
 
 
 def most_changed(change: Floats, count: int) -> list[tuple[int, int]]:
@@ -180,16 +193,9 @@ def table(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
-        scale, unit = (100.0, " %") if name == CHECKER else (1.0, "")
-        digits = 1 if name == CHECKER else 4
-        before, after, gain, low, high = (
-            f"{scale * row[key]:+.{digits}f}"
-            if key in ("gain", "low", "high")
-            else f"{scale * row[key]:.{digits}f}"
-            for key in ("before", "after", "gain", "low", "high")
-        )
-        label = f"{name}{unit}"
-        lines.append(
-            f"| {label} | {before} | {after} | {gain} | {low} to {high} | {row['wins']} : {row['losses']} |"
-        )
+        scale, digits, unit = (100.0, 1, " %") if name == CHECKER else (1.0, 4, "")
+        before, after = (f"{scale * row[key]:.{digits}f}" for key in ("before", "after"))
+        gain, low, high = (f"{scale * row[key]:+.{digits}f}" for key in ("gain", "low", "high"))
+        votes = f"{row['wins']} : {row['losses']}"
+        lines.append(f"| {name}{unit} | {before} | {after} | {gain} | {low} to {high} | {votes} |")
     return "\n".join(lines)

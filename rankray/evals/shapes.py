@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rankray import shapes
-from rankray.evals import Column, EvalSpec, Item
+from rankray.evals import EvalSpec, Item, by_category
 from rankray.models.targets import Judgement
 from rankray.models.weights import SHAPES
+from rankray.stats import Column
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,19 +33,25 @@ def read_items(path: str) -> list[Item]:
     return [Item(prompt, {"category": shapes.category(prompt)}) for prompt in shapes.prompts(split)]
 
 
+def categories(prompts: Sequence[str]) -> list[str] | None:
+    """Each prompt's category; None where one of them is not of this world, and the checker knows nothing."""
+    try:
+        return [shapes.category(prompt) for prompt in prompts]
+    except ValueError:
+        return None
+
+
 def columns(items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement | None]]) -> dict[str, Column]:
     """A column for each category that occurs: 1 for a right picture, 0 for a wrong one, none for one that failed."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for item in items:
-        verdicts = [judgement.score for judgement in judgements.get(item.prompt, ()) if judgement is not None]
-        found.setdefault(item.data["category"], {})[item.prompt] = verdicts
-    return {name: Column(found[name]) for name in shapes.CATEGORIES if name in found}
+    return by_category(items, judgements, shapes.CATEGORIES)
 
 
 class ShapesJudge:
     """The exact checker."""
 
-    def __init__(self, spec: EvalSpec, items: Mapping[str, Any], device: str) -> None:
+    def __init__(
+        self, spec: EvalSpec | None = None, items: Mapping[str, Any] | None = None, device: str = "cpu"
+    ) -> None:
         pass
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:

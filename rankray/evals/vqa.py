@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,19 +19,11 @@ from torch import Tensor
 
 from rankray.config import ConfigError
 from rankray.evals.compbench import yes_probability
-from rankray.evals.loading import Part, batches, load, load_model
+from rankray.evals.loading import CLIP_MEAN, CLIP_STD, Part, batches, load, load_model
 from rankray.models.rewards.clip import Preprocessing
 
 BLIP_SPECIAL = 2
 """BLIP's embeddings hold two tokens more than BERT's vocabulary: the decoder's start and the encoder's."""
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """P(yes) against no, and whether "yes" is the likeliest of all words."""
-
-    probability: float
-    is_yes: bool
 
 
 class BlipVqa:
@@ -40,7 +31,6 @@ class BlipVqa:
 
     Args:
         part: its weights.
-        batch_size: pictures, and questions, computed at once.
         vocabulary: size that its BERT tokenizer must have; None takes the model's.
         tokens: longest question; longer ones are cut.
 
@@ -48,13 +38,7 @@ class BlipVqa:
         ConfigError: weights (safetensors alone) or tokenizer are missing, or not what the model needs.
     """
 
-    def __init__(
-        self,
-        part: Part,
-        batch_size: int,
-        vocabulary: int | None,
-        tokens: int,
-    ) -> None:
+    def __init__(self, part: Part, vocabulary: int | None, tokens: int) -> None:
         from transformers import BertTokenizer, BlipForQuestionAnswering
 
         self.tokenizer = load(BertTokenizer, part)
@@ -73,36 +57,44 @@ class BlipVqa:
         self.start, self.encode = expected, expected + 1
         side = self.model.config.vision_config.image_size
         self.preprocess = _blip_preprocessing(side)
-        self.device, self.dtype = part.device, getattr(torch, part.dtype)
-        self.batch_size, self.tokens = batch_size, tokens
+        self.device, self.dtype, self.tokens = part.device, getattr(torch, part.dtype), tokens
 
     def probabilities(
-        self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], batch_size: int
     ) -> list[list[float]]:
-        """P(yes) / (P(yes) + P(no)) of the answer's first token, for each question of each picture."""
-        return [[answer.probability for answer in row] for row in self._answers(images, questions)]
+        """P(yes) / (P(yes) + P(no)) of the answer's first token, for each question of each picture.
 
-    def says_yes(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[list[bool]]:
+        Args:
+            batch_size: pictures, and questions, computed at once.
+        """
+        answers = self._answers(images, questions, batch_size)
+        return [[probability for probability, _ in row] for row in answers]
+
+    def says_yes(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], batch_size: int
+    ) -> list[list[bool]]:
         """Whether "yes" is the likeliest of all words that the answer begins with, for each question of each picture.
 
         BLIP's answers are of a word or two, so this is what it says; what follows is not looked at.
         """
-        return [[answer.is_yes for answer in row] for row in self._answers(images, questions)]
+        answers = self._answers(images, questions, batch_size)
+        return [[is_yes for _, is_yes in row] for row in answers]
 
     def _answers(
-        self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]
-    ) -> list[list[_Answer]]:
-        found: list[list[_Answer]] = [[] for _ in images]
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], batch_size: int
+    ) -> list[list[tuple[float, bool]]]:
+        """P(yes) against no, and whether "yes" is the likeliest of all words, for each question of each picture."""
+        found: list[list[tuple[float, bool]]] = [[] for _ in images]
         places = [place for place, asked in enumerate(questions) if asked]
-        for batch, count in batches(places, self.batch_size):
+        for batch, count in batches(places, batch_size):
             features = self._see([images[place] for place in batch])
             rows = [
                 (n, self._ids(text)) for n, place in enumerate(batch[:count]) for text in questions[place]
             ]
-            answers: dict[int, _Answer] = {}
+            answers: dict[int, tuple[float, bool]] = {}
             for length in {len(ids) for _, ids in rows}:
                 alike = [row for row, (_, ids) in enumerate(rows) if len(ids) == length]
-                for some, real in batches(alike, self.batch_size):
+                for some, real in batches(alike, batch_size):
                     asked = self._ask(
                         features[[rows[row][0] for row in some]], [rows[row][1] for row in some]
                     )
@@ -122,7 +114,7 @@ class BlipVqa:
         return features
 
     @torch.inference_mode()
-    def _ask(self, features: Tensor, questions: Sequence[list[int]]) -> list[_Answer]:
+    def _ask(self, features: Tensor, questions: Sequence[list[int]]) -> list[tuple[float, bool]]:
         """Answers to questions of one length, about the pictures of which the features are."""
         ids = torch.tensor(questions, device=self.device)
         states = self.model.text_encoder(input_ids=ids, encoder_hidden_states=features)[0]
@@ -130,9 +122,7 @@ class BlipVqa:
         logits = self.model.text_decoder(input_ids=begun, encoder_hidden_states=states).logits[:, 0].float()
         words = logits.argmax(-1).tolist()
         pairs = logits[:, [self.yes, self.no]].tolist()
-        return [
-            _Answer(yes_probability(*pair), word == self.yes) for pair, word in zip(pairs, words, strict=True)
-        ]
+        return [(yes_probability(*pair), word == self.yes) for pair, word in zip(pairs, words, strict=True)]
 
 
 class ChatVqa:
@@ -147,8 +137,6 @@ class ChatVqa:
     Raises:
         ConfigError: weights (safetensors alone) are missing or do not fit, or its processor has no chat template.
     """
-
-    batch_size = 1
 
     def __init__(self, part: Part, ask: str) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -167,8 +155,10 @@ class ChatVqa:
             )
         self.device, self.dtype, self.ask = part.device, getattr(torch, part.dtype), ask
 
-    def says_yes(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[list[bool]]:
-        """Whether yes is more probable than no, for each question of each picture."""
+    def says_yes(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], batch_size: int = 1
+    ) -> list[list[bool]]:
+        """Whether yes is more probable than no, for each question of each picture; one at a time."""
         return [
             [self._probability(image, question) > 0.5 for question in asked]
             for image, asked in zip(images, questions, strict=True)
@@ -202,5 +192,4 @@ def plain(question: str) -> str:
 
 def _blip_preprocessing(side: int) -> Preprocessing:
     """To a square, bicubically, and normalised as CLIP's: so do the authors and the published configuration."""
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    return Preprocessing((side, side), (side, side), mean, std)
+    return Preprocessing((side, side), (side, side), CLIP_MEAN, CLIP_STD)

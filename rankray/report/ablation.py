@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from rankray.config.ablate import CHECKER
 from rankray.evals import published
-from rankray.evals.scores import CHECKER
 from rankray.report import figures
 from rankray.report.figures import compact
 from rankray.report.intervals import Bar, Point, PointChart, bars, point_chart, side

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from rankray.config.ablate import CHECKER
 from rankray.evals import scores as evaluation
-from rankray.evals.scores import CHECKER
 from rankray.report.pages import picture, write_page
 
 PAIRS = 6

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankray.evals import Column
-from rankray.stats import OVERALL, differences, estimates
+from rankray.stats import OVERALL, Column, differences, estimates
 
 
 def column(values: Mapping[str, Sequence[float]], pooled: bool = False) -> Column:

@@ -1,11 +1,9 @@
-"""Which models are measured together, what trainings share, and what is read of a measurement."""
+"""Which models are measured together, and what trainings share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import small_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,20 +25,6 @@ def test_groups_hold_every_name_once_in_order_and_no_more_than_fit(count: int, m
     assert count < 2 or most == 2 or all(len(group) >= 2 for group in groups)
 
 
-def test_a_measurement_is_read_by_model_and_reward(tmp_path: Path) -> None:
-    found = trials.read(small_dataset.write(tmp_path / "dataset"))
-    assert list(found) == ["one", "two"]
-    ids = {"a": 0, "b": 1, "c": 2}
-    place = {prompt: found["one"].prompts.index(prompt) for prompt in ids}
-    # Reward s of the first generator's two samples of each prompt.
-    assert found["one"].values["s"][place["a"]].tolist() == [30.0, 20.0]
-    assert found["two"].values["s"][place["a"]].tolist() == [10.0]
-    # t failed for b's first candidate; c's last has no picture.
-    assert np.isnan(found["one"].values["t"][place["b"], 0])
-    assert np.isnan(found["two"].values["r"][place["c"], 0])
-    assert "checker" not in found["one"].values  # these prompts are none of the shapes world
-
-
 def test_trainings_that_share_reference_errors_are_prepared_once() -> None:
     settings = config.build(AblationConfig, config.read_toml(FILE))
 
@@ -59,7 +43,7 @@ def test_trainings_that_share_reference_errors_are_prepared_once() -> None:
         trial("sft", settings.labels, 0),  # asks no reference
         trial("sft", settings.labels, 1),
     ]
-    due = trials._kinds(made).values()
+    due = trials.first_of_kinds(made).values()
     found = {(one.objective.name, one.seed, tuple(one.labels.samples.items())) for one in due}
     every = tuple(settings.labels.samples.items())
     assert found == {
@@ -78,5 +62,5 @@ def test_a_training_that_shares_its_reference_errors_with_none_computes_them_its
         "b": settings.trial(tuned, settings.labels, tuned.settings[1], 0),
         "alone": settings.trial(tuned, settings.labels, tuned.settings[0], 1),
     }
-    found = {name: trial.objective.reference for name, trial in trials._lone(made).items()}
+    found = {name: trial.objective.reference for name, trial in trials.with_references(made).items()}
     assert found == {"a": "precomputed", "b": "precomputed", "alone": "copy"}

@@ -43,10 +43,10 @@ def test_each_category_by_hand(judge: CompBenchJudge, judges: Path, pictures: li
     assert judge.vqa is not None
     assert judge.detector is not None
     got = dict(zip(ITEMS, judge.judge(pictures[:5], list(ITEMS)), strict=True))
-    red, blue = judge.vqa.probabilities(pictures[:1], [["a red circle?", "a blue star?"]])[0]
+    red, blue = judge.vqa.probabilities(pictures[:1], [["a red circle?", "a blue star?"]], 4)[0]
     assert got["a red circle and a blue star"].score == red * blue
     assert 0 < red * blue < 1
-    boxes = judge.detector.best(pictures[1:2], [["circle", "star"]], 0.1)[0]
+    boxes = judge.detector.best(pictures[1:2], [["circle", "star"]], 0.1, 4)[0]
     framed = {name: in_frame(box, pictures[1].size) for name, box in boxes.items()}
     assert got["a circle on the left of a star"].score == compbench.spatial_score(
         "on the left of", framed.get("circle"), framed.get("star")
@@ -76,7 +76,7 @@ def test_a_score_does_not_depend_on_neighbours(judge: CompBenchJudge, pictures: 
 
 def test_objects_are_found_as_by_the_model_alone(judges: Path, pictures: list[Image.Image]) -> None:
     place = judges / "compbench" / "detector"
-    detector = OpenDetector(Part(str(place)), 4, None)
+    detector = OpenDetector(Part(str(place)), None)
     names = [
         ["circle", "star"],
         ["star"],
@@ -85,7 +85,7 @@ def test_objects_are_found_as_by_the_model_alone(judges: Path, pictures: list[Im
         ["two", "one"],
         ["circle", "blue"],
     ]
-    got = detector.best(pictures, names, 0.0)
+    got = detector.best(pictures, names, 0.0, 4)
     assert got[2] == {}
     assert sum(len(found) for found in got) > 5
     model = Owlv2ForObjectDetection.from_pretrained(place).eval()
@@ -111,9 +111,9 @@ def test_objects_are_found_as_by_the_model_alone(judges: Path, pictures: list[Im
             x, y, w, h = out.pred_boxes[0][best].numpy() * side
             edges = np.clip([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 0, [*picture.size, *picture.size])
             np.testing.assert_allclose(found[name], [*edges, scores[best][n]], atol=1e-3)
-    assert detector.best(pictures[:1], names[:1], 1.0) == [{}]
+    assert detector.best(pictures[:1], names[:1], 1.0, 4) == [{}]
     with pytest.raises(ConfigError, match="where 49408 are due"):
-        OpenDetector(Part(str(place)), 4, 49408)
+        OpenDetector(Part(str(place)), 49408)
 
 
 @pytest.mark.parametrize("size", [(20, 12), (100, 60), (64, 200)])

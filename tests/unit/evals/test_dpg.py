@@ -90,51 +90,23 @@ b,Two owls,,1,0,entity,whole,entity - whole (owls),Are there owls?
 
 def test_the_published_table_is_read() -> None:
     items = dpg.read(TABLE.splitlines(), keep_first=True)
-    assert [(item.item_id, item.prompt, len(item.questions)) for item in items] == [
+    assert [(item.data["item_id"], item.prompt, len(item.data["questions"])) for item in items] == [
         ("a", "A red kettle, steaming", 3),
         ("b", "Two owls", 1),
     ]
-    assert items[0].dependency == {1: [0], 2: [1], 3: [1, 2]}
-    assert items[0].questions[2] == dpg.Question("Is the kettle red?", "attribute - color", (1,))
-
-
-def test_categories_are_of_bare_answers() -> None:
-    first, second = dpg.read(TABLE.splitlines(), keep_first=True)
-    seen = [{1: True, 2: False, 3: True}, {1: False, 2: True, 3: False}]
-    prompts = [(first, seen), (second, [{1: True}])]
-    assert dpg.by_category(prompts) == {
-        "attribute - color": 1.0,
-        "attribute - state": 0.0,
-        "entity - whole": 0.5,
-    }
-    assert dpg.by_category(prompts, level=1) == {"attribute": 0.5, "entity": 0.5}
-    assert dpg.by_category(prompts, all_pictures=True) == {
-        "attribute - color": 0.5,
-        "attribute - state": 0.5,
-        "entity - whole": pytest.approx(2 / 3),
-    }
+    assert dpg.dependency(items[0].data) == {1: [0], 2: [1], 3: [1, 2]}
+    due = {"text": "Is the kettle red?", "category": "attribute - color", "parents": [1]}
+    assert items[0].data["questions"]["2"] == due
 
 
 def test_without_the_first_line_its_prompt_is_left_out() -> None:
     """The authors' reader drops the first line, and their code fails on the questions that depend on it."""
     (second,) = dpg.read(TABLE.splitlines())
-    assert (second.item_id, sorted(second.questions)) == ("b", [1])
+    assert (second.data["item_id"], sorted(second.data["questions"])) == ("b", ["1"])
     lines = TABLE.splitlines()
     loose = [line.replace('"1, 2"', "2") for line in (lines[0], lines[1], *lines[3:])]
-    assert [sorted(item.questions) for item in dpg.read(loose)] == [[3], [1]], "nothing depends on the first"
-
-
-def test_a_benchmark_weighs_prompts_alike() -> None:
-    assert dpg.benchmark([[1.0, 0.5, 0.0, 0.5], [1.0]]) == pytest.approx(0.75)
-    with pytest.raises(ValueError, match="1 of 2 prompts have a picture"):
-        dpg.benchmark([[1.0], []])
-    assert [dpg.is_yes(word) for word in ("yes", "Yes", "yes.", "no", "")] == [
-        True,
-        False,
-        False,
-        False,
-        False,
-    ]
+    kept = [sorted(item.data["questions"]) for item in dpg.read(loose)]
+    assert kept == [["3"], ["1"]], "nothing depends on the first"
 
 
 def test_faults_of_a_table_are_named() -> None:
@@ -153,5 +125,5 @@ def test_faults_of_a_table_are_named() -> None:
 def test_of_a_question_that_stands_twice_the_last_counts() -> None:
     lines = TABLE.splitlines()
     first = dpg.read([*lines, lines[1].replace(",1,0,", ",1.0,0,").replace("?", "!")], keep_first=True)[0]
-    assert sorted(first.questions) == [1, 2, 3]
-    assert first.questions[1].text.endswith("!")
+    assert sorted(first.data["questions"]) == ["1", "2", "3"]
+    assert first.data["questions"]["1"]["text"].endswith("!")

@@ -39,11 +39,10 @@ def test_a_score_is_made_of_the_model_s_answers(judges: Path, pictures: list[Ima
     whole = judge.judge(pictures, prompts)
     for picture, prompt, judgement in zip(pictures, prompts, whole, strict=True):
         asked = ITEMS[prompt]["questions"]
-        said = judge.vqa.says_yes([picture], [[question["text"] for question in asked.values()]])[0]
+        said = judge.vqa.says_yes([picture], [[question["text"] for question in asked.values()]], 4)[0]
         assert judgement.detail == {"answers": dict(zip(asked, said, strict=True))}
-        item = dpg.from_data(prompt, ITEMS[prompt])
         answers = {int(number): yes for number, yes in judgement.detail["answers"].items()}
-        assert judgement.score == dpg.score(item.dependency, answers)
+        assert judgement.score == dpg.score(dpg.dependency(ITEMS[prompt]), answers)
         assert judge.judge([picture], [prompt]) == [judgement]
     with pytest.raises(ValueError, match="DPG-Bench asks nothing of 'three squares'"):
         judge.judge(pictures[:1], ["three squares"])
@@ -75,9 +74,9 @@ def test_the_order_of_questions_may_be_mended(judges: Path, pictures: list[Image
     vqa = DpgJudge(spec=row, items={}, device="cpu").vqa
     assert isinstance(vqa, BlipVqa)
     picture = pictures[0]
-    middle = float(np.median(vqa.probabilities([picture], [texts])[0]))
+    middle = float(np.median(vqa.probabilities([picture], [texts], 4)[0]))
     vqa.model.text_decoder.cls.predictions.bias.data[vqa.yes] += math.log(1 / middle - 1)
-    answers = vqa.says_yes([picture], [texts])[0]
+    answers = vqa.says_yes([picture], [texts], 4)[0]
     yes, no = texts[answers.index(True)], texts[answers.index(False)]
     chain = [("3", yes, [2]), ("2", yes, [1]), ("1", no, [0])]
     questions = {number: {"text": text, "category": "x", "parents": of} for number, text, of in chain}

@@ -285,13 +285,6 @@ def test_relations_turn_round_with_the_objects(sizes: list[float], offset: tuple
     assert len(there & {"above", "below"}) <= 1
 
 
-def test_the_score_is_the_mean_of_categories() -> None:
-    verdicts = [("colors", True), ("colors", True), ("colors", False), ("colors", True), ("counting", False)]
-    assert geneval.summary(verdicts) == {"counting": 0.0, "colors": 0.75, "overall": 0.375}
-    with pytest.raises(ValueError, match="nothing to summarise"):
-        geneval.summary([])
-
-
 def test_metadata_is_read_and_its_faults_named() -> None:
     good = placed("cup", "left of", "tree")
     assert geneval.read([json.dumps(good), "", json.dumps(counting("cup", 2))]) == [good, counting("cup", 2)]

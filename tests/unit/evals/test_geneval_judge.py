@@ -44,7 +44,7 @@ def item(tag: str, *clauses: dict[str, Any]) -> dict[str, Any]:
 
 
 def detector(place: Path, **changes: Any) -> Detector:
-    given: dict[str, Any] = {"batch_size": 4, "size": None, "classes": NAMES}
+    given: dict[str, Any] = {"size": None, "classes": NAMES}
     return Detector(Part(str(place)), **{**given, **changes})
 
 
@@ -61,7 +61,7 @@ def mask2former(judges: Path) -> Detector:
 @pytest.fixture(scope="module")
 def seen(mask2former: Detector, pictures: list[Image.Image]) -> list[dict[str, list[Sighting]]]:
     """All that the detector sees in each picture, with masks."""
-    return mask2former.find(pictures, [NAMES] * len(pictures), 0.0)
+    return mask2former.find(pictures, [NAMES] * len(pictures), 0.0, 4)
 
 
 def by_hand(model: Any, place: Path, image: Image.Image) -> dict[str, list[tuple[float, ...]]]:
@@ -135,7 +135,7 @@ def test_only_what_is_asked_is_found_and_masks_only_of_the_sure(
     mask2former: Detector, pictures: list[Image.Image], seen: list[dict[str, list[Sighting]]]
 ) -> None:
     names = [set(list(found)[:1]) for found in seen]
-    again = mask2former.find(pictures, names, 2.0)
+    again = mask2former.find(pictures, names, 2.0, 4)
     expected = [
         {name: [replace(one, mask=None) for one in found[name]] for name in some}
         for found, some in zip(seen, names, strict=True)
@@ -264,7 +264,7 @@ def test_half_precision_sees_about_the_same(
     dtype: str, judges: Path, pictures: list[Image.Image], seen: list[dict[str, list[Sighting]]]
 ) -> None:
     part = Part(str(judges / "geneval" / "detector"), dtype=dtype)
-    half = Detector(part, 4, None, NAMES).find(pictures[:2], [NAMES] * 2, 0.0)
+    half = Detector(part, None, NAMES).find(pictures[:2], [NAMES] * 2, 0.0, 4)
     sums = [
         sum(one.box[4] for found in both for some in found.values() for one in some)
         for both in (seen[:2], half)
@@ -286,7 +286,7 @@ def test_keys_of_earlier_versions_change_nothing(
 
     def sees(changed: dict[str, torch.Tensor]) -> list[Any]:
         save_file(changed, file, metadata={"format": "pt"})
-        found = detector(tmp_path / "old").find(pictures, [NAMES] * len(pictures), 0.3)
+        found = detector(tmp_path / "old").find(pictures, [NAMES] * len(pictures), 0.3, 4)
         return [{name: [one.box for one in some] for name, some in one.items()} for one in found]
 
     as_now = sees(weights)
@@ -313,7 +313,7 @@ def test_a_detector_without_masks(tmp_path: Path, pictures: list[Image.Image]) -
     model.class_labels_classifier.layers[-1].weight.data.mul_(30.0)
     model.save_pretrained(tmp_path)
     YolosImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
-    got = detector(tmp_path).find(pictures, [NAMES] * len(pictures), 0.0)
+    got = detector(tmp_path).find(pictures, [NAMES] * len(pictures), 0.0, 4)
     assert sum(len(some) for seen in got for some in seen.values()) > len(pictures)
     processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     for picture, seen in zip(pictures, got, strict=True):

@@ -24,7 +24,7 @@ def vqa(judges: Path, tmp_path: Path) -> Path:
 
 def refused(place: Path) -> str:
     with pytest.raises(ConfigError) as found:
-        BlipVqa(Part(str(place)), 2, None, 16)
+        BlipVqa(Part(str(place)), None, 16)
     assert "\n" not in str(found.value)
     return str(found.value)
 
@@ -58,7 +58,7 @@ def test_a_missing_processor_of_a_detector(judges: Path, tmp_path: Path) -> None
     shutil.copytree(judges / "geneval" / "detector", place)
     (place / "preprocessor_config.json").unlink()
     with pytest.raises(ConfigError) as found:
-        Detector(Part(str(place)), 2, None, ())
+        Detector(Part(str(place)), None, ())
     assert str(place) in str(found.value)
     assert "\n" not in str(found.value)
 

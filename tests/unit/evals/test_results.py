@@ -21,9 +21,8 @@ from rankray.data.cost import ActorUsage, ledger, merged
 from rankray.evals import results as evaluation_results
 from rankray.evals import scores as evaluation
 from rankray.evals.prompt_lists import PromptList, read_lists, spread
-from rankray.evals.results import Measured
+from rankray.evals.results import Measured, markdown
 from rankray.evals.scores import Pictures
-from rankray.evals.table import markdown
 from rankray.synpic import stages
 
 NAN = float("nan")

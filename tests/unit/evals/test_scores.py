@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import small_dataset
 from PIL import Image
 
 from rankray import schema
@@ -62,6 +63,20 @@ def test_the_checker_is_a_metric_of_the_shapes_world(tmp_path: Path) -> None:
     assert found["r"]["gain"] == pytest.approx(2 / 6)
     assert "| checker % | 33.3 | 66.7 | +33.3 |" in evaluation.table(found)
     assert verdict(found) == "checker: 33.3% before, 66.7% after: not measurably different"
+
+
+def test_a_measurement_is_read_by_model_and_reward(tmp_path: Path) -> None:
+    found = evaluation.by_model(small_dataset.write(tmp_path / "dataset"))
+    assert list(found) == ["one", "two"]
+    ids = {"a": 0, "b": 1, "c": 2}
+    place = {prompt: found["one"].prompts.index(prompt) for prompt in ids}
+    # Reward s of the first generator's two samples of each prompt.
+    assert found["one"].scores["s"][place["a"]].tolist() == [30.0, 20.0]
+    assert found["two"].scores["s"][place["a"]].tolist() == [10.0]
+    # t failed for b's first candidate; c's last has no picture.
+    assert np.isnan(found["one"].scores["t"][place["b"], 0])
+    assert np.isnan(found["two"].scores["r"][place["c"], 0])
+    assert "checker" not in found["one"].scores  # these prompts are none of the shapes world
 
 
 def test_other_prompts_are_refused(tmp_path: Path) -> None:

@@ -34,14 +34,14 @@ def place(judges: Path) -> Path:
 
 
 def blip(place: Path, vocabulary: int | None = None, tokens: int = 35) -> BlipVqa:
-    return BlipVqa(Part(str(place)), 2, vocabulary, tokens)
+    return BlipVqa(Part(str(place)), vocabulary, tokens)
 
 
 def test_blip_is_asked_as_published(place: Path, pictures: list[Image.Image]) -> None:
     """One question at a time, unpadded: the encoder token first, then the first word of the answer."""
     vqa = blip(place)
-    got = vqa.probabilities(pictures[:4], QUESTIONS)
-    said = vqa.says_yes(pictures[:4], QUESTIONS)
+    got = vqa.probabilities(pictures[:4], QUESTIONS, 2)
+    said = vqa.says_yes(pictures[:4], QUESTIONS, 2)
     assert [len(row) for row in got] == [3, 0, 1, 1]
     model, tokenizer = (
         BlipForQuestionAnswering.from_pretrained(place).eval(),
@@ -64,15 +64,15 @@ def test_blip_is_asked_as_published(place: Path, pictures: list[Image.Image]) ->
 
 def test_an_answer_does_not_depend_on_the_others(place: Path, pictures: list[Image.Image]) -> None:
     vqa = blip(place)
-    whole = vqa.probabilities(pictures[:4], QUESTIONS)
+    whole = vqa.probabilities(pictures[:4], QUESTIONS, 2)
     for picture, asked, row in zip(pictures[:4], QUESTIONS, whole, strict=True):
-        assert [vqa.probabilities([picture], [[question]])[0][0] for question in asked] == row
-    assert vqa.probabilities(pictures[3::-1], QUESTIONS[::-1])[::-1] == whole
+        assert [vqa.probabilities([picture], [[question]], 2)[0][0] for question in asked] == row
+    assert vqa.probabilities(pictures[3::-1], QUESTIONS[::-1], 2)[::-1] == whole
 
 
 def test_questions_are_cut_to_their_length(place: Path, pictures: list[Image.Image]) -> None:
     long = [["red " * 40 + "circle"], ["red " * 40 + "star"]]
-    cut, whole = (blip(place, tokens=tokens).probabilities(pictures[:1] * 2, long) for tokens in (20, 60))
+    cut, whole = (blip(place, tokens=tokens).probabilities(pictures[:1] * 2, long, 2) for tokens in (20, 60))
     assert cut[0] == cut[1]
     assert whole[0] != whole[1]
 
