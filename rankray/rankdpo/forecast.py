@@ -22,9 +22,8 @@ from rankray.cluster.seats import Node, alive_nodes
 from rankray.config import ConfigError
 from rankray.config.rankdpo import REFERENCE_FREE, RankDPOConfig, TrainingSettings
 from rankray.models import denoisers, hardware
-from rankray.models.components import BYTES, MEGAPIXEL, Component
-from rankray.models.demand import own_parameters
-from rankray.models.generators import GeneratorSpec, full_size
+from rankray.models.footprint import BYTES, MEGAPIXEL, Component, components, own_parameters
+from rankray.models.generators import GeneratorSpec
 from rankray.models.hardware import CONTEXT_GB, WORKSPACE, GpuType
 from rankray.models.targets import locate
 from rankray.rankdpo.encoding import ReferenceJob
@@ -69,7 +68,9 @@ def facts(spec: GeneratorSpec) -> Facts | None:
     """The facts of a row's model, without network or weights; None where its configuration is not there to be read."""
     row = denoisers.DENOISERS[denoisers.family(spec)]
     known = (
-        {} if spec.full_size is None else {part.name: part for part in full_size.components(spec.full_size)}
+        {}
+        if spec.full_size is None
+        else {part.name: part for part in components("generators", spec.full_size)}
     )
     try:
         place = Path(locate(spec.source)) if spec.source else Path()

@@ -15,7 +15,7 @@ from rankray.cluster.actors import Stage
 from rankray.cluster.layout import Work
 from rankray.cluster.seats import Node
 from rankray.config import ConfigError, SynPicConfig
-from rankray.models import demand, hardware
+from rankray.models import footprint, hardware
 from rankray.models.footprint import Footprint
 from rankray.models.hardware import DECODE_S, ENCODE_S, PICTURE_BYTES, GpuType
 from rankray.synpic.measured import Measured
@@ -116,18 +116,18 @@ def models_of(
 ) -> list[Model]:
     """The job's models in its order, without those for which nothing is left to make."""
     drawn = [
-        (demand.megapixels(stage.target), stage.samples) for stage in stages if stage.kind == "generator"
+        (footprint.megapixels(stage.target), stage.samples) for stage in stages if stage.kind == "generator"
     ]
     mean = sum(size * samples for size, samples in drawn) / config.k
     choices = (*config.generators, *config.scorers)
     models = [
         Model(
             stage=stage,
-            footprint=demand.footprint(stage.target),
-            batch=demand.batch_size(stage.target),
+            footprint=footprint.footprint(stage.target),
+            batch=footprint.batch_size(stage.target),
             items=_missing(stage, config, held),
             stated_gb=choice.pool.gpu_memory_gb,
-            megapixels=demand.megapixels(stage.target) if stage.kind == "generator" else mean,
+            megapixels=footprint.megapixels(stage.target) if stage.kind == "generator" else mean,
             measured=measured.get(stage.target.name),
             row_bytes=_row_bytes(stage, config),
         )
@@ -140,7 +140,7 @@ def _row_bytes(stage: Stage, config: SynPicConfig) -> float:
     """Of pictures in the row; references to files and scores weigh nothing beside them."""
     if stage.kind != "generator" or config.images.store == "files":
         return 0.0
-    return stage.samples * demand.megapixels(stage.target) * PICTURE_BYTES[config.images.format]
+    return stage.samples * footprint.megapixels(stage.target) * PICTURE_BYTES[config.images.format]
 
 
 def work_of(
