@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from rankray import words
 from rankray.cluster import layout
 from rankray.config import ConfigError, SynPicConfig
 from rankray.data import cost
@@ -19,21 +20,6 @@ PAPER_GENERATORS = {"sdxl", "sd3-medium", "pixart-sigma", "stable-cascade"}
 PAPER_REWARDS = {"hpsv2.1", "mps", "pickscore", "vqascore", "imagereward"}
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
-    """Lines of a table: the first `left` columns to the left, numbers to the right, two blanks between."""
-    cells = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(row[n]) for row in cells) for n in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if n < left else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return ("  " + "  ".join(padded)).rstrip()
-
-    return [line(row) for row in cells]
-
-
 def on_gpus(
     config: SynPicConfig, models: Sequence[Model], prompts: int, gpu: GpuType, count: int, chosen: bool
 ) -> list[str]:
@@ -46,7 +32,7 @@ def on_gpus(
     lines = ["", "GPU memory of one actor in GB, and which GPU holds it", *_memory(models, types)]
     lines += _warnings(models, gpu)
     if not (chosen and found[gpu].fault):
-        lines += ["", f"On {_gpus(count)}, with pools changed as above where they have to be"]
+        lines += ["", f"On {words.count(count, 'GPU')}, with pools changed as above where they have to be"]
         lines += _clusters(list(found.values()), config, prompts, prices)
     lines += ["", *_detail(found[gpu], prompts)]
     if _is_papers(config) and found[gpu].hours is not None:
@@ -83,11 +69,7 @@ def _memory(models: Sequence[Model], types: Sequence[GpuType]) -> list[str]:
                 *(_cell(model, gpu) for gpu in types),
             ]
         )
-    return table(header, rows)
-
-
-def _gpus(count: int) -> str:
-    return f"{count} GPU" if count == 1 else f"{count} GPUs"
+    return words.table(header, rows)
 
 
 def _size(model: Model) -> str:
@@ -146,7 +128,7 @@ def _clusters(
                 f"{usd:,.0f}",
             ]
         rows.append([item.gpu.name, "streaming" if phases == 1 else f"{phases} phases", *figures])
-    return [*(table(header, rows, left=2) if rows else []), *lines]
+    return [*(words.table(header, rows, left=2) if rows else []), *lines]
 
 
 def _detail(found: Forecast, prompts: int) -> list[str]:
@@ -167,7 +149,7 @@ def _detail(found: Forecast, prompts: int) -> list[str]:
         "speed is",
     ]
     rows = [_row(allotment, found.gpu, prompts) for allotment in found.allotments]
-    return [*lines, *table(header, rows, left=2)]
+    return [*lines, *words.table(header, rows, left=2)]
 
 
 def _row(found: Allotment, gpu: GpuType, prompts: int) -> list[str]:
@@ -222,7 +204,7 @@ def _beside_the_paper(found: Forecast, price: float) -> list[str]:
             ]
         )
     header = [f"{scale:,} prompts", "work", "$/GPU-hour", "dollars", "pictures", "labels"]
-    return ["Beside the paper, work alone, without GPUs that wait", *table(header, rows, left=2)]
+    return ["Beside the paper, work alone, without GPUs that wait", *words.table(header, rows, left=2)]
 
 
 def _assumptions(models: Sequence[Model], types: Sequence[GpuType], own_price: bool) -> list[str]:
@@ -278,7 +260,7 @@ def on_cpus(config: SynPicConfig, models: Sequence[Model], prompts: int) -> list
                 "?" if item_s is None else f"{item_s * model.items * prompts / 3600:,.2f}",
             ]
         )
-    lines += table(header, rows)
+    lines += words.table(header, rows)
     stages = [model.stage for model in models]
     try:
         plan = layout.plan(stages, [forecast.ample_node(cores, 0, stages)], config.execution.mode)
