@@ -1,33 +1,20 @@
-"""What a finished dataset, or a benchmark, says of models' speed and memory, to stand where a plan would assume.
-
-An actor's busy seconds are those inside its model's calls. On a shared GPU they are taken for its share of the GPU, as
-the plan takes them: what two models on one GPU cost each other is in them.
-"""
+"""What a finished dataset, or a benchmark, says of models' speed and memory, to stand where a plan would assume."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rankray import store
-from rankray.config import ConfigError, ModelChoice, PricesConfig, SynPicConfig, differing_keys
-from rankray.data.cost import ActorUsage, ledger
-from rankray.models.hardware import CONTEXT_GB, GpuType, by_device
+from rankray.config import ConfigError, ModelChoice, SynPicConfig, differing_keys
+from rankray.models.hardware import CONTEXT_GB, by_device
+from rankray.synpic.forecast import Measured
+from rankray.synpic.reuse import settings_of
 
 ASIDE = frozenset({"model", "name", "samples", "source", "revision"})
 """Settings that do not change how long an item takes."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a finished job measured of one model: `seconds` an item, of a whole GPU or else of an actor's CPUs."""
-
-    seconds: float
-    gpu: GpuType | None = None
-    memory_gb: float | None = None
 
 
 def read_measured(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:
@@ -44,25 +31,6 @@ def read_measured(path: str, config: SynPicConfig) -> tuple[dict[str, Measured],
     if not found:
         raise ConfigError("; ".join([f"{path} measured none of these models", *lines]))
     return found, lines
-
-
-def of_actors(path: str | None, usage: Iterable[ActorUsage]) -> tuple[dict[str, float], float | None]:
-    """(by label seconds of one actor for one item; of one actor's start): of the dataset at `path`, where there is one,
-    and better of the job's earlier runs, which say nothing of starts.
-
-    For a plan on the cluster that measured them, whatever its GPUs are called.
-
-    Raises:
-        ConfigError: there is no finished dataset at `path`.
-    """
-    try:
-        info = {} if path is None else store.read(path).info
-    except store.DatasetError as error:
-        raise ConfigError(f"nothing measured: {error}") from None
-    rows = [*info.get("cost", {}).get("models", []), *ledger(usage, PricesConfig())["models"]]
-    item_s = {row["model"]: row["busy_s"] / row["items"] for row in rows if row["items"] > row["failures"]}
-    starts = info.get("throughput", {}).get("start", {}).get("models", {}).values()
-    return item_s, max((row["start_s"] for row in starts), default=None)
 
 
 def _benchmark(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:
@@ -127,10 +95,13 @@ def _dataset(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list
             row = rows.get(choice.label)
             if row is None or row["items"] <= row["failures"]:
                 continue
-            ours, theirs = (
-                _settings(identity, kind, choice.label) for identity in (config.identity(), info["identity"])
+            sides = [
+                settings_of(identity, kind, choice.label)
+                for identity in (info["identity"], config.identity())
+            ]
+            differing = differing_keys(
+                *({key: side[key] for key in side if key.split(".")[0] not in ASIDE} for side in sides)
             )
-            differing = differing_keys(theirs, ours)
             if differing:
                 lines.append(f"'{choice.label}' was measured with other settings: {', '.join(differing)}")
                 continue
@@ -154,13 +125,3 @@ def _of(row: Mapping[str, Any]) -> Measured | None:
     share = min(1.0, row["gpu_hours"] * 3600 / row["alive_s"])
     memory_gb = row["peak_gpu_gb"] + CONTEXT_GB if row.get("peak_gpu_gb") else None
     return Measured(seconds * share, gpu, memory_gb)
-
-
-def _settings(identity: Mapping[str, Any], kind: str, label: str) -> dict[str, Any]:
-    """Of the model called `label`, those that change how long an item takes."""
-    for number in sorted({key.split(".")[1] for key in identity if key.startswith(f"{kind}.")}):
-        prefix = f"{kind}.{number}."
-        own = {key.removeprefix(prefix): value for key, value in identity.items() if key.startswith(prefix)}
-        if (own["name"] or own["model"]) == label:
-            return {key: value for key, value in own.items() if key.split(".")[0] not in ASIDE}
-    return {}
