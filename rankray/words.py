@@ -1,4 +1,4 @@
-"""Numbers, counts and texts as people read them, in reports, on a terminal, in Markdown: one place for all rooms.
+"""Numbers, counts and texts as people read them, in reports and on a terminal: one place for all rooms.
 
 It stands in the lowest row, as jobs and clusters print too, and may not know the reports above them. A missing value is
 a dash everywhere; a thousand has its comma; a minus sign stands where pages are read, and ASCII where a line may be
@@ -91,9 +91,3 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
         return ("  " + "  ".join(padded)).rstrip()
 
     return [line(row) for row in cells]
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, whose cells may hold `|`."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from rankray.synpic.reuse import settings_of
 ASIDE = frozenset({"model", "name", "samples", "source", "revision"})
 """Settings that do not change how long an item takes."""
 
+Finding = tuple[str, list[str], Measured | None, str]
+"""Of a model: label, settings that differed, what was measured (None on a GPU that nobody knows), and on what."""
+
 
 def read_measured(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:
     """(by label what was measured of the models of `config`, a line for each measurement that is of no use).
@@ -27,13 +30,22 @@ def read_measured(path: str, config: SynPicConfig) -> tuple[dict[str, Measured],
     Raises:
         ConfigError: there is neither, or it holds nothing of any of the models.
     """
-    found, lines = _benchmark(path, config) if path.endswith(".json") else _dataset(path, config)
+    found, lines = {}, []
+    for label, differing, measured, device in (_benchmark if path.endswith(".json") else _dataset)(
+        path, config
+    ):
+        if differing:
+            lines.append(f"'{label}' was measured with other settings: {', '.join(differing)}")
+        elif measured is None:
+            lines.append(f"'{label}' was measured on {device}, which is no GPU type known here")
+        else:
+            found[label] = measured
     if not found:
         raise ConfigError("; ".join([f"{path} measured none of these models", *lines]))
     return found, lines
 
 
-def _benchmark(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:
+def _benchmark(path: str, config: SynPicConfig) -> Iterator[Finding]:
     try:
         parts = json.loads(Path(path).expanduser().read_text("utf-8"))["parts"]
         rows = [row for row in parts.values() if "images_per_s" in row]
@@ -41,27 +53,21 @@ def _benchmark(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], li
         raise ConfigError(
             f"{path} is no result of benchmarks/full_size.py ({type(error).__name__}); name a dataset, or such a file"
         ) from None
-    found, lines = {}, []
     for choice in (*config.generators, *config.rewards):
-        own = [row for row in rows if row["model"] == choice.model]
+        own = [
+            (_other_settings(choice, row), choice.batch_size != row["batch_size"], n)
+            for n, row in enumerate(rows)
+            if row["model"] == choice.model
+        ]
         if not own:
             continue
-        row = min(
-            own, key=lambda row: (len(_other_settings(choice, row)), choice.batch_size != row["batch_size"])
-        )
-        differing = _other_settings(choice, row)
-        gpu = by_device(row["gpu"]) if row["gpu"] else None
-        if differing:
-            lines.append(f"'{choice.label}' was measured with other settings: {', '.join(differing)}")
-        elif gpu is None:
-            lines.append(
-                f"'{choice.label}' was measured on {row['gpu'] or 'a CPU'}, which is no GPU type known here"
-            )
-        else:
+        differing, _, n = min(own, key=lambda found: (len(found[0]), *found[1:]))
+        row, measured = rows[n], None
+        if gpu := by_device(row["gpu"]) if row["gpu"] else None:
             alike = choice.batch_size in (None, row["batch_size"]) and row["peak_memory_gb"]
             memory_gb = row["peak_memory_gb"] + CONTEXT_GB if alike else None
-            found[choice.label] = Measured(1 / row["images_per_s"], gpu, memory_gb)
-    return found, lines
+            measured = Measured(1 / row["images_per_s"], gpu, memory_gb)
+        yield choice.label, differing, measured, row["gpu"] or "a CPU"
 
 
 def _other_settings(choice: ModelChoice, row: Mapping[str, Any]) -> list[str]:
@@ -83,35 +89,21 @@ def _other_settings(choice: ModelChoice, row: Mapping[str, Any]) -> list[str]:
     return differing_keys(theirs, set_)
 
 
-def _dataset(path: str, config: SynPicConfig) -> tuple[dict[str, Measured], list[str]]:
+def _dataset(path: str, config: SynPicConfig) -> Iterator[Finding]:
     try:
         info = store.read(path).info
     except store.DatasetError as error:
         raise ConfigError(f"nothing measured: {error}") from None
     rows = {row["model"]: row for row in info["cost"]["models"]}
-    found, lines = {}, []
     for kind, choices in (("generators", config.generators), ("rewards", config.rewards)):
-        for choice in choices:
-            row = rows.get(choice.label)
-            if row is None or row["items"] <= row["failures"]:
-                continue
-            sides = [
-                settings_of(identity, kind, choice.label)
-                for identity in (info["identity"], config.identity())
-            ]
-            differing = differing_keys(
-                *({key: side[key] for key in side if key.split(".")[0] not in ASIDE} for side in sides)
-            )
-            if differing:
-                lines.append(f"'{choice.label}' was measured with other settings: {', '.join(differing)}")
-                continue
-            measured = _of(row)
-            if measured is None:
-                gpu = row.get("gpu") or "an unnamed GPU"
-                lines.append(f"'{choice.label}' was measured on {gpu}, which is no GPU type known here")
-            else:
-                found[choice.label] = measured
-    return found, lines
+        for label in (choice.label for choice in choices):
+            row = rows.get(label)
+            if row is not None and row["items"] > row["failures"]:
+                sides = [settings_of(every, kind, label) for every in (info["identity"], config.identity())]
+                theirs, ours = (
+                    {key: side[key] for key in side if key.split(".")[0] not in ASIDE} for side in sides
+                )
+                yield label, differing_keys(theirs, ours), _of(row), row.get("gpu") or "an unnamed GPU"
 
 
 def _of(row: Mapping[str, Any]) -> Measured | None:

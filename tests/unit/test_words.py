@@ -62,6 +62,5 @@ def test_signs_sizes_and_counts() -> None:
     assert [words.hours(seconds) for seconds in (90, 3600, 4e6)] == ["1.5 min", "1.0 h", "1,111.1 h"]
 
 
-def test_tables() -> None:
+def test_a_table_on_a_terminal() -> None:
     assert words.table(["a", "n"], [["xx", "1"], ["y", "22"]]) == ["  a    n", "  xx   1", "  y   22"]
-    assert words.markdown_table(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
