@@ -15,7 +15,6 @@ import json
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rankray.models.components import MEGAPIXEL, Component, build
-from rankray.models.generators import full_size as generators
-from rankray.models.rewards import full_size as rewards
+from rankray.models.footprint import MEGAPIXEL, Component, Family, components, facts_file, full_size
+from recipes.full_size import build
 
 SIDES = (512, 1024, 1536)
 """Pixels of a side; three sizes determine the polynomial of an exact quadratic."""
@@ -253,13 +251,14 @@ def polynomials(part: Component) -> tuple[list[float], list[float]]:
 def main(names: Sequence[str]) -> None:
     """Measures every part of the models of `names`, all by default, prints it, and writes it into their files."""
     known: dict[str, tuple[list[float], list[float]]] = {}
-    for family in (generators, rewards):
-        for model in family.MODELS:
+    families: tuple[Family, ...] = ("generators", "rewards")
+    for family in families:
+        for model in full_size(family):
             if names and model not in names:
                 continue
-            path = Path(str(family.__file__)).parent / f"{model}.json"
+            path = facts_file(family, model)
             facts = json.loads(path.read_text("utf-8"))
-            for part in family.components(model):
+            for part in components(family, model):
                 key = json.dumps([part.kind, part.config, part.tokens])
                 flops, activations = known[key] = known.get(key) or polynomials(part)
                 facts[part.name].update(flops=flops, activations=activations)

@@ -20,7 +20,7 @@ import runs
 import trainings
 
 from rankray.models.generators import GENERATORS
-from rankray.plan.text import table
+from rankray.words import table
 
 HEADER = ["model", "dtype", "batch", "weights", "planned", "peak", "planned", "peak / planned"]
 

@@ -21,10 +21,10 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from rankray.models.components import build
+from rankray.models.footprint import components
 from rankray.models.rewards import REWARDS as ROWS
 from rankray.models.rewards import aesthetic
-from rankray.models.rewards.full_size import components
+from recipes.full_size import build
 from recipes.random_weights import full_size, qalign
 from recipes.random_weights.judges import COCO
 from recipes.random_weights.vocabularies import clip_tokenizer
@@ -80,7 +80,7 @@ def _clip_reward(name: str, place: Path) -> dict[str, Any]:
 
 
 def _mps(place: Path) -> dict[str, Any]:
-    (component,) = components("mps")
+    (component,) = components("rewards", "mps")
     module = build(component)
     config = {"model_type": "mps", "clip": module.clip.config.to_dict(), "mps": asdict(module.config)}
     (place / "config.json").write_text(json.dumps(config, default=str))
@@ -96,7 +96,7 @@ def _aesthetic(place: Path) -> dict[str, Any]:
 
 
 def _qalign(place: Path) -> dict[str, Any]:
-    (component,) = components("qalign")
+    (component,) = components("rewards", "qalign")
     config = {key: value for key, value in component.config.items() if key != "before"}
     pieces = qalign.vocabulary()
     more = [(f"<{n}>", 0.0, qalign.CONTROL) for n in range(config["vocab_size"] - len(pieces))]

@@ -19,7 +19,7 @@ from fake_cuda import DOUBLES, fake_cuda
 from PIL import Image
 
 from rankray.evals import EVALS
-from rankray.models import demand
+from rankray.models.footprint import footprint
 from rankray.models.generators import GENERATORS
 from rankray.models.hardware import CONTEXT_GB
 from rankray.models.rewards import REWARDS
@@ -72,7 +72,7 @@ def run(target: Target, call: Callable[[Any], Any], plant: Plant | None, **faked
             plant(model)
         made = call(model)
         peak = device.peak
-    plan = demand.footprint(target)
+    plan = footprint(target)
     bytes_alive = (loading / 1e9, weights / 1e9, peak / 1e9)
     planned = plan.weights_gb, plan.allocated_gb(spec.batch_size), plan.memory_gb(spec.batch_size)
     return Run(target.name, spec.dtype, spec.batch_size, made, *bytes_alive, *planned)

@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rankray.models.components import build
+from rankray.models.footprint import components
 from rankray.models.rewards import RewardSpec
-from rankray.models.rewards import full_size as rewards_full_size
 from rankray.models.rewards.clip import Preprocessing
 from rankray.models.rewards.vqascore import VqaScore
+from recipes.full_size import build
 from recipes.random_weights.vocabularies import clip_tokenizer, t5_tokenizer
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -31,7 +31,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 def component(model: str, name: str = "model") -> Any:
     """A part on the CPU, in float32, as packages build theirs."""
-    return build(next(part for part in rewards_full_size.components(model) if part.name == name), "cpu")
+    return build(next(part for part in components("rewards", model) if part.name == name), "cpu")
 
 
 class OpenClip(nn.Module):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rankray import words
 from rankray.cluster import seats
 from rankray.cluster.actors import Stage
 from rankray.cluster.seats import SLACK, Node, actor_demand, alive_nodes, claims, fits, shortage
@@ -147,19 +148,15 @@ def _soonest(
             found.append((best[begin][0] + max(computing_s, copy_s), [*best[begin][1], phase]))
         best.append(min(found, key=lambda item: (round(item[0], 3), len(item[1]))))
     seconds, phases = best[-1]
-    said = f"expected in {_hours(seconds)}"
+    said = f"expected in {words.hours(seconds)}"
     if len(phases) == 1:
         return _laid(phases, nodes, work, f"streaming: all {len(stages)} pools together, {said}")
     rest = (
         f"all pools together need {missing}"
         if streaming is None
-        else f"streaming is expected in {_hours(streaming.seconds or 0.0)}"
+        else f"streaming is expected in {words.hours(streaming.seconds or 0.0)}"
     )
     return replace(_laid(phases, nodes, work, f"phases: {len(phases)}, {said}; {rest}"), seconds=seconds)
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def _laid(

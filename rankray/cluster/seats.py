@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import ray
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
 
+from rankray import words
 from rankray.cluster.actors import Stage
 
 IO_CPUS = 0.1
@@ -211,7 +212,7 @@ def shortage(stages: Sequence[Stage], nodes: Sequence[Node]) -> str:
     scarce = [name for name, parts in alone.items() if not fits(parts, nodes)]
     amounts = _in_gb({name: claim.needs[name] for name in scarce or claim.needs})
     what = " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
-    actors = f"{claim.count} {'actor' if claim.count == 1 else 'actors'} of {what}"
+    actors = f"{words.count(claim.count, 'actor')} of {what}"
     if len(stages) == 1 and claim is wanted[0]:
         return f"{actors}, and the nodes hold {found} such"
     return f"more than the nodes hold in pieces: {claim.owner} needs {actors}, and beside the rest they hold {found}"

@@ -15,6 +15,20 @@ from rankray.config import PricesConfig
 PAPER_PROMPTS = 58_000
 """Prompts of the paper's dataset, for which every ledger states what this job's rate would cost."""
 
+ADDED = [
+    "actors",
+    "items",
+    "failures",
+    "busy_s",
+    "load_s",
+    "idle_s",
+    "alive_s",
+    "gpu_hours",
+    "cpu_hours",
+    "usd",
+]
+"""What rows of one model add up to; the rest is of one of them."""
+
 
 @dataclass(frozen=True)
 class ActorUsage:
@@ -64,39 +78,61 @@ def ledger(usages: Iterable[ActorUsage], prices: PricesConfig) -> dict[str, Any]
         `totals`: gpu_hours, cpu_hours, usd, images; usd_per_1000_images, and usd_generation, usd_labels apart as
         Table 8 has them. All times in seconds unless named hours. A ratio over nothing is None.
     """
-    by_model: dict[tuple[str, str], list[ActorUsage]] = {}
-    for usage in usages:
-        by_model.setdefault((usage.kind, usage.model), []).append(usage)
-    return _bill(
-        [_row(kind, model, actors, prices) for (kind, model), actors in sorted(by_model.items())], prices
-    )
+    return _bill((_row(actor, prices) for actor in usages), prices)
 
 
 def merged(ledgers: Iterable[Mapping[str, Any]], prices: PricesConfig) -> dict[str, Any]:
     """One ledger of several; rows of one kind and model are added up."""
-    by_model: dict[tuple[str, str], dict[str, Any]] = {}
-    for found in ledgers:
-        for row in found["models"]:
-            old = by_model.setdefault((row["kind"], row["model"]), {})
-            for key, value in row.items():
-                old[key] = (
-                    value if isinstance(value, str) or key not in old else (old[key] or 0) + (value or 0)
-                )
-    for row in by_model.values():
-        row["usd_per_1000"] = _per(1000 * row["usd"], row["items"])
-    return _bill([row for _, row in sorted(by_model.items())], prices)
+    return _bill((row for found in ledgers for row in found["models"]), prices)
 
 
-def _bill(models: list[dict[str, Any]], prices: PricesConfig) -> dict[str, Any]:
+def _row(actor: ActorUsage, prices: PricesConfig) -> dict[str, Any]:
+    gpu_hours = actor.alive_s * actor.num_gpus / 3600
+    # Claims of CPUs are fractions where models share cores, so a CPU second that was worked is a second paid.
+    cpu_hours = max(actor.alive_s * actor.num_cpus, actor.busy_s + actor.load_s) / 3600
+    # A GPU node's price includes its CPUs; an actor without a GPU pays for its CPUs. A model may have had both.
+    usd = gpu_hours * prices.gpu_usd_per_hour if actor.num_gpus else cpu_hours * prices.cpu_usd_per_hour
+    return {
+        "kind": actor.kind,
+        "model": actor.model,
+        "actors": 1,
+        "items": actor.items,
+        "failures": actor.failures,
+        "busy_s": actor.busy_s,
+        "load_s": actor.load_s,
+        "idle_s": max(0.0, actor.alive_s - actor.busy_s - actor.load_s),
+        "alive_s": actor.alive_s,
+        "gpu_hours": gpu_hours,
+        "cpu_hours": cpu_hours,
+        "usd": usd,
+        "usd_per_1000": None,
+        "gpu": actor.gpu,
+        "gpu_gb": actor.gpu_gb,
+        "peak_gpu_gb": actor.peak_gpu_gb,
+    }
+
+
+def _sum(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows of one model as one, with the GPU of the one that reserved most of it."""
+    most = max(rows, key=lambda row: row.get("peak_gpu_gb", 0.0))
+    total = {**most, **{key: sum(row[key] for row in rows) for key in ADDED}}
+    return {**total, "usd_per_1000": _per(1000 * total["usd"], total["items"])}
+
+
+def _bill(rows: Iterable[Mapping[str, Any]], prices: PricesConfig) -> dict[str, Any]:
+    by_model: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_model.setdefault((row["kind"], row["model"]), []).append(row)
+    models = [_sum(found) for _, found in sorted(by_model.items())]
+    gpu_hours, cpu_hours, usd = (sum(row[key] for row in models) for key in ("gpu_hours", "cpu_hours", "usd"))
     drawn = [row for row in models if row["kind"] == "generator"]
-    usd = sum(row["usd"] for row in models)
     usd_generation = sum(row["usd"] for row in drawn)
     images = sum(row["items"] - row["failures"] for row in drawn)
     return {
         "models": models,
         "totals": {
-            "gpu_hours": sum(row["gpu_hours"] for row in models),
-            "cpu_hours": sum(row["cpu_hours"] for row in models),
+            "gpu_hours": gpu_hours,
+            "cpu_hours": cpu_hours,
             "usd": usd,
             "usd_generation": usd_generation,
             "usd_labels": usd - usd_generation,
@@ -125,42 +161,6 @@ def usd_for_prompts(
     """What `prompts` prompts would cost at this job's rate; None where it made no image."""
     per_1000: float | None = totals["usd_per_1000_images"]
     return None if per_1000 is None else per_1000 / 1000 * images_per_prompt * prompts
-
-
-def _cpu_hours(actor: ActorUsage) -> float:
-    """Claims of CPUs are fractions where models share cores, so a CPU second that was worked is a second paid."""
-    return max(actor.alive_s * actor.num_cpus, actor.busy_s + actor.load_s) / 3600
-
-
-def _row(kind: str, model: str, actors: Sequence[ActorUsage], prices: PricesConfig) -> dict[str, Any]:
-    gpu_hours = sum(actor.alive_s * actor.num_gpus for actor in actors) / 3600
-    cpu_hours = sum(_cpu_hours(actor) for actor in actors)
-    items = sum(actor.items for actor in actors)
-    busy_s, load_s = sum(actor.busy_s for actor in actors), sum(actor.load_s for actor in actors)
-    alive_s = sum(actor.alive_s for actor in actors)
-    # A GPU node's price includes its CPUs; an actor without a GPU pays for its CPUs. A model may have had both.
-    most = max(actors, key=lambda actor: actor.peak_gpu_gb)
-    usd = gpu_hours * prices.gpu_usd_per_hour + prices.cpu_usd_per_hour * sum(
-        _cpu_hours(actor) for actor in actors if not actor.num_gpus
-    )
-    return {
-        "kind": kind,
-        "model": model,
-        "actors": len(actors),
-        "items": items,
-        "failures": sum(actor.failures for actor in actors),
-        "busy_s": busy_s,
-        "load_s": load_s,
-        "idle_s": max(0.0, alive_s - busy_s - load_s),
-        "alive_s": alive_s,
-        "gpu_hours": gpu_hours,
-        "cpu_hours": cpu_hours,
-        "usd": usd,
-        "usd_per_1000": _per(1000 * usd, items),
-        "gpu": most.gpu,
-        "gpu_gb": most.gpu_gb,
-        "peak_gpu_gb": most.peak_gpu_gb,
-    }
 
 
 def _per(amount: float, count: int) -> float | None:

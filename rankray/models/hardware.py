@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from rankray.config import ConfigError, nearest
 
@@ -105,22 +106,29 @@ def gpu_type(name: str) -> GpuType:
     return found
 
 
-def by_device(name: str, memory_gb: float | None = None) -> GpuType | None:
+def by_device(name: str, memory_gb: float | None = None, unsure: Callable[..., Any] = max) -> GpuType | None:
     """The type of a device, None where it is none of the table.
 
     Args:
-        name: as CUDA ("NVIDIA A100-SXM4-80GB") or Ray ("A100") has it.
+        name: as CUDA ("NVIDIA A100-SXM4-80GB") or Ray ("A100", "A100-80G") has it.
         memory_gb: of the device. Where a name fits two types and neither it nor this says which, the larger is taken,
-            so that what is refused for want of memory truly has none.
+            so that what is refused for want of memory truly has none; with `unsure=min` the smaller.
     """
     words = set(re.split(r"[\s\-_]+", name.upper()))
-    said = re.search(r"(\d+)\s?GB", name, re.IGNORECASE)
+    said = re.search(r"(\d+)\s?GB?\b", name, re.IGNORECASE)
     if memory_gb is None and said:
         memory_gb = float(said[1])
     same = [gpu for gpu in GPU_TYPES.values() if gpu.name.split("-")[0] in words]
     if memory_gb is None:
-        return max(same, key=lambda gpu: gpu.memory_gb, default=None)
+        found: GpuType | None = unsure(same, key=lambda gpu: gpu.memory_gb, default=None)
+        return found
     return min(same, key=lambda gpu: abs(gpu.memory_gb - memory_gb), default=None)
+
+
+def by_resources(resources: Iterable[str], unsure: Callable[..., Any] = max) -> GpuType | None:
+    """The type of a node's GPUs, by the resource with which Ray names them; None where it does not, or names two."""
+    names = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
+    return by_device(names[0], unsure=unsure) if len(names) == 1 else None
 
 
 def require_device(device: str) -> None:
@@ -178,10 +186,3 @@ def no_cuda(said: str, visible: str | None) -> str:
     hidden = "" if visible is None else f", CUDA_VISIBLE_DEVICES = '{visible}'"
     first = said.strip().splitlines()[0].split(". ")[0] if said.strip() else "torch finds none"
     return f"a GPU was asked for, and there is none here ({first}{hidden}); {rehearse}"
-
-
-def nodes_of(count: int, per_node: int = 8) -> Iterable[int]:
-    """GPUs by node, `count` in all: full nodes first."""
-    while count > 0:
-        yield min(count, per_node)
-        count -= per_node

@@ -11,22 +11,26 @@ from __future__ import annotations
 import argparse
 import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rankray import store
+from rankray import store, words
+from rankray.cluster import layout
 from rankray.config import ConfigError, SynPicConfig
 from rankray.data import cost
 from rankray.data.prompts import HUB, read_prompts
 from rankray.models import hardware
-from rankray.models.hardware import GPU_TYPES
-from rankray.plan import text as forecast_text
-from rankray.synpic import forecast, pools
-from rankray.synpic.forecast import Held
-from rankray.synpic.measured import read_measured
+from rankray.models.hardware import GPU_TYPES, GpuType
+from rankray.plan.forecast import Allotment, Forecast, ample_node, forecast
+from rankray.plan.measured import read_measured
+from rankray.synpic import pools
+from rankray.synpic.forecast import NOTHING_HELD, Held, Model, fit, models_of, too_little
 
 DEFAULT_TYPE, DEFAULT_GPUS = "A100-80", 8
 COLUMNS = 120
+HOURS_A_DAY = 24
+PAPER_GENERATORS = {"sdxl", "sd3-medium", "pixart-sigma", "stable-cascade"}
+PAPER_REWARDS = {"hpsv2.1", "mps", "pickscore", "vqascore", "imagereward"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def run(config: SynPicConfig, ask: DryRun, say: Callable[[str], None]) -> None:
     stages = pools.stages_of(config, look_up=False)
     prompts, origin = prompt_count(config)
     held = _held(config, prompts)
-    models = forecast.models_of(config, stages, measured, held)
+    models = models_of(config, stages, measured, held)
     say("dry run: nothing is started, loaded or written")
     say(f"{prompts:,} prompts ({origin})")
     say(
@@ -102,9 +106,9 @@ def run(config: SynPicConfig, ask: DryRun, say: Callable[[str], None]) -> None:
     if not models:
         lines.append("nothing is left to make")
     elif any(model.share for model in models):
-        lines += forecast_text.on_gpus(config, models, prompts, gpu, ask.gpus, ask.gpu_type is not None)
+        lines += on_gpus(config, models, prompts, gpu, ask.gpus, ask.gpu_type is not None)
     else:
-        lines += forecast_text.on_cpus(config, models, prompts)
+        lines += on_cpus(config, models, prompts)
     for line in lines:
         say(textwrap.fill(line, COLUMNS, subsequent_indent="    ") if len(line) > COLUMNS else line)
 
@@ -127,7 +131,7 @@ def prompt_count(config: SynPicConfig) -> tuple[int, str]:
 def _held(config: SynPicConfig, prompts: int) -> Held:
     """What `reuse` has of the job, its prompts taken for the job's; whether settings agree is the job's to check."""
     if config.reuse is None:
-        return forecast.NOTHING_HELD
+        return NOTHING_HELD
     try:
         info = store.read(config.reuse).info
     except store.DatasetError as error:
@@ -136,3 +140,241 @@ def _held(config: SynPicConfig, prompts: int) -> Held:
     samples = {item["name"]: item["samples"] for item in info["generators"] if item["name"] in asked}
     rewards = frozenset(item["name"] for item in info["rewards"] if item["name"] in asked)
     return Held(samples, rewards, min(1.0, info["rows"] / prompts))
+
+
+def on_gpus(
+    config: SynPicConfig, models: Sequence[Model], prompts: int, gpu: GpuType, count: int, chosen: bool
+) -> list[str]:
+    """The plan of a job with GPUs: in full on `count` of `gpu`, and beside the other types unless it was `chosen`."""
+    types = [gpu] if chosen else list(GPU_TYPES.values())
+    mode, block = config.execution.mode, config.execution.rows_per_block
+    found = {kind: forecast(models, kind, count, prompts, mode, block) for kind in types}
+    own_price = chosen and config.prices.gpu_usd_per_hour > 0
+    prices = {kind: config.prices.gpu_usd_per_hour if own_price else kind.usd_per_hour for kind in types}
+    lines = ["", "GPU memory of one actor in GB, and which GPU holds it", *_memory(models, types)]
+    lines += _warnings(models, gpu)
+    if not (chosen and found[gpu].fault):
+        lines += ["", f"On {words.count(count, 'GPU')}, with pools changed as above where they have to be"]
+        lines += _clusters(list(found.values()), config, prompts, prices)
+    lines += ["", *_detail(found[gpu], prompts)]
+    if _is_papers(config) and found[gpu].hours is not None:
+        lines += ["", *_beside_the_paper(found[gpu], prices[gpu])]
+    return [*lines, "", *_assumptions(models, types, own_price)]
+
+
+def _memory(models: Sequence[Model], types: Sequence[GpuType]) -> list[str]:
+    header = [
+        *["model", "actors", "num_gpus", "dtype", "batch", "weights", "needs"],
+        *(gpu.name for gpu in types),
+    ]
+    rows = []
+    for model in models:
+        needs = model.needs_gb()
+        spec = model.stage.target.kwargs.get("spec")
+        rows.append(
+            [
+                model.name,
+                _size(model),
+                f"{model.stage.actors.num_gpus:g}",
+                {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}.get(
+                    getattr(spec, "dtype", ""), "?"
+                ),
+                str(model.batch or "?"),
+                f"{model.footprint.weights_gb:.1f}" if model.footprint.parts else "?",
+                "none" if not model.share else "?" if needs is None else f"{needs:.1f}",
+                *(_cell(model, gpu) for gpu in types),
+            ]
+        )
+    return words.table(header, rows)
+
+
+def _size(model: Model) -> str:
+    """Actors of a pool: `1..16`, or `4`."""
+    least, most = model.stage.actors.min_size, model.stage.actors.max_size
+    return f"{least}..{most}" if most > least else f"{least}"
+
+
+def _cell(model: Model, gpu: GpuType) -> str:
+    if not model.share:
+        return "-"
+    found = fit(model, gpu)
+    if found.fault:
+        return "no bf16" if "bfloat16" in found.fault else "no"
+    if found.needs_gb is None:
+        return "?"
+    return found.change.replace("batch ", "b").replace(" share ", ",g").replace("share ", "g") or "fits"
+
+
+def _warnings(models: Sequence[Model], gpu: GpuType) -> list[str]:
+    lines = [
+        "  fits: as configured; b4: with batch_size = 4; g0.5: with pool.num_gpus = 0.5; no: not even one at once"
+    ]
+    for model in models:
+        found = fit(model, gpu)
+        needs = model.needs_gb(gpu=gpu)
+        if found.fault and "bfloat16" in found.fault:
+            lines.append(f"  warning: '{model.name}' {found.fault}")
+        elif (found.fault or found.change) and needs is not None:
+            lines.append(f"  warning: {too_little(model, needs, gpu)}")
+    return lines
+
+
+def _clusters(
+    found: Sequence[Forecast], config: SynPicConfig, prompts: int, prices: Mapping[GpuType, float]
+) -> list[str]:
+    header = ["GPU", "layout", "pictures/s", "hours", "GPU-hours", "busy", "$/GPU-hour", "dollars"]
+    rows, lines = [], []
+    for item in found:
+        if item.fault:
+            lines.append(f"  {item.gpu.name}: {item.fault}")
+            continue
+        price = prices[item.gpu]
+        figures = ["?", "?", "?", "?", f"{price:.2f}", "?"]
+        if item.hours:
+            paid = item.hours * item.count
+            busy = sum(item.busy_hours(kind, prompts) for kind in ("generator", "reward")) / paid
+            rate = f"{prompts * config.k / item.hours / 3600:.2f}"
+            figures = [
+                rate,
+                f"{item.hours:,.1f}",
+                f"{paid:,.0f}",
+                f"{busy:.0%}",
+                f"{price:.2f}",
+                f"{paid * price:,.0f}",
+            ]
+        rows.append([item.gpu.name, "streaming" if item.phases == 1 else f"{item.phases} phases", *figures])
+    return [*(words.table(header, rows, left=2) if rows else []), *lines]
+
+
+def _detail(found: Forecast, prompts: int) -> list[str]:
+    cluster = f"{found.count} x {found.gpu.name}"
+    if found.fault:
+        return [f"{cluster}: cannot run: {found.fault}"]
+    header = [
+        "phase",
+        "model",
+        "actors",
+        "num_gpus",
+        "batch",
+        "GB",
+        "of GB",
+        "s/item",
+        "items/s",
+        "GPU-hours",
+        "speed is",
+    ]
+    rows = [_pool(allotment, found.gpu, prompts) for allotment in found.allotments]
+    return [f"{cluster}: {found.explanation}", *words.table(header, rows, left=2)]
+
+
+def _pool(found: Allotment, gpu: GpuType, prompts: int) -> list[str]:
+    fit, model, seconds = found.fit, found.model, found.seconds
+    return [
+        str(found.phase + 1),
+        model.name,
+        str(found.actors),
+        f"{fit.share if model.share < 1 else model.stage.actors.num_gpus:g}",
+        str(fit.batch or "?"),
+        "-" if not model.share else "?" if fit.needs_gb is None else f"{fit.needs_gb:.1f}",
+        f"{fit.share * gpu.usable_gb:.3g}" if model.share else "-",
+        "?" if seconds is None else f"{seconds:.3f}",
+        "?" if not seconds else f"{found.actors / seconds:.2f}",
+        f"{found.gpu_seconds * prompts / 3600:,.1f}" if seconds is not None else "?",
+        model.source(gpu) if model.share else "unknown",
+    ]
+
+
+def _is_papers(config: SynPicConfig) -> bool:
+    return {choice.model for choice in config.generators} == PAPER_GENERATORS and {
+        choice.model for choice in config.rewards
+    } == PAPER_REWARDS
+
+
+def _beside_the_paper(found: Forecast, price: float) -> list[str]:
+    """Both for the paper's 58,000 prompts; dollars of work alone, as its Table 8 counts."""
+    scale = cost.PAPER_PROMPTS
+    drawing, labels = (found.busy_hours(kind, scale) for kind in ("generator", "reward"))
+    days, usd, drawn = hardware.PAPER_A100_DAYS, hardware.PAPER_USD, hardware.PAPER_USD_GENERATION
+    paper_price = usd / days / HOURS_A_DAY
+    dollars = [f"{usd:.2f}", f"{drawn:.2f}", f"under {usd - drawn:.0f}"]
+    rows = [["the paper", f"{days:.1f} A100-days", f"{paper_price:.2f}", *dollars]]
+    work = f"{(drawing + labels) / HOURS_A_DAY:.1f} {found.gpu.name}-days"
+    for rent in dict.fromkeys((price, round(paper_price, 4))):
+        dollars = [f"{hours * rent:.2f}" for hours in (drawing + labels, drawing, labels)]
+        rows.append(["here", work, f"{rent:.2f}", *dollars])
+    header = [f"{scale:,} prompts", "work", "$/GPU-hour", "dollars", "pictures", "labels"]
+    return ["Beside the paper, work alone, without GPUs that wait", *words.table(header, rows, left=2)]
+
+
+def _assumptions(models: Sequence[Model], types: Sequence[GpuType], own_price: bool) -> list[str]:
+    sources = {gpu.reached_by: [g.name for g in types if g.reached_by == gpu.reached_by] for gpu in types}
+    measured = [model.name for model in models if model.measured is not None]
+    lines = [
+        "Assumed"
+        + (f", but for what was measured of {', '.join(measured)}" if measured else ", nothing measured"),
+        f"  memory: weights, + {hardware.WORKSPACE:g} x the largest activations of one part at that batch (counted on "
+        f"the meta device), + {hardware.CONTEXT_GB:g} GB",
+        f"          {hardware.USABLE:.0%} of what a GPU is sold with is usable",
+        "  speed:  FLOPs (counted on the meta device) over this share of the GPU's dense peak:",
+    ]
+    for reached_by, names in sources.items():
+        lines.append(f"          {', '.join(names)} {GPU_TYPES[names[0]].reached:.0%}: {reached_by}")
+    lines.append(
+        f"          part of a GPU has that part of its speed; a PNG takes a core {hardware.ENCODE_S * 1000:.0f} ms to "
+        f"write, {hardware.DECODE_S * 1000:.0f} ms to read"
+    )
+    if own_price:
+        lines.append("  price:  prices.gpu_usd_per_hour of the configuration, for all GPUs, busy or not")
+    else:
+        lines.append(f"  price:  {hardware.PRICES_BY}")
+        lines.append("          with --gpu-type, prices.gpu_usd_per_hour of the configuration is taken")
+    lines.append(
+        f"  phases: {layout.START_S:g} s to start one; a node copies {layout.COPY_BYTES_PER_S / 1e6:g} MB/s of "
+        "pictures between them, beside the work"
+    )
+    lines.append(
+        "  --measured DATASET puts what a finished dataset measured in the place of speed and memory"
+    )
+    return lines
+
+
+def on_cpus(config: SynPicConfig, models: Sequence[Model], prompts: int) -> list[str]:
+    """A job without GPUs: its pools, its layout on this machine, and hours where a dataset measured them."""
+    cores = os.cpu_count() or 1
+    lines = ["", "No pool takes a GPU: models run on CPUs, and there is no GPU memory to fill.", ""]
+    header = ["model", "actors", "num_cpus", "batch", "weights, MB", "CPU-s/item", "CPU-hours"]
+    rows, total_s = [], 0.0
+    for model in models:
+        measured = model.measured
+        item_s = None if measured is None or measured.gpu is not None else measured.seconds
+        total_s += (item_s or 0.0) * model.items * prompts
+        rows.append(
+            [
+                model.name,
+                _size(model),
+                f"{model.stage.actors.num_cpus:g}",
+                str(model.batch or "?"),
+                f"{model.footprint.weights_gb * 1000:,.1f}" if model.footprint.parts else "?",
+                "?" if item_s is None else f"{item_s:.4f}",
+                "?" if item_s is None else f"{item_s * model.items * prompts / 3600:,.2f}",
+            ]
+        )
+    lines += words.table(header, rows)
+    stages = [model.stage for model in models]
+    try:
+        plan = layout.plan(stages, [ample_node(cores, 0, stages)], config.execution.mode)
+        lines.append(f"on one machine of {cores} cores, as this one: {plan.explanation}")
+    except ConfigError as error:
+        lines.append(f"on one machine of {cores} cores, as this one: cannot run: {error}")
+    if total_s and all(model.measured is not None and model.measured.gpu is None for model in models):
+        hours = total_s / 3600 / cores
+        usd = total_s / 3600 * config.prices.cpu_usd_per_hour
+        lines.append(
+            f"measured: {total_s / 3600:,.2f} CPU-hours, so {hours:,.2f} hours at best on {cores} cores, "
+            f"{prompts * config.k / hours / 3600:,.1f} pictures/s, ${usd:,.2f}"
+        )
+    else:
+        lines.append(
+            "how long: nobody has said; --measured DATASET takes it from a finished dataset of these models"
+        )
+    return lines

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rankray import store
+from rankray import store, words
 from rankray.cluster.seats import Node, alive_nodes
 from rankray.config import ConfigError
 from rankray.config.rankdpo import REFERENCE_FREE, RankDPOConfig, TrainingSettings
 from rankray.models import denoisers, hardware
-from rankray.models.components import BYTES, MEGAPIXEL, Component
-from rankray.models.demand import own_parameters
-from rankray.models.generators import GeneratorSpec, full_size
+from rankray.models.footprint import BYTES, MEGAPIXEL, Component, components, own_parameters
+from rankray.models.generators import GeneratorSpec
 from rankray.models.hardware import CONTEXT_GB, WORKSPACE, GpuType
 from rankray.models.weights import locate
 from rankray.rankdpo.encoding import ReferenceJob
@@ -33,9 +31,6 @@ Mode = Literal["copy", "adapter_off", "precomputed"]
 
 BUCKET = 5e8
 """Elements of gradients on their way in ZeRO, DeepSpeed's default; there as long as a backward pass."""
-
-STATES = {"adamw": 2.0, "sgd": 0.0}
-"""Float32 tensors of an optimizer's state a trained weight, without sgd's momentum."""
 
 ROW_BYTES = 2_100
 """Of a stored row beside its arrays: a row group's footer, scores, the prompt."""
@@ -69,7 +64,9 @@ def facts(spec: GeneratorSpec) -> Facts | None:
     """The facts of a row's model, without network or weights; None where its configuration is not there to be read."""
     row = denoisers.DENOISERS[denoisers.family(spec)]
     known = (
-        {} if spec.full_size is None else {part.name: part for part in full_size.components(spec.full_size)}
+        {}
+        if spec.full_size is None
+        else {part.name: part for part in components("generators", spec.full_size)}
     )
     try:
         place = Path(locate(spec.source)) if spec.source else Path()
@@ -133,7 +130,7 @@ def ahead_line(job: ReferenceJob, rows: int, dataset: store.RankedDataset) -> st
     pairs = job.reads.whole * rows + len(job.reads.last)
     line = (
         f"reference ahead: {pairs / rows:.2f} epochs of {rows:,} prompts, {pairs * k:,} forward passes on "
-        f"{count} {'actor' if count == 1 else 'actors'}"
+        f"{words.count(count, 'actor')}"
     )
     found, gpu = facts(job.spec), smallest_gpu(alive_nodes()) if job.device == "cuda" else None
     if found is None or found.denoiser is None or gpu is None:
@@ -188,9 +185,7 @@ def trainer(config: TrainingSettings, found: Facts, candidates: int, reference: 
     # stages 2 and 3 sum gradients in float32 (`zero.deepspeed_config`)
     states = trained * (4 / shards if stage >= 2 else size)
     if not workers.offload:
-        momentum = config.optimizer.name == "sgd" and config.optimizer.momentum > 0
-        tensors = (stage > 0) + STATES[config.optimizer.name] + momentum + (tuned.ema is not None)
-        states += 4 * tensors * trained / shards
+        states += 4 * ((stage > 0) + _kept_tensors(config)) * trained / shards
     activations = 0.0
     if found.denoiser is not None and found.denoiser.kept:
         kept = found.denoiser.kept[
@@ -207,22 +202,18 @@ def trainer(config: TrainingSettings, found: Facts, candidates: int, reference: 
     )
 
 
+def _kept_tensors(config: TrainingSettings) -> int:
+    """Float32 tensors a trained weight that last from step to step: the optimizer's state, and the average."""
+    states = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
+    return states + (config.tuned.ema is not None)
+
+
 def smallest_gpu(nodes: Iterable[Node]) -> GpuType | None:
     """The type with the least memory among the nodes' GPUs, by the resource with which Ray names them; None where any
     node does not say. Of a name that two types have the smaller is taken."""
-    found = []
-    for node in nodes:
-        if not node.gpus:
-            continue
-        names = [name.partition(":")[2] for name in node.resources if name.startswith("accelerator_type:")]
-        if len(names) != 1:
-            return None
-        said = re.search(r"(\d+)G", names[0])
-        kind = hardware.by_device(names[0], float(said[1]) if said else 0.0)
-        if kind is None:
-            return None
-        found.append(kind)
-    return min(found, key=lambda kind: kind.memory_gb, default=None)
+    found = [hardware.by_resources(node.resources, min) for node in nodes if node.gpus]
+    known = [gpu for gpu in found if gpu is not None]
+    return min(known, key=lambda gpu: gpu.memory_gb) if known and len(known) == len(found) else None
 
 
 def reference(
@@ -286,19 +277,16 @@ def stored(
         errors = config.steps * config.batch_size * candidates * 4 + rows * ROW_BYTES
         made.append(Stored("reference errors", float(errors), places["encoded"]))
     trained = 0 if config.tuned.train == "lora" else found.parameters
-    states = STATES[config.optimizer.name] + (
-        config.optimizer.name == "sgd" and config.optimizer.momentum > 0
-    )
-    one = 4.0 * trained * (1 + states + (config.tuned.ema is not None))
+    one = 4.0 * trained * (1 + _kept_tensors(config))
     # the last N, the best, and the one that is being written while its forerunner is still there
     number = config.checkpoints.keep + 2
-    what = f"checkpoints (up to {number} of {_gb(one)})"
+    what = f"checkpoints (up to {number} of {words.size(one)})"
     return [*made, Stored(what, one * number, places["output"])]
 
 
 def disk_lines(made: Sequence[Stored]) -> list[str]:
     """A line of sizes, and a warning for each local filesystem with less room than will be written to it."""
-    lines = ["on disk: " + ", ".join(f"{item.what} {_gb(item.size)}" for item in made)]
+    lines = ["on disk: " + ", ".join(f"{item.what} {words.size(item.size)}" for item in made)]
     wanted: dict[int, tuple[float, float, str]] = {}
     for item in made:
         place = _existing(item.place)
@@ -308,8 +296,8 @@ def disk_lines(made: Sequence[Stored]) -> list[str]:
         size = wanted.get(device, (0.0, 0.0, ""))[0] + item.size
         wanted[device] = (size, float(shutil.disk_usage(place).free), item.place)
     lines += [
-        f"warning: {place} has {_gb(free)} free, and up to {_gb(size)} will be written there; give another place "
-        "(output, encoding.place), or encoding.dtype = 'float16'"
+        f"warning: {place} has {words.size(free)} free, and up to {words.size(size)} will be written there; "
+        "give another place (output, encoding.place), or encoding.dtype = 'float16'"
         for size, free, place in wanted.values()
         if size > free
     ]
@@ -322,13 +310,3 @@ def _existing(place: str) -> Path | None:
         return None
     path = Path(place.removeprefix("file://")).expanduser()
     return next((found for found in (path, *path.parents) if found.exists()), None)
-
-
-def _gb(size: float) -> str:
-    return (
-        f"{size / 1e9:,.0f} GB"
-        if size >= 1e10
-        else f"{size / 1e9:.1f} GB"
-        if size >= 1e8
-        else f"{size / 1e6:.1f} MB"
-    )

@@ -7,18 +7,19 @@ Figures draw what was measured, a point each: nothing is smoothed, and a row tha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from rankray import words
 from rankray.config.ablate import CHECKER
 from rankray.evals import published
-from rankray.report import figures
-from rankray.report.figures import compact
-from rankray.report.intervals import Bar, Point, PointChart, bars, point_chart, side
+from rankray.report import pages
+from rankray.report.charts import Point, bars, point_chart
 from rankray.report.pages import write_page
+from rankray.words import compact
 
-VERDICTS = {1: "better", -1: "worse", 0: "not measurably different"}
 DOUBLING = 1.3
 """From settings that each are so many times the last, the axis is logarithmic."""
 
@@ -44,7 +45,6 @@ def write_ablation_report(uri: str, info: dict[str, Any]) -> None:
         "curves": [drawn for curve in info["curves"] if (drawn := _curve(curve, info))],
         "along": along_charts(info),
         "source": published.SOURCE,
-        "frame": figures,
     }
     write_page(uri, "ablation.html.j2", values)
 
@@ -52,13 +52,8 @@ def write_ablation_report(uri: str, info: dict[str, Any]) -> None:
 def level(value: float | None, metric: str) -> str:
     """A figure of a metric: the checker's is a share and stands in per cent, any other has four digits."""
     if value is None:
-        return "–"
+        return words.MISSING
     return f"{100 * value:.1f}" if metric == CHECKER else compact(value).replace("-", "−")
-
-
-def change(value: float | None, metric: str) -> str:
-    """A difference with its sign, in the same unit."""
-    return "–" if value is None else ("+" if value >= 0 else "−") + level(abs(value), metric)
 
 
 def unit(metric: str) -> str:
@@ -67,26 +62,8 @@ def unit(metric: str) -> str:
 
 
 def difference(found: Mapping[str, Any] | None, metric: str) -> dict[str, Any]:
-    """A `Difference` in words: gain, interval, votes, p, sign, verdict; all empty where there is none."""
-    if found is None:
-        empty = dict.fromkeys(("gain", "interval", "votes", "p", "verdict"), "")
-        return {**empty, "value": None, "p_value": None, "balance": None, "sign": 0}
-    sign = side(found["low"], found["high"])
-    return {
-        "value": found["gain"],
-        "gain": change(found["gain"], metric),
-        "interval": f"{change(found['low'], metric)} to {change(found['high'], metric)}",
-        "votes": f"{found['wins']} : {found['losses']}",
-        "balance": found["wins"] - found["losses"],
-        "p_value": found["p_value"],
-        "p": f"{found['p_value']:.2g}",
-        "sign": sign,
-        "verdict": VERDICTS[sign],
-    }
-
-
-def _bars(found: Sequence[Mapping[str, Any] | None]) -> list[Bar | None]:
-    return bars([(None, None, None) if d is None else (d["gain"], d["low"], d["high"]) for d in found])
+    """`pages.difference` in the metric's unit."""
+    return pages.difference(found, functools.partial(level, metric=metric))
 
 
 def _table(info: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -100,7 +77,7 @@ def _table(info: Mapping[str, Any], name: str) -> dict[str, Any]:
         "note": quoted.note if quoted else "",
         "rows": [
             {**_row(row, metric), "quoted": quote(quoted, row["paper"].get(name)), "bar": bar}
-            for row, bar in zip(rows, _bars([row["gain"] for row in rows]), strict=True)
+            for row, bar in zip(rows, bars([row["gain"] for row in rows]), strict=True)
         ],
         "quoted": quoted is not None and any(name in row["paper"] for row in rows),
         "start": quote(quoted, next(iter(quoted.rows))) if quoted else None,
@@ -150,7 +127,7 @@ def quote(table: published.Quoted | None, row: str | None) -> dict[str, Any] | N
         gain = float(printed) - float(base)
     except ValueError:  # "1.0M": no figure of a judge
         return None
-    text = "" if row == first else f"{'+' if gain >= 0 else '−'}{abs(gain):.2f}"
+    text = "" if row == first else words.signed(gain, f"{abs(gain):.2f}")
     return {"label": row, "column": column, "figure": printed, "gain": text, "value": gain}
 
 
@@ -182,7 +159,7 @@ def sweep_rows(info: Mapping[str, Any]) -> list[dict[str, Any]]:
             **difference(trial["gain"], info["metric"]),
         }
         for (sweep, number, trial), bar in zip(
-            tried, _bars([trial["gain"] for *_, trial in tried]), strict=True
+            tried, bars([trial["gain"] for *_, trial in tried]), strict=True
         )
     ]
 
@@ -237,7 +214,7 @@ def along_charts(info: Mapping[str, Any]) -> list[dict[str, Any]]:
         before = _scaled(rows[0][1]["before"], name)
         points = [Point(0, before, None, None, "step 0, the starting model")]
         points += [_point(step, row, name, f"step {step:,}") for step, row in rows]
-        chart: PointChart | None = point_chart(points, before)
+        chart = point_chart(points, before)
         if chart is not None:
             found.append({"title": name, "unit": "%" if name == CHECKER else "mean score", "chart": chart})
     return found

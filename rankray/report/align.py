@@ -12,7 +12,7 @@ import numpy as np
 
 from rankray.config.ablate import CHECKER
 from rankray.evals import scores as evaluation
-from rankray.report.pages import picture, write_page
+from rankray.report.pages import difference, picture, write_page
 
 PAIRS = 6
 """Pictures shown that changed most, of those that improved and of those that got worse."""
@@ -36,28 +36,17 @@ def write_align_report(uri: str, info: dict[str, Any]) -> None:
 def verdict(gain: dict[str, Any]) -> str:
     """The result in one line: the checker's where there is one, else the first reward's."""
     name = CHECKER if CHECKER in gain else next(iter(gain))
-    row = gain[name]
-    shown = _row(name, row)
-    sure = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "not measurably different"
-    return f"{name}: {shown['before']} before, {shown['after']} after: {sure}"
+    return "{name}: {before} before, {after} after: {verdict}".format(**_row(name, gain[name]))
 
 
 def _row(name: str, row: dict[str, Any]) -> dict[str, Any]:
-    share = name == CHECKER
-    plain = "{:.1%}".format if share else "{:.4f}".format
-
-    def signed(value: float) -> str:
-        return f"{100 * value:+.1f} points" if share else f"{value:+.4f}"
-
-    return {
-        "name": name,
-        "before": plain(row["before"]),
-        "after": plain(row["after"]),
-        **{key: signed(row[key]) for key in ("gain", "low", "high")},
-        "wins": row["wins"],
-        "losses": row["losses"],
-        "p": f"{row['p_value']:.2g}",
-    }
+    """A metric's gain; the checker's figures are shares."""
+    if name == CHECKER:
+        return {
+            "name": name,
+            **difference(row, "{:.1%}".format, lambda value: f"{100 * (value or 0.0):+.1f} points"),
+        }
+    return {"name": name, **difference(row, "{:.4f}".format, "{:+.4f}".format)}
 
 
 def changed(before: str, after: str) -> list[dict[str, Any]]:

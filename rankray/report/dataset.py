@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from rankray import store
 from rankray.data.cost import PAPER_PROMPTS, usd_for_prompts
-from rankray.report.figures import Figures, collect
+from rankray.report.charts import Floats, ratio
 from rankray.report.pages import PICTURE_BYTES, picture, spread, write_page
 
 SHOWN_PROMPTS = 24
@@ -31,31 +30,77 @@ _FILES_AT_ONCE = 16
 """An object store takes 50 ms for a request, and 58,000 prompts are 3,625 files."""
 
 
-@dataclass
-class Census:
-    """What choosing the shown prompts needs to know of all rows, noted while the figures pass over them.
+class Figures:
+    """Sums over a dataset, row by row from scores alone. G generators, N rewards.
+
+    A report of 58,000 prompts needs no picture but the few it shows, and the memory of one file's scores.
 
     Attributes:
+        wins: float[G, G], how often a picture of the row's generator beat one of the column's (prompt by
+            prompt, reward by reward); ties count in `compared` alone.
+        compared: float[G, G], how many such comparisons there were.
+        agreed: float[N, N], pairs of candidates that both rewards order alike, out of
+        judged: float[N, N], pairs that both rewards order at all (ties and failures left out).
+        phi_sum, firsts, counted: float[G], sum of win probabilities, first ranks, ranked candidates.
+        scores: [G][N] lists of raw scores, NaN left out.
         unanimity: prompt id -> `unanimity` of its scores.
         failed: ids of prompts with a failure.
-        prompts: text of those prompts whose ids were asked for.
+        prompts: text of those prompts whose ids are `wanted`.
     """
 
-    wanted: frozenset[str]
-    unanimity: dict[str, float] = field(default_factory=dict)
-    failed: set[str] = field(default_factory=set)
-    prompts: dict[str, str] = field(default_factory=dict)
+    def __init__(self, generators: Sequence[str], rewards: Sequence[str], wanted: Iterable[str] = ()) -> None:
+        """Nothing yet."""
+        g, n = len(generators), len(rewards)
+        self.wins, self.compared = np.zeros((g, g)), np.zeros((g, g))
+        self.agreed, self.judged = np.zeros((n, n)), np.zeros((n, n))
+        self.phi_sum, self.firsts, self.counted = np.zeros(g), np.zeros(g), np.zeros(g)
+        self.scores: list[list[list[float]]] = [[[] for _ in rewards] for _ in generators]
+        self.unanimity: dict[str, float] = {}
+        self.failed: set[str] = set()
+        self.prompts = dict.fromkeys(wanted, "")
+        self._places = {name: i for i, name in enumerate(generators)}
 
-    def passing(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The rows as they are, each noted on its way."""
-        for row in rows:
-            row_id, candidates = row["prompt_id"], row["candidates"]
-            self.unanimity[row_id] = unanimity([candidate["scores"] for candidate in candidates])
-            if any(candidate["error"] for candidate in candidates):
-                self.failed.add(row_id)
-            if row_id in self.wanted:
-                self.prompts[row_id] = row["prompt"]
-            yield row
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Counts one row, as `rankray.store.RankedDataset.rows` gives it."""
+        row_id, candidates = row["prompt_id"], row["candidates"]
+        owners = np.array([self._places[candidate["generator"]] for candidate in candidates])
+        scores = np.array([candidate["scores"] for candidate in candidates], np.float64)  # [K, N]
+        self.unanimity[row_id] = unanimity(scores)
+        if any(candidate["error"] for candidate in candidates):
+            self.failed.add(row_id)
+        if row_id in self.prompts:
+            self.prompts[row_id] = row["prompt"]
+        self._compare(owners, scores)
+        for owner, candidate in zip(owners, candidates, strict=True):
+            if candidate["rank"] > 0:
+                self.phi_sum[owner] += candidate["win_probability"]
+                self.firsts[owner] += candidate["rank"] == 1
+                self.counted[owner] += 1
+            for reward, score in enumerate(candidate["scores"]):
+                if not np.isnan(score):
+                    self.scores[owner][reward].append(score)
+
+    def _compare(self, owners: npt.NDArray[np.int64], scores: Floats) -> None:
+        """Candidates with each other; a generator's own samples are not compared in `wins`."""
+        order = np.sign(scores[:, None, :] - scores[None, :, :])  # [K, K, N]; NaN where one is missing
+        others, cells = owners[:, None] != owners, (owners[:, None], owners[None, :])
+        np.add.at(self.wins, cells, others * (order > 0).sum(-1))
+        np.add.at(self.compared, cells, others * np.count_nonzero(~np.isnan(order), -1))
+        pairs = order[np.triu_indices(len(order), 1)]  # [pairs, N]
+        ordered = ~np.isnan(pairs) & (pairs != 0)
+        both = ordered[:, :, None] & ordered[:, None, :]
+        self.judged += both.sum(0)
+        self.agreed += (both & (pairs[:, :, None] == pairs[:, None, :])).sum(0)
+
+    @property
+    def win_share(self) -> Floats:
+        """float[G, G]: share of comparisons that the row's generator wins; NaN where there were none."""
+        return ratio(self.wins, self.compared)
+
+    @property
+    def agreement(self) -> Floats:
+        """float[N, N]: share of candidate pairs that two rewards order alike; 0.5 is chance."""
+        return ratio(self.agreed, self.judged)
 
 
 def write_report(path: str, info: dict[str, Any]) -> None:
@@ -69,9 +114,11 @@ def write_report(path: str, info: dict[str, Any]) -> None:
     files = store.data_files(fs, place)
     names = [item["name"] for item in info["generators"]]
     rewards = [item["name"] for item in info["rewards"]]
-    census = Census(frozenset(fault["prompt_id"] for fault in info["failures"]["examples"]))
-    figures = collect(census.passing(_rows(files, fs)), names, rewards)
-    chosen = choose(census.unanimity, census.failed)
+    examples = info["failures"]["examples"]
+    figures = Figures(names, rewards, (fault["prompt_id"] for fault in examples))
+    for row in _rows(files, fs):
+        figures.add(row)
+    chosen = choose(figures.unanimity, figures.failed)
     pictures = len(chosen) * max(1, info["candidates"] // max(info["rows"], 1))
     blocks = {
         row["prompt_id"]: shown(row, rewards, PICTURE_BYTES // max(1, pictures))
@@ -89,10 +136,7 @@ def write_report(path: str, info: dict[str, Any]) -> None:
         "usd_paper": usd_for_prompts(info["cost"]["totals"], info["candidates"] // max(info["rows"], 1)),
         "paper_prompts": PAPER_PROMPTS,
         "failures": sorted(info["failures"]["by_model"].items()),
-        "examples": [
-            {**fault, "prompt": census.prompts.get(fault["prompt_id"])}
-            for fault in info["failures"]["examples"]
-        ],
+        "examples": [{**fault, "prompt": figures.prompts[fault["prompt_id"]]} for fault in examples],
         "identity": sorted(info["identity"].items()),
     }
     write_page(path, "report.html.j2", values)

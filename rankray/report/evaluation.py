@@ -7,18 +7,18 @@ that changed share 4 MB. Tables sort where the browser runs the page's one scrip
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankray.evals import published
-from rankray.report import figures
-from rankray.report.intervals import Point, bars, point_chart, side
-from rankray.report.pages import PICTURE_BYTES, picture, write_page
+from rankray.report.charts import Point, bars, point_chart
+from rankray.report.pages import PICTURE_BYTES, VERDICTS, difference, picture, write_page
+from rankray.words import MISSING, compact, short
 
 OVERALL = "overall"
-WORDS = {1: "better", -1: "worse", 0: "not measurably different"}
 DETAIL_CHARACTERS = 300
 
 
@@ -29,16 +29,13 @@ def write_evaluation_report(uri: str, results: dict[str, Any]) -> None:
         uri: its directory or URI; the pictures that `results["changed"]` names are there.
         results: the contents of its `results.json`.
     """
-    entries = [*results["evals"], *results["metrics"]]
-    sections = [_section(entry, results) for entry in entries]
     values = {
         "results": results,
         "headlines": headlines(results),
-        "sections": sections,
+        "sections": [_section(entry, results) for entry in (*results["evals"], *results["metrics"])],
         "changed": changed(uri, results),
         "failures": _failures(results["failures"]),
         "identity": sorted(results.get("identity", {}).items()),
-        "frame": figures,
     }
     write_page(uri, "evaluation.html.j2", values)
 
@@ -57,18 +54,17 @@ def headlines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         for model in results["models"]:
             mean, gain = column["models"][model["name"]]["mean"], column["difference"].get(model["name"])
-            if gain is not None:
-                text = (
-                    f"{figure(gain['before'], times)} → {figure(gain['after'], times)}, "
-                    f"{WORDS[side(gain['low'], gain['high'])]} "
-                    f"({signed(gain['gain'], times)}, 95 % {interval(gain, times)})"
-                )
-            elif results["baseline"] is None:
-                text = figure(mean, times)
-            else:
+            if gain is None and results["baseline"] is not None:
                 continue
-            sign = side(gain["low"], gain["high"]) if gain else 0
-            found.append({"name": entry["name"], "model": model["name"], "sign": sign, "text": text})
+            shown = difference(gain, functools.partial(figure, times=times))
+            text = (
+                "{before} → {after}, {said} ({gain}, 95 % {interval})".format(
+                    **shown, said=VERDICTS[shown["sign"]]
+                )
+                if gain
+                else figure(mean, times)
+            )
+            found.append({"name": entry["name"], "model": model["name"], "sign": shown["sign"], "text": text})
     return found
 
 
@@ -152,41 +148,23 @@ def compared(
     Args:
         one_axis: the columns are of one unit, and their bars share an axis; else each column has its own.
     """
-    rows = [
-        (column, model, column["difference"][model])
-        for column in columns
-        for model in models
-        if model in column["difference"]
-    ]
-    axes: dict[str, list[Mapping[str, Any]]] = {}
-    for column, _, found in rows:
-        axes.setdefault("" if one_axis else column["name"], []).append(found)
-    drawn = {
-        name: iter(bars([(found["gain"], found["low"], found["high"]) for found in group]))
-        for name, group in axes.items()
-    }
-    return [
-        _compared(column, model, found, times[column["name"]])
-        | {"bar": next(drawn["" if one_axis else column["name"]])}
-        for column, model, found in rows
-    ]
-
-
-def _compared(column: Mapping[str, Any], model: str, found: Mapping[str, Any], times: int) -> dict[str, Any]:
-    sign = side(found["low"], found["high"])
-    return {
-        **{key: found[key] for key in ("gain", "wins", "losses", "p_value")},
-        "column": column["name"],
-        "prompts": column["prompts"],
-        "model": model,
-        "before": figure(found["before"], times),
-        "after": figure(found["after"], times),
-        "gain_text": signed(found["gain"], times),
-        "interval": interval(found, times),
-        "p": f"{found['p_value']:.2g}",
-        "sign": sign,
-        "word": WORDS[sign] if found["low"] is not None else "no interval",
-    }
+    rows: list[dict[str, Any]] = []
+    for group in [columns] if one_axis else [[column] for column in columns]:
+        found = [(c, model) for c in group for model in models if model in c["difference"]]
+        drawn = bars([column["difference"][model] for column, model in found])
+        rows += [
+            {
+                **difference(
+                    column["difference"][model], functools.partial(figure, times=times[column["name"]])
+                ),
+                "column": column["name"],
+                "prompts": column["prompts"],
+                "model": model,
+                "bar": bar,
+            }
+            for (column, model), bar in zip(found, drawn, strict=True)
+        ]
+    return rows
 
 
 def _charts(
@@ -226,27 +204,16 @@ def changed(uri: str, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     rows = results["changed"]
     limit = PICTURE_BYTES // max(1, 2 * len(rows))
+
+    def shown(row: Mapping[str, Any], moment: str) -> dict[str, Any]:
+        place = f"{uri.rstrip('/')}/{row[f'{moment}_image']}"
+        told = {"value": compact(row[moment]), "detail": detail(row.get(f"{moment}_detail"))}
+        return picture({"bytes": None, "path": place}, limit) | told
+
     galleries = []
-    for title, wanted in (("What gained most", 1), ("What lost most", -1)):
-        chosen = [
-            row for row in rows if (row["after"] > row["before"]) - (row["after"] < row["before"]) == wanted
-        ]
-        pairs = [
-            {
-                **{key: row[key] for key in ("eval", "column", "model", "prompt", "seed")},
-                **{
-                    side_: {
-                        **picture(
-                            {"bytes": None, "path": f"{uri.rstrip('/')}/{row[f'{side_}_image']}"}, limit
-                        ),
-                        "value": figures.compact(row[side_]),
-                        "detail": detail(row.get(f"{side_}_detail")),
-                    }
-                    for side_ in ("before", "after")
-                },
-            }
-            for row in chosen
-        ]
+    for title, sign in (("What gained most", 1), ("What lost most", -1)):
+        chosen = [row for row in rows if sign * (row["after"] - row["before"]) > 0]
+        pairs = [{**row, "before": shown(row, "before"), "after": shown(row, "after")} for row in chosen]
         if pairs:
             galleries.append({"title": title, "pairs": pairs})
     return galleries
@@ -257,7 +224,7 @@ def detail(found: Mapping[str, Any] | None) -> str:
     if not found:
         return ""
     text = str(found["reason"]) if "reason" in found else json.dumps(found, ensure_ascii=False)
-    return text if len(text) <= DETAIL_CHARACTERS else text[:DETAIL_CHARACTERS].rstrip() + "…"
+    return short(text, DETAIL_CHARACTERS)
 
 
 def _failures(failures: Mapping[str, Any]) -> list[tuple[str, str, int]]:
@@ -273,18 +240,6 @@ def _failures(failures: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 def figure(value: float | None, times: int = 1) -> str:
     """A mean as it is printed: per cent with two digits, a share or a score with three, a dash for none."""
     if value is None:
-        return "–"
+        return MISSING
     text = f"{times * value:.2f}" if times > 1 or abs(value) >= 10 else f"{value:.3f}"
     return text.replace("-", "−")
-
-
-def signed(value: float | None, times: int = 1) -> str:
-    """A difference with its sign, in the same digits."""
-    return "–" if value is None else ("+" if value >= 0 else "−") + figure(abs(value), times)
-
-
-def interval(found: Mapping[str, Any], times: int = 1) -> str:
-    """`+0.04 to +0.21`, or a dash where there is none."""
-    if found["low"] is None or found["high"] is None:
-        return "–"
-    return f"{signed(found['low'], times)} to {signed(found['high'], times)}"

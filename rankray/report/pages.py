@@ -1,4 +1,4 @@
-"""What the reports share: their templates, numbers in words, pictures of a bounded size. One file a page, no network.
+"""What the reports share: their templates, pictures of a bounded size, differences in words.
 
 Every report extends `templates/page.html.j2`, which fits a phone, paper, light and dark, and forbids the browser to
 load anything. Prompts are other people's text: the templates escape everything. Pictures are embedded as thumbnails of
@@ -12,22 +12,22 @@ import functools
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jinja2
-import numpy as np
 from PIL import Image
 
-from rankray import store
+from rankray import store, words
+from rankray.report import charts
 
 THUMBNAIL_PIXELS = 256
 PICTURE_BYTES = 4_000_000
 """What all pictures of a page may take together (5.3 MB as base64), however many there are."""
 PIXELATED_PIXELS = 128
 """Pictures up to this width are shown enlarged as sharp squares; larger ones smoothly."""
-PROMPT_CHARACTERS = 240
+VERDICTS = {1: "better", -1: "worse", 0: "not measurably different"}
 _Item = TypeVar("_Item")
 _SIDES = (THUMBNAIL_PIXELS, 192, 128, 96, 64)
 _SHOWN_AS_IS = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
@@ -60,14 +60,9 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    made.filters |= {
-        "number": number,
-        "money": money,
-        "percent": percent,
-        "seconds": seconds,
-        "short": short,
-    }
-    made.globals |= {"sort_script": _SORT, "sort_hash": _SORT_HASH}
+    for word in (words.number, words.compact, words.money, words.percent, words.seconds, words.short):
+        made.filters[word.__name__] = word
+    made.globals |= {"sort_script": _SORT, "sort_hash": _SORT_HASH, "frame": charts}
     return made
 
 
@@ -145,32 +140,34 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\ufffd", text)
 
 
-def short(text: str, characters: int = PROMPT_CHARACTERS) -> str:
-    """The text, or its beginning and an ellipsis where it is longer."""
-    return text if len(text) <= characters else text[:characters].rstrip() + "…"
+Shown = Callable[[float | None], str]
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """`1,234`, `0.123`, or a dash for what is missing."""
-    if value is None or value != value:  # noqa: PLR0124 - NaN
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+def difference(found: Mapping[str, Any] | None, level: Shown, change: Shown | None = None) -> dict[str, Any]:
+    """A `rankray.stats.Difference`, as JSON has it, as every page shows it; all empty where there is none.
 
+    Args:
+        level: a figure of its metric in words; change: a difference of two, else the level with its sign.
 
-def percent(value: float | None) -> str:
-    """`12.3 %`, or a dash."""
-    return "–" if value is None or np.isnan(value) else f"{100 * value:.1f} %"
-
-
-def money(value: float | None) -> str:
-    """`$1,234.56`; below ten cents with two significant digits."""
-    if value is None:
-        return "–"
-    return f"${value:,.2f}" if value == 0 or value >= 0.1 else f"${value:.2g}"
-
-
-def seconds(value: float) -> str:
-    """`12.3 s`, `4.5 min`, `6.7 h`."""
-    if value < 120:
-        return f"{value:.1f} s"
-    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+    Returns:
+        in words before, after, gain, interval, votes, p and verdict; as numbers, to sort by, value, balance and
+        p_value; sign: which way the interval lies.
+    """
+    if found is None:
+        words_ = dict.fromkeys(("before", "after", "gain", "interval", "votes", "p", "verdict"), "")
+        return {**words_, "value": None, "p_value": None, "balance": None, "sign": 0}
+    told = change or (lambda value: words.signed(value, level(abs(value or 0.0))))
+    sign, ends = charts.side(found), [found["low"], found["high"]]
+    return {
+        "value": found["gain"],
+        "balance": found["wins"] - found["losses"],
+        "p_value": found["p_value"],
+        "sign": sign,
+        "before": level(found["before"]),
+        "after": level(found["after"]),
+        "gain": told(found["gain"]),
+        "interval": words.MISSING if None in ends else " to ".join(map(told, ends)),
+        "votes": f"{found['wins']} : {found['losses']}",
+        "p": f"{found['p_value']:.2g}",
+        "verdict": "no interval" if found["low"] is None else VERDICTS[sign],
+    }

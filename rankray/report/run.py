@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from rankray import store
-from rankray.report import figures
-from rankray.report.figures import Floats, compact
-from rankray.report.pages import PICTURE_BYTES, PIXELATED_PIXELS, percent, picture, spread, write_page
+from rankray.report import charts
+from rankray.report.charts import Floats
+from rankray.report.pages import PICTURE_BYTES, PIXELATED_PIXELS, picture, spread, write_page
+from rankray.words import compact, percent
 
 SHOWN_GRIDS = 8
 GRID_SIDES = (1536, 1024, 768, 512, 256)
@@ -85,7 +86,6 @@ def write_run_report(uri: str, info: dict[str, Any]) -> None:
     columns = learnt(metrics, skipped)
     grids, sampled = samples(uri)
     values = {
-        "compact": compact,
         "info": info,
         "at": at,
         "verdict": verdict(info, metrics, columns),
@@ -94,9 +94,8 @@ def write_run_report(uri: str, info: dict[str, Any]) -> None:
         "memory_gb": float(np.nanmax(column(metrics.lines, "memory_gb"), initial=0.0)),
         "curves": curves(metrics.steps, columns, skipped),
         "span": average_span(len(metrics.lines)),
-        "bin": math.ceil(len(metrics.lines) / figures.MAX_POINTS),
+        "bin": math.ceil(len(metrics.lines) / charts.MAX_POINTS),
         "skipped": skipped,
-        "frame": figures,
         "grids": grids,
         "sampled": sampled,
         "config": _text(fs, f"{place}/config.toml"),
@@ -211,7 +210,7 @@ def curves(steps: Floats, columns: dict[str, Floats], skipped: Sequence[int]) ->
     for curve in CURVES:
         series = {name: curve.scale * columns[key] for name, key in curve.columns.items()}
         series = {name: values for name, values in series.items() if not np.isnan(values).all()}
-        chart = figures.line_chart(steps, series, span if curve.noisy else 1, skipped, curve.level)
+        chart = charts.line_chart(steps, series, span if curve.noisy else 1, skipped, curve.level)
         if chart is not None:
             ranges = [(name, *_range(steps, values)) for name, values in series.items()]
             drawn.append({"curve": curve, "chart": chart, "ranges": ranges})

@@ -1,35 +1,36 @@
-"""How a job would run on a cluster that is not there: which pools fit which GPU, in what layout, for how long.
+"""What a Syn-Pic job's models take: GPU memory, seconds an item, and with them the work that its layout is planned by.
 
-The layout is the job's own planner's on hypothetical nodes. Seconds are worked out from a model's arithmetic or taken
-from a finished dataset, and the same planner then sets each pool's size and the phases. What is left out: interference
-on a shared GPU, whose actors are assumed to get their share of its speed and no more.
+Seconds are worked out from a model's arithmetic, or taken from what a finished dataset or the job itself measured. An
+actor's busy seconds are those inside its model's calls; on a shared GPU they are taken for its share of the GPU: what
+two models on one GPU cost each other is in them. A factor of two either way is what to expect of assumed ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rankray.cluster import layout, seats
+from rankray import store
 from rankray.cluster.actors import Stage
 from rankray.cluster.layout import Work
 from rankray.cluster.seats import Node
-from rankray.config import ConfigError, SynPicConfig
-from rankray.models import demand, hardware
+from rankray.config import ConfigError, PricesConfig, SynPicConfig
+from rankray.data.cost import ActorUsage, ledger
+from rankray.models import footprint, hardware
 from rankray.models.footprint import Footprint
 from rankray.models.hardware import DECODE_S, ENCODE_S, PICTURE_BYTES, GpuType
-from rankray.synpic.measured import Measured
-
-NODE_GPUS = 8
-NODE_CPUS_PER_GPU = 12.0
-"""Of a hypothetical node: what rented machines of eight GPUs have."""
-
-AMPLE = 1e18
-"""Host memory and custom resources of a hypothetical node: what a job asks of them is there."""
-
 
 NAMELESS = hardware.GPU_TYPES["A100-80"]
 """What speeds are planned for on GPUs that Ray does not name: models' speeds beside each other are what sizes need."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a finished job measured of one model: `seconds` an item, of a whole GPU or else of an actor's CPUs."""
+
+    seconds: float
+    gpu: GpuType | None = None
+    memory_gb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,18 @@ def models_of(
 ) -> list[Model]:
     """The job's models in its order, without those for which nothing is left to make."""
     drawn = [
-        (demand.megapixels(stage.target), stage.samples) for stage in stages if stage.kind == "generator"
+        (footprint.megapixels(stage.target), stage.samples) for stage in stages if stage.kind == "generator"
     ]
     mean = sum(size * samples for size, samples in drawn) / config.k
     choices = (*config.generators, *config.scorers)
     models = [
         Model(
             stage=stage,
-            footprint=demand.footprint(stage.target),
-            batch=demand.batch_size(stage.target),
+            footprint=footprint.footprint(stage.target),
+            batch=footprint.batch_size(stage.target),
             items=_missing(stage, config, held),
             stated_gb=choice.pool.gpu_memory_gb,
-            megapixels=demand.megapixels(stage.target) if stage.kind == "generator" else mean,
+            megapixels=footprint.megapixels(stage.target) if stage.kind == "generator" else mean,
             measured=measured.get(stage.target.name),
             row_bytes=_row_bytes(stage, config),
         )
@@ -140,7 +141,7 @@ def _row_bytes(stage: Stage, config: SynPicConfig) -> float:
     """Of pictures in the row; references to files and scores weigh nothing beside them."""
     if stage.kind != "generator" or config.images.store == "files":
         return 0.0
-    return stage.samples * demand.megapixels(stage.target) * PICTURE_BYTES[config.images.format]
+    return stage.samples * footprint.megapixels(stage.target) * PICTURE_BYTES[config.images.format]
 
 
 def work_of(
@@ -157,12 +158,41 @@ def work_of(
         own: seconds of one actor for one item where this very job, or one like it, has measured them.
     """
     found = {
-        model.name: (own or {}).get(model.name) or _seconds(model, stage, gpu)
+        model.name: (own or {}).get(model.name) or item_seconds(model, stage, gpu)
         for model, stage in zip(models, stages, strict=True)
     }
     items = {model.name: model.items for model in models}
     row_s = {name: seconds * items[name] for name, seconds in found.items() if seconds is not None}
     return Work(rows, row_s, {model.name: model.row_bytes for model in models}, block)
+
+
+def item_seconds(model: Model, stage: Stage, gpu: GpuType) -> float | None:
+    """Of one actor for one item: the slower of its share of a GPU, and of the cores that code pictures beside it."""
+    whole = model.seconds(gpu)
+    if whole is None or not stage.actors.num_gpus:
+        return None
+    coding = ENCODE_S if stage.kind == "generator" else DECODE_S
+    cores = max(1, int(stage.actors.num_cpus))
+    return max(whole / min(1.0, stage.actors.num_gpus), coding * model.megapixels / cores)
+
+
+def of_actors(path: str | None, usage: Iterable[ActorUsage]) -> tuple[dict[str, float], float | None]:
+    """(by label seconds of one actor for one item; of one actor's start): of the dataset at `path`, where there is one,
+    and better of the job's earlier runs, which say nothing of starts.
+
+    For a plan on the cluster that measured them, whatever its GPUs are called.
+
+    Raises:
+        ConfigError: there is no finished dataset at `path`.
+    """
+    try:
+        info = {} if path is None else store.read(path).info
+    except store.DatasetError as error:
+        raise ConfigError(f"nothing measured: {error}") from None
+    rows = [*info.get("cost", {}).get("models", []), *ledger(usage, PricesConfig())["models"]]
+    item_s = {row["model"]: row["busy_s"] / row["items"] for row in rows if row["items"] > row["failures"]}
+    starts = info.get("throughput", {}).get("start", {}).get("models", {}).values()
+    return item_s, max((row["start_s"] for row in starts), default=None)
 
 
 def job_work(
@@ -180,7 +210,9 @@ def job_work(
     """
     by_name = {model.name: model for model in models_of(config, stages, {})}
     models = [by_name[stage.target.name] for stage in planned]
-    types = [gpu for node in nodes if node.gpus and (gpu := _type_of(node)) is not None]
+    types = [
+        gpu for node in nodes if node.gpus and (gpu := hardware.by_resources(node.resources)) is not None
+    ]
     gpu = types[0] if types else NAMELESS
     found = work_of(models, planned, gpu, rows, config.execution.rows_per_block, own)
     return found if start_s is None else replace(found, start_s=start_s)
@@ -246,104 +278,9 @@ def _room(gpu: GpuType) -> str:
     return f"{gpu.name} has {gpu.memory_gb:g} ({gpu.usable_gb:.1f} usable)"
 
 
-@dataclass(frozen=True)
-class Allotment:
-    """One pool as it would run: `actors` of them, `seconds` of one actor for an item (None: unknown)."""
-
-    model: Model
-    fit: Fit
-    actors: int
-    seconds: float | None
-    gpu_seconds: float
-    phase: int
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """A job on `count` GPUs of one type. `fault` says why it cannot run; times are None where a model is unknown."""
-
-    gpu: GpuType
-    count: int
-    explanation: str
-    phases: tuple[tuple[Allotment, ...], ...]
-    hours: float | None
-    fault: str = ""
-
-    @property
-    def allotments(self) -> list[Allotment]:
-        return [allotment for phase in self.phases for allotment in phase]
-
-    def busy_hours(self, kind: str, prompts: int) -> float:
-        """GPU-hours of work of all models of a kind, without what waits."""
-        return sum(a.gpu_seconds for a in self.allotments if a.model.stage.kind == kind) * prompts / 3600
-
-
-def forecast(
-    models: Sequence[Model], gpu: GpuType, count: int, prompts: int, mode: str, block: int = 16
-) -> Forecast:
-    """The job of `models` over `prompts` prompts on `count` GPUs of one type, changed where `fit` has to."""
-    fits = {model.name: fit(model, gpu) for model in models}
-    faults = [f"{name} {found.fault}" for name, found in fits.items() if found.fault]
-    if faults:
-        return Forecast(gpu, count, "", (), None, "; ".join(faults))
-    stages = [_adapted(model, fits[model.name]) for model in models]
-    nodes = hypothetical(count, stages)
-    try:
-        plan = layout.plan(stages, nodes, mode, work_of(models, stages, gpu, prompts, block))
-    except ConfigError as error:
-        return Forecast(gpu, count, "", (), None, str(error))
-    by_name = {model.name: model for model in models}
-    phases = []
-    for number, (members, sizes) in enumerate(zip(plan.phases, plan.sizes, strict=True)):
-        found = [by_name[stage.target.name] for stage in members]
-        phases.append(
-            tuple(
-                _allotted(model, fits[model.name], stage, size, gpu, number)
-                for model, stage, size in zip(found, members, sizes, strict=True)
-            )
-        )
-    hours = None if plan.seconds is None else plan.seconds / 3600
-    return Forecast(gpu, count, plan.explanation, tuple(phases), hours)
-
-
-def hypothetical(count: int, stages: Sequence[Stage]) -> list[Node]:
-    """`count` GPUs on nodes of eight, with CPUs for them and whatever else the pools ask for."""
-    return [
-        ample_node(max(NODE_CPUS_PER_GPU * gpus, seats.RESERVED_CPUS + 1), gpus, stages)
-        for gpus in hardware.nodes_of(count, NODE_GPUS)
-    ]
-
-
-def ample_node(cpus: float, gpus: int, stages: Sequence[Stage]) -> Node:
-    """A node with enough of everything else that the pools ask for."""
-    return Node(cpus, AMPLE, gpus, {name: AMPLE for stage in stages for name in stage.actors.resources})
-
-
-def _adapted(model: Model, found: Fit) -> Stage:
-    actors = model.stage.actors
-    if found.share == model.share:
-        return model.stage
-    return replace(model.stage, actors=replace(actors, num_gpus=found.share))
-
-
-def _seconds(model: Model, stage: Stage, gpu: GpuType) -> float | None:
-    """Of one actor for one item: the slower of its share of a GPU, and of the cores that code pictures beside it."""
-    whole = model.seconds(gpu)
-    if whole is None or not stage.actors.num_gpus:
-        return None
-    coding = ENCODE_S if stage.kind == "generator" else DECODE_S
-    cores = max(1, int(stage.actors.num_cpus))
-    return max(whole / min(1.0, stage.actors.num_gpus), coding * model.megapixels / cores)
-
-
-def _allotted(model: Model, found: Fit, stage: Stage, size: int, gpu: GpuType, phase: int) -> Allotment:
-    whole = model.seconds(gpu) if model.share else 0.0
-    return Allotment(model, found, size, _seconds(model, stage, gpu), (whole or 0.0) * model.items, phase)
-
-
 def memory_warnings(models: Sequence[Model], nodes: Sequence[Node]) -> list[str]:
     """A line for each pool whose share of the nodes' GPUs is less than its actors need, where both are known."""
-    types = {found for node in nodes if node.gpus for found in [_type_of(node)]}
+    types = {hardware.by_resources(node.resources) for node in nodes if node.gpus}
     known = [gpu for gpu in types if gpu is not None]
     if not known or len(known) < len(types):
         return []
@@ -371,13 +308,3 @@ def too_little(model: Model, needs_gb: float, gpu: GpuType) -> str:
         f"'{model.name}' needs about {needs_gb:.1f} GB{batch}, and {model.share:g} of {gpu.name} is "
         f"{model.share * gpu.usable_gb:.3g} GB{mend}"
     )
-
-
-def _type_of(node: Node) -> GpuType | None:
-    """By the resource with which Ray names a node's GPUs."""
-    names = [
-        name.removeprefix("accelerator_type:")
-        for name in node.resources
-        if name.startswith("accelerator_type:")
-    ]
-    return hardware.by_device(names[0]) if len(names) == 1 else None

@@ -12,7 +12,7 @@ from rankray.cluster.layout import Layout, Work
 from rankray.cluster.seats import Node
 from rankray.config import SynPicConfig
 from rankray.data.place import Output
-from rankray.synpic import forecast, measured
+from rankray.synpic import forecast
 
 WorkOf = Callable[[Sequence[Stage], Sequence[Node]], Work]
 """What is known of any stages' work on any nodes."""
@@ -67,7 +67,7 @@ def laid_out(
     """What is known of any stages' work on any nodes; the nodes, once they have come; the layout of `plan[done:]`."""
     left = plan[done:]
     nodes = layout.wait_for_nodes(left, config.execution.wait_for_nodes_s, say)
-    own, start_s = measured.of_actors(config.execution.measured, progress.all_usage(output)[0])
+    own, start_s = forecast.of_actors(config.execution.measured, progress.all_usage(output)[0])
     work_of = functools.partial(forecast.job_work, config, models, rows, own, start_s)
     if end := begun(output, len(plan), done):
         going_on = layout.together(plan[done:end], nodes, work_of(plan[done:end], nodes))

@@ -137,7 +137,7 @@ def _compared(
         held = {item["name"] for item in info[kind]}
         taken[kind] = [choice.label for choice in choices if choice.label in held]
         for label in taken[kind]:
-            sides = [_settings(identity, kind, label) for identity in (theirs, ours)]
+            sides = [settings_of(identity, kind, label) for identity in (theirs, ours)]
             lines += [f"{kind}.{label}.{line}" for line in differing_keys(*sides)]
     return lines, taken
 
@@ -150,14 +150,14 @@ def _places(dataset: store.RankedDataset, wanted: Collection[str]) -> dict[str, 
     return found
 
 
-def _settings(identity: Mapping[str, Any], kind: str, label: str) -> dict[str, Any]:
+def settings_of(identity: Mapping[str, Any], kind: str, label: str) -> dict[str, Any]:
     """What decides the output of the model called `label`, by the names of its own settings; samples do not."""
     for number in sorted({key.split(".")[1] for key in identity if key.startswith(f"{kind}.")}):
         prefix = f"{kind}.{number}."
         own = {key.removeprefix(prefix): value for key, value in identity.items() if key.startswith(prefix)}
         if (own["name"] or own["model"]) == label:
             own.pop("samples", None)
-            return {**own, "name": label, "revision": identity[f"revision.{label}"]}
+            return {**own, "name": label, "revision": identity.get(f"revision.{label}")}
     return {}
 
 

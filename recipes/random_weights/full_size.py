@@ -2,7 +2,7 @@
 
     python -m recipes.random_weights DIRECTORY sdxl --size full
 
-Modules are built without storage from the configurations in `models.generators.full_size`, and their weights written
+Modules are built without storage from the configurations in `models/generators/full_size`, and their weights written
 a shard at a time, so that SDXL's 3.5 or T5's 4.8 billion parameters take the memory of a shard or two of 1 GB. The
 numbers are 16 million normal ones over and over, scaled by each layer's inputs: arithmetic and time are a trained
 model's, pictures are noise. Disk: 7 GB for `sdxl`, 16 for `sd3-medium`, 11 for `pixart-sigma`, 13 for `stable-cascade`.
@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor
 
+from rankray.models.footprint import BYTES, components
 from rankray.models.generators import GENERATORS
-from rankray.models.generators.full_size import build, components, weights_gb
 from rankray.models.rewards import REWARDS
-from rankray.models.rewards import full_size as rewards_full_size
+from recipes.full_size import build
 from recipes.random_weights.vocabularies import GEMMA_TOKENS, clip_tokenizer, t5_tokenizer
 
 SHARD_BYTES = 1_000_000_000
@@ -200,11 +200,11 @@ def generator(name: str, place: Path, dtype: str | None = None, write: Write = w
         write: what writes the weights of a part.
 
     Raises:
-        KeyError: `name` is none of `rankray.models.generators.full_size.MODELS`.
+        KeyError: `name` is none of `rankray.models.footprint.full_size("generators")`.
     """
     row = GENERATORS[name]
     parts: dict[str, Any] = {}
-    for component in components(name):
+    for component in components("generators", name):
         with init_empty_weights(include_buffers=False):
             parts[component.name] = build(component, "cpu")
         written = getattr(torch, dtype or row.dtype)
@@ -220,7 +220,8 @@ def bytes_of(name: str, dtype: str | None = None) -> int:
     """What a checkpoint of `generator` or of `REWARDS_FULL` takes on disk."""
     if name in REWARDS_FULL:
         return REWARDS_FULL[name][1]
-    return int(weights_gb(name, dtype or GENERATORS[name].dtype) * 1e9)
+    elements = sum(part.parameters + part.buffers for part in components("generators", name))
+    return elements * BYTES[dtype or GENERATORS[name].dtype]
 
 
 def write_processor(place: Path) -> None:
@@ -233,7 +234,7 @@ def clip(
     place: Path, model: str = "clip-h", dtype: torch.dtype = torch.float16, write: Write = write_random
 ) -> None:
     """One of the rewards' CLIPs with its processor: by default ViT-H/14, 986 million parameters, in float16."""
-    (component,) = rewards_full_size.components(model)
+    (component,) = components("rewards", model)
     with init_empty_weights(include_buffers=False):
         module = build(component, "cpu")
     # As published files have it, and as the tokenizer ends texts.

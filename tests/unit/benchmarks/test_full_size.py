@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rankray.config import ConfigError, SynPicConfig
-from rankray.synpic.measured import read_measured
+from rankray.plan.measured import read_measured
 
 ROOT = Path(__file__).parents[3]
 BLOCKED = """

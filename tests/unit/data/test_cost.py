@@ -3,7 +3,7 @@
 import pytest
 
 from rankray.config import PricesConfig
-from rankray.data.cost import ActorUsage, ledger, truncated_prompts, usd_for_prompts
+from rankray.data.cost import ActorUsage, ledger, merged, truncated_prompts, usd_for_prompts
 
 
 def usage(model: str, kind: str = "generator", **changes: float) -> ActorUsage:
@@ -77,3 +77,14 @@ def test_cut_prompts_are_summed_over_actors_and_runs() -> None:
         usage("sd3", truncated=99),
     ]
     assert truncated_prompts(seen, 50) == {"sdxl": 7, "sd3": 50}
+
+
+def test_several_bills_are_added_up_and_a_gpu_is_not() -> None:
+    prices = PricesConfig(gpu_usd_per_hour=2)
+    small = usage("sdxl", alive_s=3600, items=10, num_gpus=1, gpu="L4", gpu_gb=24.0, peak_gpu_gb=9.0)  # type: ignore[arg-type]
+    large = usage("sdxl", alive_s=1800, items=30, num_gpus=1, gpu="A100", gpu_gb=80.0, peak_gpu_gb=12.0)  # type: ignore[arg-type]
+    whole = merged([ledger([small], prices), ledger([large], prices)], prices)
+    assert whole == ledger([small, large], prices)
+    (row,) = whole["models"]
+    assert (row["actors"], row["items"], row["usd"], row["usd_per_1000"]) == (2, 40, 3.0, 75.0)
+    assert (row["gpu"], row["gpu_gb"], row["peak_gpu_gb"]) == ("A100", 80.0, 12.0)

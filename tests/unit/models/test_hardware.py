@@ -40,11 +40,6 @@ def test_a_device_s_name_says_its_type(name: str, memory_gb: float | None, found
     assert (gpu and gpu.name) == found
 
 
-def test_nodes_are_filled_one_after_another() -> None:
-    assert list(hardware.nodes_of(19)) == [8, 8, 3]
-    assert list(hardware.nodes_of(1)) == [1]
-
-
 def test_what_is_reached_of_the_peak() -> None:
     t4, h100 = hardware.gpu_type("T4"), hardware.gpu_type("H100")
     assert t4.flops_per_s("half") == pytest.approx(65e12 * 0.35)
@@ -107,3 +102,15 @@ def test_why_there_is_no_gpu_is_one_line(said: str, visible: str | None, told: s
     line = hardware.no_cuda(said, visible)
     assert told in line
     assert "\n" not in line
+
+
+def test_a_node_s_gpus_by_the_resource_of_their_name() -> None:
+    """A name of two types is the larger where memory may be refused, the smaller where it is claimed."""
+    a100 = ["CPU", "accelerator_type:A100"]
+    assert hardware.by_resources(a100) == hardware.GPU_TYPES["A100-80"]
+    assert hardware.by_resources(a100, min) == hardware.GPU_TYPES["A100-40"]
+    for unsure in (min, max):
+        assert hardware.by_resources(["accelerator_type:A100-40G"], unsure) == hardware.GPU_TYPES["A100-40"]
+        assert hardware.by_resources(["accelerator_type:A100-80G"], unsure) == hardware.GPU_TYPES["A100-80"]
+        assert hardware.by_resources([*a100, "accelerator_type:L4"], unsure) is None
+        assert hardware.by_resources(["GPU"], unsure) is None

@@ -7,26 +7,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rankray.models.components import Component
-from rankray.models.generators import full_size as generators
-from rankray.models.rewards import full_size as rewards
+from rankray.models.footprint import Component, components, full_size
 from recipes import meta_run
 
 ALL = [
     pytest.param(part, id=f"{model}-{part.name}")
-    for family in (generators, rewards)
-    for model in family.MODELS
-    for part in family.components(model)
+    for family in ("generators", "rewards")
+    for model in full_size(family)
+    for part in components(family, model)
 ]
 QUICK = [
-    next(part for part in generators.components("sdxl") if part.name == "text_encoder"),
-    next(part for part in rewards.components("clip-flant5-xl") if part.name == "projector"),
-    *rewards.components("clip-b"),
+    next(part for part in components("generators", "sdxl") if part.name == "text_encoder"),
+    next(part for part in components("rewards", "clip-flant5-xl") if part.name == "projector"),
+    *components("rewards", "clip-b"),
 ]
 
 
 def component(**changes: object) -> Component:
-    projector = next(part for part in rewards.components("clip-flant5-xl") if part.name == "projector")
+    projector = next(part for part in components("rewards", "clip-flant5-xl") if part.name == "projector")
     return replace(projector, **changes)  # type: ignore[arg-type]
 
 
@@ -74,9 +72,9 @@ def test_facts_are_what_is_measured(part: Component) -> None:
 
 
 def test_every_part_has_its_facts() -> None:
-    for family in (generators, rewards):
-        for model in family.MODELS:
-            for part in family.components(model):
+    for family in ("generators", "rewards"):
+        for model in full_size(family):
+            for part in components(family, model):
                 assert part.flops_at(1.0) > 0, f"{model} {part.name}"
                 assert part.activations_at(1.0) > 0
                 assert part.activations_at(0.25) > 0

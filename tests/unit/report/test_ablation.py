@@ -11,7 +11,7 @@ import pytest
 
 from rankray.evals import published
 from rankray.report import ablation as ablation_report
-from rankray.report.ablation import along_charts, change, difference, doubling, level, quote
+from rankray.report.ablation import along_charts, difference, doubling, level, quote
 
 
 def gain(by: float, before: float = 0.5) -> dict[str, Any]:
@@ -183,7 +183,6 @@ def test_words_of_a_difference() -> None:
     assert difference(gain(-0.05), "reward")["gain"] == "−0.05"
     assert difference(None, "checker")["verdict"] == ""
     assert [level(None, "checker"), level(0.5, "checker"), level(-1.5, "r")] == ["–", "50.0", "−1.5"]
-    assert change(None, "checker") == "–"
 
 
 def test_a_quoted_gain_is_the_difference_of_two_quoted_figures() -> None:

@@ -25,8 +25,8 @@ from rankray.config import PricesConfig
 from rankray.data.cost import ActorUsage, ledger
 from rankray.report import dataset as report
 from rankray.report import pages
-from rankray.report.figures import collect
 
+NAN = math.nan
 ODD = [
     "<script>alert(1)</script>",
     "\"quoted\" & 'single' {{ 7 * 7 }}",
@@ -234,25 +234,83 @@ def test_both_ends_are_chosen() -> None:
     assert chosen == ["099", "075", "050", "025", "000"]
 
 
+def figures_of(rows: list[dict], names: list[str], rewards: list[str]) -> report.Figures:
+    figures = report.Figures(names, rewards)
+    for row in rows:
+        figures.add(row)
+    return figures
+
+
+def candidate(generator: str, scores: list[float], phi: float, rank: int) -> dict:
+    return {"generator": generator, "scores": scores, "win_probability": phi, "rank": rank, "error": None}
+
+
+def two_prompts() -> list[dict]:
+    return [
+        {
+            "prompt_id": "1",
+            "candidates": [
+                candidate("a", [3, 1], 0.5, 1),
+                candidate("b", [2, 1], 0.25, 2),
+                candidate("b", [1, 2], 0.5, 3),
+            ],
+        },
+        {
+            "prompt_id": "2",
+            "candidates": [
+                candidate("a", [0, NAN], 0.0, 3),
+                candidate("b", [1, 5], 1.0, 1),
+                candidate("b", [1, 4], 0.5, 2),
+            ],
+        },
+    ]
+
+
+def test_wins_count_between_generators_only() -> None:
+    figures = figures_of(two_prompts(), ["a", "b"], ["r", "s"])
+    # Prompt 1: a beats both b in r; in s it ties with one and loses to the other. Prompt 2: a loses both in r.
+    assert figures.wins.tolist() == [[0, 2], [3, 0]]
+    assert figures.compared.tolist() == [[0, 6], [6, 0]]
+    np.testing.assert_allclose(figures.win_share, [[NAN, 2 / 6], [3 / 6, NAN]])
+
+
+def test_agreement_leaves_out_ties_and_failures() -> None:
+    figures = figures_of(two_prompts(), ["a", "b"], ["r", "s"])
+    # Prompt 1: of three pairs s ties one; the other two it orders against r. Prompt 2: b and b tie in r.
+    assert figures.judged.tolist() == [[5, 2], [2, 3]]
+    assert figures.agreed.tolist() == [[5, 0], [0, 3]]
+
+
+def test_standings_are_of_ranked_candidates() -> None:
+    rows = two_prompts()
+    rows[0]["candidates"][2] = candidate("b", [NAN, NAN], NAN, 0)
+    figures = figures_of(rows, ["a", "b"], ["r", "s"])
+    assert figures.firsts.tolist() == [1, 1]
+    assert figures.counted.tolist() == [2, 3]
+    assert figures.phi_sum.tolist() == pytest.approx([0.5, 1.75])
+    assert figures.scores == [[[3, 0], [1]], [[2, 1, 1], [1, 5, 4]]]
+
+
+def test_nothing_gives_no_shares() -> None:
+    figures = figures_of([], ["a"], ["r"])
+    assert np.isnan(figures.win_share).all()
+    assert np.isnan(figures.agreement).all()
+
+
 def test_ties_are_a_share_of_comparisons() -> None:
     rows = [
         {
-            "candidates": [
-                {"generator": "a", "scores": [1.0, 2.0], "rank": 1, "win_probability": 0.5},
-                {"generator": "b", "scores": [1.0, 1.0], "rank": 2, "win_probability": 0.0},
-            ]
+            "prompt_id": "1",
+            "candidates": [candidate("a", [1.0, 2.0], 0.5, 1), candidate("b", [1.0, 1.0], 0.0, 2)],
         }
     ]
-    assert report.tie_share(collect(rows, ["a", "b"], ["r", "s"])) == 0.5
-    assert report.tie_share(collect([], ["a", "b"], ["r", "s"])) is None
+    assert report.tie_share(figures_of(rows, ["a", "b"], ["r", "s"])) == 0.5
+    assert report.tie_share(figures_of([], ["a", "b"], ["r", "s"])) is None
 
 
 def test_an_infinite_score_has_no_place_on_the_axis() -> None:
-    scores = [[1.0], [3.0]]
-    rows = [
-        {"candidates": [{"generator": "a", "scores": s, "rank": 0, "win_probability": 0.0} for s in scores]}
-    ]
-    figures = collect(rows, ["a"], ["r"])
+    rows = [{"prompt_id": "1", "candidates": [candidate("a", [s], 0.0, 0) for s in (1.0, 3.0)]}]
+    figures = figures_of(rows, ["a"], ["r"])
     figures.scores[0][0].append(math.inf)
     (found,) = report.histograms(["a"], ["r"], figures)
     assert (found["low"], found["high"], found["series"][0]["mean"]) == (1.0, 3.0, 2.0)

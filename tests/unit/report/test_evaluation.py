@@ -16,7 +16,7 @@ from PIL import Image
 
 from rankray.evals import published
 from rankray.report import evaluation as evaluation_report
-from rankray.report.evaluation import compared, detail, figure, headlines, interval, signed
+from rankray.report.evaluation import compared, detail, figure, headlines
 
 
 def side(mean: float | None, low: float | None = None, high: float | None = None) -> dict[str, Any]:
@@ -262,12 +262,6 @@ def test_bars_share_an_axis_only_where_units_are_alike() -> None:
 )
 def test_figures(value: float | None, times: int, text: str) -> None:
     assert figure(value, times) == text
-
-
-def test_differences() -> None:
-    assert [signed(0.05), signed(-0.05, 100), signed(None)] == ["+0.050", "−5.00", "–"]
-    assert interval({"low": -0.01, "high": 0.2}, 100) == "−1.00 to +20.00"
-    assert interval({"low": None, "high": None}) == "–"
 
 
 def test_details_are_short() -> None:

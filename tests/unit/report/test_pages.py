@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -40,29 +39,6 @@ def test_small_pictures_stay_what_they_are() -> None:
     assert source == "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (math.nan, "–"), (1234, "1,234"), (0.12345, "0.123"), (1234.5, "1,234.500")],
-)
-def test_numbers(value: float | None, text: str) -> None:
-    assert pages.number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (0.0, "$0.00"), (0.0123, "$0.012"), (185.6, "$185.60"), (0.0000321, "$3.2e-05")],
-)
-def test_money(value: float | None, text: str) -> None:
-    assert pages.money(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(3.21, "3.2 s"), (119, "119.0 s"), (240, "4.0 min"), (7200, "2.0 h")]
-)
-def test_seconds(value: float, text: str) -> None:
-    assert pages.seconds(value) == text
-
-
 @pytest.mark.parametrize(("width", "pixelated"), [(128, True), (129, False)])
 def test_small_pictures_are_enlarged_as_sharp_squares(width: int, pixelated: bool) -> None:
     found = pages.picture({"bytes": png(width), "path": None})
@@ -92,3 +68,13 @@ def test_every_page_forbids_loads_and_has_print_phone_and_dark_rules(tmp_path: P
         assert rule in page
     assert not re.findall(r"(?:src|href)=|@import|url\(|//", page)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_difference_in_words() -> None:
+    found = {"before": 0.5, "after": 0.45, "gain": -0.05, "low": -0.2, "high": -0.01, "wins": 1, "losses": 4}
+    shown = pages.difference(found | {"p_value": 0.375}, lambda value: f"{100 * (value or 0):.2f}")
+    assert (shown["gain"], shown["interval"], shown["verdict"]) == ("−5.00", "−20.00 to −1.00", "worse")
+    assert (shown["before"], shown["votes"], shown["balance"], shown["p"]) == ("50.00", "1 : 4", -3, "0.38")
+    alone = pages.difference(found | {"p_value": 1.0, "low": None}, str, str)
+    assert (alone["interval"], alone["verdict"], alone["sign"]) == ("–", "no interval", 0)
+    assert pages.difference(None, str)["verdict"] == ""

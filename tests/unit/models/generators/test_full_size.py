@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from rankray.models.components import Component, build
+from rankray.models.footprint import Component, components, full_size
 from rankray.models.generators import GENERATORS
-from rankray.models.generators.full_size import MODELS, components, weights_gb
+from recipes.full_size import build
+from recipes.random_weights.full_size import bytes_of
 
 PUBLISHED = {
     ("sdxl", "unet"): 2_567_463_684,
@@ -24,7 +25,9 @@ PUBLISHED = {
 FILES_GB = {"prior_prior": (7.18, 2), "decoder": (3.13, 2), "vqgan": (0.0737, 4)}
 # Text encoders and VAEs that models share are built once.
 PARTS = {
-    json.dumps([part.kind, part.config]): (model, part) for model in MODELS for part in components(model)
+    json.dumps([part.kind, part.config]): (model, part)
+    for model in full_size("generators")
+    for part in components("generators", model)
 }.values()
 
 
@@ -39,25 +42,23 @@ def test_parameters_are_the_published_ones(model: str, part: Component) -> None:
 
 
 def test_stable_cascade_s_parts_are_as_large_as_their_files() -> None:
-    parts = {part.name: part for part in components("stable-cascade")}
+    parts = {part.name: part for part in components("generators", "stable-cascade")}
     for name, (gb, width) in FILES_GB.items():
         assert parts[name].parameters * width / 1e9 == pytest.approx(gb, rel=2e-3)
 
 
 def test_weights_are_parameters_and_buffers_in_their_precision() -> None:
-    assert weights_gb("sdxl", "float16") == pytest.approx(
-        2 * (2_567_463_684 + 123_060_480 + 694_659_840 + 83_653_863) / 1e9
-    )
-    assert weights_gb("sdxl", "float32") == 2 * weights_gb("sdxl", "float16")
+    assert bytes_of("sdxl", "float16") == 2 * (2_567_463_684 + 123_060_480 + 694_659_840 + 83_653_863)
+    assert bytes_of("sdxl", "float32") == 2 * bytes_of("sdxl", "float16")
 
 
 def test_every_large_row_names_its_file() -> None:
     named = {name: row.full_size for name, row in GENERATORS.items() if not name.startswith("shapes-")}
-    assert set(named.values()) == set(MODELS)
+    assert set(named.values()) == set(full_size("generators"))
     assert named["sdxl-turbo"] == "sdxl"
     assert {name for name, place in named.items() if name != place} == {"sdxl-turbo"}
 
 
 def test_an_unknown_model_is_named() -> None:
-    with pytest.raises(KeyError, match="sdx; there are sdxl, sd3-medium"):
-        components("sdx")
+    with pytest.raises(KeyError, match="sdx; there are flux-dev, flux-schnell"):
+        components("generators", "sdx")

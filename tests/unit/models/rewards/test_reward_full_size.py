@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rankray.models.components import Component, build
+from rankray.models.footprint import Component, components, full_size
 from rankray.models.rewards import REWARDS
-from rankray.models.rewards.full_size import MODELS, components
+from recipes.full_size import build
 
 PUBLISHED = {
     ("clip-h", "model"): 986_109_441,
@@ -16,7 +16,7 @@ PUBLISHED = {
     ("clip-flant5-xl", "language"): 2_849_757_184,
     ("clip-flant5-xxl", "vision"): 303_507_456,
 }
-PARTS = [(model, part) for model in MODELS for part in components(model)]
+PARTS = [(model, part) for model in full_size("rewards") for part in components("rewards", model)]
 
 
 @pytest.mark.parametrize(("model", "part"), PARTS, ids=[f"{model}-{part.name}" for model, part in PARTS])
@@ -26,16 +26,16 @@ def test_parameters_are_the_published_ones(model: str, part: Component) -> None:
 
 
 def test_imagereward_is_as_large_as_its_file() -> None:
-    parameters = sum(part.parameters for part in components("imagereward"))
+    parameters = sum(part.parameters for part in components("rewards", "imagereward"))
     assert parameters * 4 / 1e9 == pytest.approx(1.79, rel=0.01), "1.79 GB of float32"
 
 
 def test_every_large_row_names_its_file() -> None:
     named = {name: row.full_size for name, row in REWARDS.items() if not name.startswith("shapes-")}
     assert named.pop("http") is None
-    assert set(named.values()) <= set(MODELS)
+    assert set(named.values()) <= set(full_size("rewards"))
 
 
 def test_an_unknown_model_is_named() -> None:
-    with pytest.raises(KeyError, match="clip-g; there are clip-h, clip-l"):
-        components("clip-g")
+    with pytest.raises(KeyError, match="clip-g; there are clip-b, clip-flant5-xl"):
+        components("rewards", "clip-g")

@@ -14,9 +14,9 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 
-from rankray.models.generators import GENERATORS, full_size
+from rankray.models.footprint import Component, components
+from rankray.models.generators import GENERATORS
 from rankray.models.generators.diffusers_pipeline import DiffusersGenerator
-from rankray.models.generators.full_size import Component, components
 from recipes.random_weights import full_size as writer
 from recipes.random_weights.__main__ import FULL, main
 from recipes.random_weights.__main__ import GENERATORS as MADE
@@ -44,7 +44,7 @@ def small_components(name: str) -> list[Component]:
     """The tiny pipeline's components as the full-size table would state them, with places for the full vocabulary."""
     pipe = PIPELINES[name]()
     found = []
-    for part in components(name):
+    for part in components("generators", name):
         module = getattr(pipe, part.name)
         if part.kind.startswith("transformers."):
             words = 32_128 if "T5" in part.kind else 49_408
@@ -62,7 +62,7 @@ def test_a_pipeline_that_was_written_loads_and_draws(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = small_components(name)
-    monkeypatch.setattr(writer, "components", lambda _: parts)
+    monkeypatch.setattr(writer, "components", lambda *_: parts)
     monkeypatch.setattr(writer, "SHARD_BYTES", 1_000_000)
     writer.generator(name, tmp_path / "w", "float32")
     changes: dict[str, Any] = {
@@ -91,7 +91,7 @@ def test_each_number_is_written_once_and_read_back(tmp_path: Path, monkeypatch: 
     part = small_components("pixart-sigma")
     text = next(one for one in part if one.name == "text_encoder")
     with init_empty_weights(include_buffers=False):
-        module = full_size.build(text, "cpu")
+        module = writer.build(text, "cpu")
     assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
     due = dict(writer.random_tensors(module, torch.float16))
     writer.write_module(module, tmp_path, torch.float16)

@@ -11,7 +11,8 @@ import small_dataset
 from rankray.config import ConfigError, PricesConfig, SynPicConfig
 from rankray.data.cost import ActorUsage, ledger
 from rankray.models.hardware import GPU_TYPES
-from rankray.synpic.measured import Measured, of_actors, read_measured
+from rankray.plan.measured import read_measured
+from rankray.synpic.forecast import Measured, of_actors
 
 A100 = "NVIDIA A100-SXM4-80GB"
 

@@ -1,19 +1,23 @@
-"""Numbers for the reports: a dataset's wins and agreement, and a run's curves as the geometry of SVG charts.
+"""Charts as the geometry of inline SVG: curves over steps, points with 95 % intervals, bars in a table's rows.
 
-A dataset is added up row by row from scores alone, so a report of 58,000 prompts needs no image but the few it
-shows, and the memory of one file's scores. A curve is drawn from at most 400 points, means of bins of steps: 15 KB
-however long the run, for which a spike of one step in 10,000 shows as a twenty-fifth of itself.
+A curve is drawn from at most 400 points, means of bins of steps: 15 KB however long the run, for which a spike of one
+step in 10,000 shows as a twenty-fifth of itself. A figure of points has as many as were measured, and straight lines
+between neighbours. Bars of one table share an axis with its zero, so that rows can be compared by eye at 120 x 14 units
+each, which fits a phone where a forest plot of its own would not. It is geometry alone: `templates/parts.html.j2`
+draws it in the page's own colours, light and dark, with tooltips and without a script.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from rankray.words import compact
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,93 +30,8 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 350, 20, 156
 """A chart's size and the frame of its curves, in the units of its `viewBox`."""
 FENCE = 6.0
 """Interquartile ranges beyond the quartiles at which an axis ends: one exploded step does not flatten a curve."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Sums over a dataset. G generators, N rewards.
-
-    Attributes:
-        wins: float[G, G], how often a picture of the row's generator beat one of the column's (prompt by
-            prompt, reward by reward); ties count in `compared` alone.
-        compared: float[G, G], how many such comparisons there were.
-        agreed: float[N, N], pairs of candidates that both rewards order alike, out of
-        judged: float[N, N], pairs that both rewards order at all (ties and failures left out).
-        phi_sum, firsts, counted: float[G], sum of win probabilities, first ranks, ranked candidates.
-        scores: [G][N] lists of raw scores, NaN left out.
-    """
-
-    wins: Floats
-    compared: Floats
-    agreed: Floats
-    judged: Floats
-    phi_sum: Floats
-    firsts: Floats
-    counted: Floats
-    scores: list[list[list[float]]]
-
-    @property
-    def win_share(self) -> Floats:
-        """float[G, G]: share of comparisons that the row's generator wins; NaN where there were none."""
-        return _ratio(self.wins, self.compared)
-
-    @property
-    def agreement(self) -> Floats:
-        """float[N, N]: share of candidate pairs that two rewards order alike; 0.5 is chance."""
-        return _ratio(self.agreed, self.judged)
-
-
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    return np.asarray(np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0))
-
-
-def collect(rows: Iterable[dict[str, Any]], generators: Sequence[str], rewards: Sequence[str]) -> Figures:
-    """Adds up the candidates of all rows (as `rankray.store.RankedDataset.rows` gives them)."""
-    places = {name: i for i, name in enumerate(generators)}
-    g, n = len(generators), len(rewards)
-    sums = Figures(
-        wins=np.zeros((g, g)),
-        compared=np.zeros((g, g)),
-        agreed=np.zeros((n, n)),
-        judged=np.zeros((n, n)),
-        phi_sum=np.zeros(g),
-        firsts=np.zeros(g),
-        counted=np.zeros(g),
-        scores=[[[] for _ in rewards] for _ in generators],
-    )
-    for row in rows:
-        owners = np.array([places[candidate["generator"]] for candidate in row["candidates"]])
-        scores = np.array([candidate["scores"] for candidate in row["candidates"]], np.float64)  # [K, N]
-        order = np.sign(scores[:, None, :] - scores[None, :, :])  # [K, K, N]; NaN where one is missing
-        _add_wins(sums, owners, order)
-        _add_agreement(sums, order)
-        for owner, candidate in zip(owners, row["candidates"], strict=True):
-            if candidate["rank"] > 0:
-                sums.phi_sum[owner] += candidate["win_probability"]
-                sums.firsts[owner] += candidate["rank"] == 1
-                sums.counted[owner] += 1
-            for reward, score in enumerate(candidate["scores"]):
-                if not np.isnan(score):
-                    sums.scores[owner][reward].append(score)
-    return sums
-
-
-def _add_wins(sums: Figures, owners: npt.NDArray[np.int64], order: Floats) -> None:
-    """A generator's own samples are not compared with each other."""
-    for i, row in enumerate(owners):
-        for j, column in enumerate(owners):
-            if row != column:
-                sums.wins[row, column] += np.nansum(order[i, j] > 0)
-                sums.compared[row, column] += np.count_nonzero(~np.isnan(order[i, j]))
-
-
-def _add_agreement(sums: Figures, order: Floats) -> None:
-    pairs = order[np.triu_indices(order.shape[0], 1)]  # [pairs, N]
-    ordered = ~np.isnan(pairs) & (pairs != 0)
-    both = ordered[:, :, None] & ordered[:, None, :]
-    alike = pairs[:, :, None] == pairs[:, None, :]
-    sums.judged[...] += both.sum(0)
-    sums.agreed[...] += (both & alike).sum(0)
+BAR_WIDTH, BAR_HEIGHT = 120, 14
+_INSET = 3.0
 
 
 @dataclass(frozen=True)
@@ -136,6 +55,17 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One measurement: `mean` at `x`, its interval (None where there is none), and a tooltip's text."""
+
+    x: float
+    mean: float
+    low: float | None
+    high: float | None
+    text: str
+
+
+@dataclass(frozen=True)
 class Chart:
     """What a template draws a chart from, in the units of `WIDTH` and `HEIGHT`.
 
@@ -143,6 +73,7 @@ class Chart:
         lines: (name, `d` of the values' path, `d` of their average's) of each curve.
         x_ticks, y_ticks: (place, label).
         level: y of the horizontal mark, or None.
+        points: (x, y, y of the interval's low end, of its high end, text); None for an end that there is not.
         marks: (x, text) of skipped steps.
         hints: (x, width, text) of strips side by side.
         cut: points beyond the axis, which are drawn at its end.
@@ -152,9 +83,10 @@ class Chart:
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     level: float | None
-    marks: list[tuple[float, str]]
-    hints: list[tuple[float, float, str]]
-    cut: int
+    points: list[tuple[float, float, float | None, float | None, str]] = field(default_factory=list)
+    marks: list[tuple[float, str]] = field(default_factory=list)
+    hints: list[tuple[float, float, str]] = field(default_factory=list)
+    cut: int = 0
 
 
 def line_chart(
@@ -227,6 +159,86 @@ def _hints(
     return found
 
 
+def point_chart(points: Sequence[Point], level: float | None = None, doubling: bool = False) -> Chart | None:
+    """Points over x with their intervals; None without points.
+
+    Args:
+        level: a value to draw a horizontal line at.
+        doubling: x on a logarithmic axis, as for settings that double; all x are above zero.
+    """
+    if not points:
+        return None
+    ordered = sorted(points, key=lambda point: point.x)
+    values = [v for p in ordered for v in (p.mean, p.low, p.high, level) if v is not None]
+    rungs = ticks(*limits(np.array([min(values), max(values)])))
+    y = Axis(rungs[0], rungs[-1], BOTTOM, TOP)
+    scale = np.log2 if doubling else np.asarray
+    places = np.asarray(scale([point.x for point in ordered]), np.float64)
+    margin = 0.5 if places[0] == places[-1] else 0.06 * (places[-1] - places[0])
+    x = Axis(places[0] - margin, places[-1] + margin, LEFT, RIGHT)
+    along, up = x.place(places), y.place([point.mean for point in ordered])
+
+    def height(value: float | None) -> float | None:
+        return None if value is None else float(y.place(value))
+
+    return Chart(
+        lines=[("", path(along, up), "")],
+        points=[
+            (float(at), float(mean), height(point.low), height(point.high), point.text)
+            for at, mean, point in zip(along, up, ordered, strict=True)
+        ],
+        x_ticks=_apart([(float(at), compact(point.x)) for at, point in zip(along, ordered, strict=True)]),
+        y_ticks=y.labelled(rungs),
+        level=height(level),
+    )
+
+
+def _apart(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Those labels, from the first on, that do not run into the one before."""
+    kept: list[tuple[float, str]] = []
+    for place, text in labels:
+        if not kept or place - kept[-1][0] >= 4.0 * (len(text) + len(kept[-1][1])):
+            kept.append((place, text))
+    return kept
+
+
+def side(found: Mapping[str, Any] | None) -> int:
+    """1 where a difference's whole interval lies above zero, -1 where below, 0 where it holds zero or is not there."""
+    if found is None or found["low"] is None or found["high"] is None:
+        return 0
+    return int(found["low"] > 0) - int(found["high"] < 0)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An interval in a row: places along `BAR_WIDTH` of its ends, its mean and zero, and which way it lies."""
+
+    low: float
+    high: float
+    mean: float
+    zero: float
+    sign: int
+
+
+def bars(differences: Sequence[Mapping[str, Any] | None]) -> list[Bar | None]:
+    """`gain`, `low` and `high` of each row as a bar on an axis that all share; None where a row has none.
+
+    An interval that is not there is drawn as its mean alone.
+    """
+    keys = ("low", "high", "gain")
+    ends = [0.0, *(row[key] for row in differences if row for key in keys if row[key] is not None)]
+    axis = Axis(min(ends), min(ends) + (max(ends) - min(ends) or 1.0), _INSET, BAR_WIDTH - _INSET)
+
+    def drawn(row: Mapping[str, Any] | None) -> Bar | None:
+        if row is None or row["gain"] is None:
+            return None
+        values = [*(row["gain"] if row[key] is None else row[key] for key in keys), 0.0]
+        low, high, mean, zero = axis.place(values).tolist()
+        return Bar(low, high, mean, zero, side(row))
+
+    return [drawn(row) for row in differences]
+
+
 def _edges(size: int, most: int) -> npt.NDArray[np.int64]:
     """Where `min(size, most)` bins begin, equal to within one, and where the last ends."""
     bins = min(size, most)
@@ -238,7 +250,7 @@ def thinned(values: Floats, most: int = MAX_POINTS) -> Floats:
     edges = _edges(values.size, most)
     known = ~np.isnan(values)
     count = np.add.reduceat(known.astype(np.float64), edges[:-1])
-    return _ratio(np.add.reduceat(np.where(known, values, 0.0), edges[:-1]), count)
+    return ratio(np.add.reduceat(np.where(known, values, 0.0), edges[:-1]), count)
 
 
 def smoothed(values: Floats, span: float) -> Floats:
@@ -278,17 +290,6 @@ def ticks(low: float, high: float, smallest: float = 0.0) -> list[float]:
     return [gap * n for n in range(first, max(last, first + 1) + 1)]
 
 
-def compact(value: float | None, digits: int = 4) -> str:
-    """That many significant digits: `0.6931`, `1.2e-5`, `123,400`; a dash for what is missing."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if value and not 1e-3 <= abs(value) < 1e7:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    rounded = float(f"{value:.{digits}g}") + 0.0
-    return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:g}"
-
-
 def path(x: Floats, y: Floats) -> str:
     """The `d` of an SVG path through (x, y): a gap where y is NaN, a dot where a point stands alone."""
     known = np.flatnonzero(~np.isnan(y))
@@ -298,3 +299,8 @@ def path(x: Floats, y: Floats) -> str:
         for run in runs
         if run.size
     )
+
+
+def ratio(part: Floats, whole: Floats) -> Floats:
+    """`part / whole`, NaN where there is nothing."""
+    return np.asarray(np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0))

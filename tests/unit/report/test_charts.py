@@ -1,72 +1,19 @@
-"""Two prompts and a few short curves, worked out by hand."""
+"""A few short curves, points with intervals, and bars on one axis, worked out by hand."""
+
+from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankray.report import figures as f
-from rankray.report.figures import collect
+from rankray.report import charts as f
+from rankray.report.charts import Point, bars, point_chart, side
 
 NAN = math.nan
-
-
-def candidate(generator: str, scores: list[float], phi: float, rank: int) -> dict:
-    return {"generator": generator, "scores": scores, "win_probability": phi, "rank": rank}
-
-
-def two_prompts() -> list[dict]:
-    return [
-        {
-            "candidates": [
-                candidate("a", [3, 1], 0.5, 1),
-                candidate("b", [2, 1], 0.25, 2),
-                candidate("b", [1, 2], 0.5, 3),
-            ]
-        },
-        {
-            "candidates": [
-                candidate("a", [0, NAN], 0.0, 3),
-                candidate("b", [1, 5], 1.0, 1),
-                candidate("b", [1, 4], 0.5, 2),
-            ]
-        },
-    ]
-
-
-def test_wins_count_between_generators_only() -> None:
-    figures = collect(two_prompts(), ["a", "b"], ["r", "s"])
-    # Prompt 1: a beats both b in r; in s it ties with one and loses to the other. Prompt 2: a loses both in r.
-    assert figures.wins.tolist() == [[0, 2], [3, 0]]
-    assert figures.compared.tolist() == [[0, 6], [6, 0]]
-    np.testing.assert_allclose(figures.win_share, [[NAN, 2 / 6], [3 / 6, NAN]])
-
-
-def test_agreement_leaves_out_ties_and_failures() -> None:
-    figures = collect(two_prompts(), ["a", "b"], ["r", "s"])
-    # Prompt 1: of three pairs s ties one; the other two it orders against r. Prompt 2: b and b tie in r.
-    assert figures.judged.tolist() == [[5, 2], [2, 3]]
-    assert figures.agreed.tolist() == [[5, 0], [0, 3]]
-
-
-def test_standings_are_of_ranked_candidates() -> None:
-    rows = two_prompts()
-    rows[0]["candidates"][2] = candidate("b", [NAN, NAN], NAN, 0)
-    figures = collect(rows, ["a", "b"], ["r", "s"])
-    assert figures.firsts.tolist() == [1, 1]
-    assert figures.counted.tolist() == [2, 3]
-    assert figures.phi_sum.tolist() == pytest.approx([0.5, 1.75])
-    assert figures.scores == [[[3, 0], [1]], [[2, 1, 1], [1, 5, 4]]]
-
-
-def test_nothing_gives_no_shares() -> None:
-    figures = collect([], ["a"], ["r"])
-    assert np.isnan(figures.win_share).all()
-    assert np.isnan(figures.agreement).all()
-
-
 VALUES = st.lists(st.floats(-1e6, 1e6) | st.just(NAN), min_size=1, max_size=900).map(np.array)
 
 
@@ -144,27 +91,6 @@ def test_ticks_span_what_they_are_for(low: float, size: float) -> None:
     slack = 1e-5 * size
     assert found[0] <= low + slack
     assert found[-1] >= low + size - slack
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "–"),
-        (NAN, "–"),
-        (math.inf, "–"),
-        (0.0, "0"),
-        (-0.0, "0"),
-        (0.693147, "0.6931"),
-        (-0.0123456, "-0.01235"),
-        (0.00001, "1e-5"),
-        (-9.8767e-5, "-9.877e-5"),
-        (999.96, "1,000"),
-        (123_456.0, "123,500"),
-        (12_345_678.0, "1.235e7"),
-    ],
-)
-def test_compact(value: float | None, text: str) -> None:
-    assert f.compact(value) == text
 
 
 def test_a_path_has_gaps_and_dots() -> None:
@@ -246,3 +172,77 @@ def test_marks_at_one_place_are_one() -> None:
     assert chart is not None
     # A unit of the axis is ten steps.
     assert [text for _, text in chart.marks] == ["2 steps skipped, 1000–1001", "step 2000 skipped"]
+
+
+def bar(gain: float, low: float | None, high: float | None) -> dict[str, float | None]:
+    return {"gain": gain, "low": low, "high": high}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.1, 0.2, 1), (-0.2, -0.1, -1), (-0.1, 0.1, 0), (0.0, 0.1, 0), (None, 0.1, 0), (None, None, 0)],
+)
+def test_a_side_is_taken_only_where_zero_is_left_out(
+    low: float | None, high: float | None, expected: int
+) -> None:
+    assert side({"low": low, "high": high}) == expected
+    assert side(None) == 0
+
+
+def test_bars_stand_on_one_axis() -> None:
+    """From -1 to 3 over 120 units, 3 left free at both ends: a unit is 28.5."""
+    first, second, gone = bars([bar(1.0, -1.0, 3.0), bar(2.0, None, None), None])
+    assert first is not None
+    assert (first.low, first.zero, first.mean, first.high) == (3.0, 31.5, 60.0, 117.0)
+    assert second is not None
+    assert (second.low, second.mean, second.high, second.sign) == (88.5, 88.5, 88.5, 0)
+    assert gone is None
+    (alone,) = bars([bar(0.0, 0.0, 0.0)])
+    assert alone is not None
+    assert alone.zero == alone.mean == 3.0
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(*[st.floats(-1e6, 1e6)] * 3), max_size=8))
+def test_no_bar_leaves_its_frame(rows: list[tuple[float, float, float]]) -> None:
+    for found in bars([bar(*row) for row in rows]):
+        assert found is not None
+        places = (found.low, found.high, found.mean, found.zero)
+        assert all(3.0 <= place <= f.BAR_WIDTH - 3.0 for place in places)
+
+
+def test_points_of_a_figure() -> None:
+    """Values 0 to 10 get the ticks 0, 5 and 10 over 136 units of height."""
+    chart = point_chart([Point(4, 10.0, None, None, "b"), Point(2, 5.0, 0.0, 6.0, "a")], level=0.0)
+    assert chart is not None
+    (x, y, low, high, text), (other, top, *_) = chart.points
+    assert text == "a"  # by rising x
+    assert (y, low, top) == ((f.BOTTOM + f.TOP) / 2, f.BOTTOM, f.TOP)
+    assert high == pytest.approx(f.BOTTOM - 0.6 * (f.BOTTOM - f.TOP))
+    assert chart.level == f.BOTTOM
+    assert f.LEFT < x < other < f.RIGHT
+    assert [label for _, label in chart.x_ticks] == ["2", "4"]
+    assert chart.lines[0][1] == f"M{x:.1f},{y:.1f}L{other:.1f},{top:.1f}"
+    assert point_chart([]) is None
+
+
+def test_settings_that_double_stand_evenly_on_a_logarithmic_axis() -> None:
+    chart = point_chart([Point(x, 1.0, None, None, "") for x in (1, 2, 4, 8)], doubling=True)
+    assert chart is not None
+    places = [point[0] for point in chart.points]
+    gaps = [b - a for a, b in pairwise(places)]
+    assert gaps == pytest.approx([gaps[0]] * 3)
+
+
+def test_labels_do_not_run_into_each_other() -> None:
+    chart = point_chart([Point(x, 1.0, None, None, "") for x in range(0, 100_000, 1000)])
+    assert chart is not None
+    assert len(chart.points) == 100
+    assert 3 <= len(chart.x_ticks) <= 12
+
+
+def test_one_point_is_a_figure() -> None:
+    chart = point_chart([Point(7, 0.5, 0.4, 0.6, "alone")])
+    assert chart is not None
+    assert chart.points[0][0] == (f.LEFT + f.RIGHT) / 2
+    assert chart.lines[0][1].endswith("h0")
