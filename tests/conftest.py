@@ -33,6 +33,8 @@ MASKED = re.compile(
     r"|items|images_made|totals/images)$"  # what actors metered: an actor that ends early takes its last block's along
 )
 """Where in a JSON file time, machine, version or luck decide; the value's type stays."""
+STATED = re.compile(r"/(?:identity|settings)/|/(?:learning_rate|beta)$")
+"""Where numbers are what a user asked for: they are compared exactly."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,11 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """`golden(name, found)` compares a text, or what JSON can hold, with the file `name` of tests/golden.
 
-    Numbers agree within `rel` or `abs`, as CPUs round differently; whole numbers and all else exactly.
+    Measured numbers agree within `rel` or `abs`, as CPUs round differently; whole numbers and all else exactly.
     """
     private = re.compile(re.escape(str(tmp_path_factory.getbasetemp())) + r"/[^/\"]+")
 
-    def compare(name: str, found: Any, rel: float = 1e-4, abs: float = 1e-4) -> None:
+    def compare(name: str, found: Any, rel: float = 1e-4, abs: float = 1e-6) -> None:
         file, text = GOLDEN / name, isinstance(found, str)
         found = found if text else masked(found, private)
         if request.config.getoption("--write-golden"):
@@ -85,7 +87,8 @@ def differences(golden: Any, found: Any, rel: float, abs: float, place: str = ""
         for i, pair in enumerate(zip(golden, found, strict=True)):
             yield from differences(*pair, rel, abs, f"{place}/{i}")
     elif isinstance(golden, float) and isinstance(found, float):
-        if not math.isclose(golden, found, rel_tol=rel, abs_tol=abs):
+        close = math.isclose(golden, found, rel_tol=rel, abs_tol=abs)
+        if not (golden == found if STATED.search(place) else close):
             yield f"{place}: {golden!r}, {found!r}"
     elif golden != found:
         yield f"{place}: {golden!r:.500}, {found!r:.500}"

@@ -27,11 +27,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
+import ray.train
 from ray.cluster_utils import Cluster
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from rankray import cli, config, store
 from rankray.config import SynPicConfig
+from rankray.data.place import Output
 from rankray.models import environments
+from rankray.rankdpo import job as rankdpo
+from rankray.rankdpo.train_job import TrainJob
 from rankray.synpic import job as synpic
 
 REPOSITORY = Path(__file__).parents[2]
@@ -235,6 +240,47 @@ def _comparable(value: Any) -> Any:
     if isinstance(value, list):
         return [_comparable(item) for item in value]
     return value
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL where a job trains in this process: no code of ours handles it."""
+
+
+@contextlib.contextmanager
+def in_this_process(killed_at: int = 0) -> Iterator[None]:
+    """Within, RankDPO trains in this process; it is killed where it would store its checkpoint of that number.
+
+    Ray Train's own local mode in the place of workers: the same `train`, alone. Local mode only remembers a
+    checkpoint's place, so they are stored and found here as Ray Train would.
+    """
+    from rankray.rankdpo import training, zero
+
+    def fit(job: TrainJob, output: Output) -> str:
+        stored = Path(output.path) / "checkpoints"
+
+        def places() -> list[Path]:
+            return sorted(stored.glob("checkpoint_*"))
+
+        def report(metrics: dict[str, Any], checkpoint: ray.train.Checkpoint, **how: Any) -> None:
+            if len(places()) + 1 == killed_at:
+                shutil.rmtree(checkpoint.path)
+                raise Killed
+            shutil.move(checkpoint.path, stored / f"checkpoint_{len(places()):06}")
+
+        def last() -> ray.train.Checkpoint | None:
+            return ray.train.Checkpoint.from_directory(places()[-1]) if places() else None
+
+        zero.alone()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ray.train, "report", report)
+            patch.setattr(ray.train, "get_checkpoint", last)
+            alone = ray.train.ScalingConfig(num_workers=0)
+            DataParallelTrainer(lambda: training.train(job), scaling_config=alone).fit()
+        return places()[-1].name if places() else ""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rankdpo, "_train", fit)
+        yield
 
 
 PLAIN = tuple(f"prompt number {i}" for i in range(33))

@@ -74,6 +74,7 @@ def test_nine_unequal_pools_share_eight_gpus(tmp_path: Path) -> None:
     assert found["ratio"] < MOST
 
 
+@pytest.mark.slow
 def test_a_start_is_told_part_by_part_and_nobody_waits_for_the_slowest_to_load(tmp_path: Path) -> None:
     found = measured("start", tmp_path)
     assert list(found["steps"]) == ["Ray", "nodes and plan", "environments and prompts"]

@@ -8,7 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import BAD, GREEN, RED, REHEARSE, SEED, Ended, Toys, here, model, rows, start, wait_for
+from conftest import (
+    BAD,
+    GREEN,
+    PLAIN,
+    RED,
+    REHEARSE,
+    SEED,
+    Ended,
+    Toys,
+    here,
+    model,
+    rows,
+    start,
+    toy_options,
+    wait_for,
+)
 from ray.cluster_utils import Cluster
 
 from rankray import store
@@ -16,7 +31,6 @@ from rankray import store
 pytestmark = pytest.mark.ray
 
 Job = Callable[..., Ended]
-BLUE = model("Brightness", "blue", "num_gpus=0.25", channel=2)
 COARSE = model("Noise", "coarse", "num_gpus=1", size=4)
 FINE = model("Noise", "fine", "num_gpus=0.5", size=16)
 
@@ -39,36 +53,46 @@ def more_prompts(toys: Toys, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def begun(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One reward of a picture of two generators each, of eight of the toys' prompts, the bad ones among them.
+
+    The toys have one of the two. The one dataset here whose pools claim no GPU, as machines without any have it.
+    """
+    place = tmp_path_factory.mktemp("begun")
+    (place / "p.txt").write_text("\n".join([*BAD, *PLAIN[:5]]))
+    other = model("Noise", "fine", "num_gpus=0", size=16)
+    noise_ = model("Noise", "noise", "num_gpus=0", delay_s=0.0, log="")
+    models = f"{other}, {noise_}", model("Brightness", "red", "num_gpus=0")
+    words = [word for word in options(place / "p.txt", *models) if word not in REHEARSE]
+    ended = here("synpic", "--output", str(place / "o"), *words)
+    assert ended.code == 0, ended.text
+    return place / "o"
+
+
 def made(output: Path) -> dict[str, int]:
     """Pictures or scores that each model made for the dataset, by its bill."""
     return {item["model"]: item["items"] for item in store.read(str(output)).info["cost"]["models"]}
 
 
 @pytest.mark.parametrize("mode", ["streaming", pytest.param("phases", marks=pytest.mark.slow)])
-def test_more_of_everything(job: Job, toys: Toys, more_prompts: Path, tmp_path: Path, mode: str) -> None:
-    """A generator, samples, a reward and prompts more, of a dataset in which some items failed."""
-    generators, rewards = f"{noise(3)}, {COARSE}, {FINE}", f"{GREEN}, {BLUE}, {RED}"
-    way = options(more_prompts, generators, rewards, "--execution.mode", mode)
-    new, whole = tmp_path / "new", tmp_path / "whole"
-    done = job("extend", "--output", str(new), *way, "--reuse", str(toys.output))
+def test_more_of_everything(job: Job, begun: Path, toys: Toys, tmp_path: Path, mode: str) -> None:
+    """A generator, a sample, a reward and prompts more, of a dataset in which some items failed, come to the toys'."""
+    assert store.read(str(begun)).info["cost"]["totals"]["gpu_hours"] == 0.0
+    way = toy_options(toys.prompts, "--execution.tolerance", "1", "--execution.mode", mode)
+    done = job("extend", "--output", str(tmp_path / "new"), *way, "--reuse", str(begun))
     assert done.code == 0, done.text
-    assert f"reusing 40 prompts of {toys.output}: 3 pictures of each (" in done.text
-    assert job("synpic", "--output", str(whole), *way).code == 0
-    assert rows(new) == rows(whole)
-    store.validate(str(new))
-    ours, theirs = (store.read(str(place)).info for place in (new, whole))
-    assert (ours["identity"], ours["failures"]) == (theirs["identity"], theirs["failures"])
-    assert ours["reused"]["images"] == 3 * 40
-    # 40 old prompts lack a third sample, 6 new ones all three. Of what came, all but one prompt's are pictures.
-    assert made(new) == {
-        "noise": 40 + 6 * 3,
-        "coarse": 6,
-        "fine": 46,
-        "green": 2 * 39 + 5 * 6,
-        "blue": 5 * 45,
-        "red": 2 * 39 + 5 * 6,
-    }
-    again = job("synpic", "--output", str(new), *way)
+    assert f"reusing 8 prompts of {begun}: 1 pictures of each (" in done.text
+    assert rows(tmp_path / "new") == rows(toys.output)
+    store.validate(str(tmp_path / "new"))
+    ours, theirs = (store.read(str(place)).info for place in (tmp_path / "new", toys.output))
+    assert ours["identity"] == theirs["identity"]
+    assert ours["failures"]["by_model"] == theirs["failures"]["by_model"]
+    assert ours["reused"]["images"] == 8
+    # 8 prompts lack a second sample, 32 both. Of what came, all but one prompt's are pictures.
+    images = {"noise": 8 + 2 * 32, "coarse": 40}
+    assert made(tmp_path / "new") == {**images, "red": 2 * 7 + 3 * 32, "green": 3 * 39}
+    again = job("synpic", "--output", str(tmp_path / "new"), *way)
     assert "is complete already; nothing to do" in again.text
 
 

@@ -19,20 +19,15 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import ray.train
 import tomli_w
 import torch
-from conftest import left, nothing_left, start, wait_for
+from conftest import Killed, in_this_process, left, nothing_left, start, wait_for
 from ray.cluster_utils import Cluster
-from ray.train import ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from safetensors.torch import load_file
 
 from rankray import config, store
 from rankray.config.rankdpo import RankDPOConfig
-from rankray.data.place import Output
 from rankray.rankdpo import job as rankdpo
-from rankray.rankdpo.train_job import TrainJob
 from rankray.rankdpo.zero import Stored
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -57,27 +52,6 @@ def settings(dataset: Path, output: Path, **changes: Any) -> RankDPOConfig:
     return config.build(RankDPOConfig, config.with_options(tables, changes))
 
 
-def in_this_process(job: TrainJob, output: Output) -> str:
-    """Ray Train's own local mode in the place of workers: the same `train`, alone, checkpoints stored as they come.
-
-    Local mode only remembers a checkpoint's place, so they are moved here as its storage would.
-    """
-    from rankray.rankdpo import training, zero
-
-    stored = Path(output.path) / "checkpoints"
-
-    def report(metrics: dict[str, Any], checkpoint: Any = None, **how: Any) -> None:
-        if checkpoint is not None:
-            name = f"checkpoint_{len(list(stored.glob('checkpoint_*'))):06}"
-            shutil.move(checkpoint.path, stored / name)
-
-    zero.alone()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray.train, "report", report)
-        DataParallelTrainer(lambda: training.train(job), scaling_config=ScalingConfig(num_workers=0)).fit()
-    return max((place.name for place in stored.glob("checkpoint_*")), default="")
-
-
 @pytest.fixture
 def by_workers(cluster: Cluster, dataset: Path, tmp_path: Path) -> Run:
     """`by_workers(name, **changes)` trains into a directory of that name; `a__b` stands for `a.b`."""
@@ -93,11 +67,10 @@ def by_workers(cluster: Cluster, dataset: Path, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def train(by_workers: Run) -> Run:
-    """The same in this process."""
+    """The same in this process, killed where it would store its checkpoint of the number `killed_at`."""
 
-    def run(name: str, **changes: Any) -> Path:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rankdpo, "_train", in_this_process)
+    def run(name: str, killed_at: int = 0, **changes: Any) -> Path:
+        with in_this_process(killed_at):
             return by_workers(name, **changes)
 
     return run
@@ -231,7 +204,6 @@ def test_skipped_steps_change_nothing(train: Run, stage: int) -> None:
     assert distance(weights(run), initial_weights()) == 0.0
 
 
-SLOW = pytest.mark.slow
 KILLED = {
     "steps": 40,
     "batch_size": 8,
@@ -244,9 +216,29 @@ KILLED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("workers", "stage"), [(1, 2), pytest.param(2, 2, marks=SLOW), pytest.param(2, 3, marks=SLOW)]
-)
+def same(whole: Path, killed: Path, steps: int) -> None:
+    """The same weights and optimizer to the bit, and each step once with the same loss."""
+    for name in ("weights", "ema", "optimizer.exp_avg", "optimizer.exp_avg_sq"):
+        assert distance(weights(whole, name), weights(killed, name)) == 0.0, name
+    assert [line["step"] for line in lines(killed)] == list(range(1, steps + 1))
+    assert [line["loss"] for line in lines(whole)] == [line["loss"] for line in lines(killed)]
+
+
+def test_killed_before_its_third_checkpoint_it_goes_on_from_the_second(train: Run, tmp_path: Path) -> None:
+    changes = {key.replace(".", "__"): value for key, value in KILLED.items()}
+    changes |= {"steps": 8, "checkpoints__every": 2}
+    whole = train("whole", **changes)
+    with pytest.raises(Killed):
+        train("killed", killed_at=3, **changes)
+    assert [line["step"] for line in lines(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6], (
+        "the last two are lost"
+    )
+    assert not (tmp_path / "killed" / "run.json").exists()
+    same(whole, train("killed", **changes), 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "stage"), [(1, 2), (2, 2), (2, 3)])
 def test_a_killed_run_ends_as_if_it_had_not_been(
     cluster: Cluster,
     dataset: Path,
@@ -270,11 +262,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     process.communicate()
     assert not (tmp_path / "killed" / "run.json").exists()
     by_workers("killed", **changes)
-    for name in ("weights", "ema", "optimizer.exp_avg", "optimizer.exp_avg_sq"):
-        assert distance(weights(whole, name), weights(tmp_path / "killed", name)) == 0.0, name
-    assert [line["step"] for line in lines(tmp_path / "killed")] == list(range(1, KILLED["steps"] + 1))
-    ours, theirs = ([line["loss"] for line in lines(run)] for run in (whole, tmp_path / "killed"))
-    assert ours == theirs
+    same(whole, tmp_path / "killed", KILLED["steps"])
 
 
 def training_workers(cluster: Cluster) -> list[psutil.Process]:
@@ -330,15 +318,21 @@ def rewind(run: Path, step: int) -> None:
     (run / "report.html").unlink(missing_ok=True)
 
 
-def test_every_prompt_of_an_epoch_is_seen_once(train: Run, dataset: Path) -> None:
-    dropout = {"noise__prompt_dropout": 0.3}  # the reference errors of the test above are found there
-    run = train("epochs", steps=6, objective__reference="precomputed", **dropout)
-    found = lines(run)
+def test_every_prompt_of_an_epoch_is_seen_once(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
+    """With reference errors that an actor of a whole GPU computes ahead, of both epochs."""
+    ahead = {"objective.reference": "precomputed"}
+    said: list[str] = []
+    with in_this_process():
+        rankdpo.run(settings(dataset, tmp_path / "o", steps=6, **ahead), said.append)
+    nothing_left()
+    found = lines(tmp_path / "o")
     assert [line["epoch"] for line in found] == pytest.approx([n / 3 for n in range(1, 7)], abs=1e-3)
-    usable = sum(
-        sum(candidate["rank"] > 0 for candidate in row["candidates"]) >= 2
-        for row in store.read(str(dataset)).rows()
-    )
+    ranked = [sum(c["rank"] > 0 for c in row["candidates"]) for row in store.read(str(dataset)).rows()]
+    usable = sum(count >= 2 for count in ranked)
     for epoch in (found[:3], found[3:]):
         assert sum(line["prompts"] for line in epoch) == usable
+    assert (
+        f"reference ahead: 2.00 epochs of {usable} prompts, {2 * sum(ranked)} forward passes on 1 actor"
+        in said
+    )
     assert np.isfinite([line["grad_norm"] for line in found]).all()

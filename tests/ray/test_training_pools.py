@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
+from ray.cluster_utils import Cluster
 
 from rankray import config
 from rankray.config import ConfigError
@@ -21,13 +20,6 @@ sys.path.append(str(Path(__file__).parents[1] / "unit"))
 import small_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def prepared(root: Path, num_gpus: float, count: int, **changes: Any) -> tuple[list[str], str | None]:
@@ -51,8 +43,9 @@ def prepared(root: Path, num_gpus: float, count: int, **changes: Any) -> tuple[l
     return said, job.reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_gpus", "count"), [(1.0, 2), (0.5, 1)])
-def test_they_start_on_gpus(cluster: None, tmp_path: Path, num_gpus: float, count: int) -> None:
+def test_they_start_on_gpus(cluster: Cluster, tmp_path: Path, num_gpus: float, count: int) -> None:
     """Four prompts read of three: each once, and the first of the second epoch."""
     said, place = prepared(tmp_path, num_gpus, count)
     assert place is not None
@@ -62,6 +55,6 @@ def test_they_start_on_gpus(cluster: None, tmp_path: Path, num_gpus: float, coun
     assert said[-1] == "reference ahead: 1.33 epochs of 3 prompts, 12 forward passes on 2 actors"
 
 
-def test_an_encoder_that_no_node_holds_is_one_line(cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="3 encoders need 3 GPU, and the cluster has 2; lower encoding"):
-        prepared(tmp_path, 1.0, 3)
+def test_an_encoder_that_no_node_holds_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="9 encoders need 9 GPU, and the cluster has 8; lower encoding"):
+        prepared(tmp_path, 1.0, 9)

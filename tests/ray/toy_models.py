@@ -51,8 +51,9 @@ class Broken:
 class Brightness:
     """Scores the mean of one channel. `unjudgeable` gives NaN, `miscounted` a wrong number of scores."""
 
-    def __init__(self, device: str, channel: int = 0) -> None:
+    def __init__(self, device: str, channel: int = 0, load_s: float = 0.0) -> None:
         self.channel = channel
+        time.sleep(load_s)
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         scores = np.array([np.asarray(image)[..., self.channel].mean() for image in images], np.float32)
