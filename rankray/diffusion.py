@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,56 +76,6 @@ class Draw:
     noise: Tensor
     posterior: Tensor
     dropped: bool
-
-
-def process(scheduler: Mapping[str, Any]) -> Process:
-    """The forward process that a diffusers scheduler's configuration describes.
-
-    Raises:
-        ValueError: a noise schedule or prediction type that is not known here.
-    """
-    times = int(scheduler.get("num_train_timesteps", 1000))
-    if (
-        "FlowMatch" in str(scheduler.get("_class_name", ""))
-        or scheduler.get("prediction_type") == "flow_prediction"
-    ):
-        return Process("flow", torch.empty(0), times)
-    prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction_type {prediction!r}; allowed: {', '.join(PREDICTIONS)}")
-    return Process(prediction, _alphas_cumprod(scheduler, times), times)
-
-
-def _alphas_cumprod(scheduler: Mapping[str, Any], times: int) -> Tensor:
-    """Squared signal of the schedules that diffusers knows (float32 arithmetic, as its schedulers do it).
-
-    Not read off a scheduler: some of them (Euler's, UniPC's) end a zero-SNR schedule in 2**-24 instead.
-    """
-    start, end = scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02)
-    schedule = scheduler.get("beta_schedule", "linear")
-    if scheduler.get("trained_betas") is not None:
-        betas = torch.tensor(scheduler["trained_betas"], dtype=torch.float32)
-    elif schedule == "linear":
-        betas = torch.linspace(start, end, times, dtype=torch.float32)
-    elif schedule == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, times, dtype=torch.float32) ** 2
-    elif schedule == "squaredcos_cap_v2":
-        signal = [math.cos((i / times + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(times + 1)]
-        betas = torch.tensor([min(1 - signal[i + 1] / signal[i], 0.999) for i in range(times)])
-    else:
-        allowed = "linear, scaled_linear, squaredcos_cap_v2"
-        raise ValueError(f"beta_schedule {schedule!r}; allowed: {allowed}")
-    found = torch.cumprod(1.0 - betas, dim=0)
-    return _zero_snr(found) if scheduler.get("rescale_betas_zero_snr") else found
-
-
-def _zero_snr(alphas_cumprod: Tensor) -> Tensor:
-    """The schedule moved and stretched to end in pure noise (Lin et al. 2023, Algorithm 1)."""
-    signal = alphas_cumprod.sqrt()
-    first, last = signal[0].clone(), signal[-1].clone()
-    moved = ((signal - last) * (first / (first - last))) ** 2
-    # By way of its ratios, as diffusers computes it: the rounding is then the same.
-    return torch.cumprod(1.0 - (1.0 - torch.cat([moved[:1], moved[1:] / moved[:-1]])), dim=0)
 
 
 def signal_and_sigma(process: Process, time: Tensor) -> tuple[Tensor, Tensor]:

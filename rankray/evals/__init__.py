@@ -20,8 +20,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rankray.config import ConfigError, EvalChoice, nearest
-from rankray.models.targets import UNRESOLVED, Judgement, Target, find, split_name, unknown_model
+from rankray.config import ConfigError, EvalChoice
+from rankray.models.targets import (
+    Judgement,
+    Spec,
+    Target,
+    Weights,
+    configured,
+    require_known,
+    split_name,
+    target_of,
+)
+from rankray.models.weights import Pinned
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,12 +70,11 @@ class Column:
         return sum(means) / len(means) if means else None
 
 
-@dataclass(frozen=True)
-class EvalSpec:
-    """One benchmark.
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec(Spec):
+    """One benchmark; `target` is its judge, whose weights are its parts'.
 
     Attributes:
-        target: "module:Class" of its judge.
         read: "module:function": (path) -> list[Item]; raises ValueError that names the line.
         columns: "module:function": (items, judgements by prompt, None for a picture that failed) -> dict[str, Column].
         overall: the columns whose plain mean is the headline figure.
@@ -73,11 +82,11 @@ class EvalSpec:
         models: the judge's parts, each a hub repository, a directory or a URI.
         revisions: branch, tag or commit of each part; "main" where it names none.
         departures: in which way its figures are not the published ones', in a sentence.
-        dtype, batch_size, num_gpus, num_cpus, options, environment: as `RewardSpec` has them.
         gpu_memory_gb: what one actor needs with its weights and one batch, as `benchmarks/memory_plan` counts it.
+        options: further settings of the judge, its readers and columns; a configuration may change these and no others.
     """
 
-    target: str
+    batch_size: int = 16
     read: str
     columns: str
     overall: tuple[str, ...]
@@ -85,13 +94,36 @@ class EvalSpec:
     models: Mapping[str, str]
     revisions: Mapping[str, str] = field(default_factory=dict)
     departures: str = ""
-    dtype: str = "float32"
-    batch_size: int = 16
-    num_gpus: float = 1.0
-    num_cpus: float = 1.0
     gpu_memory_gb: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
-    environment: str | None = None
+
+    def with_options(self, choice: EvalChoice) -> EvalSpec:
+        """The row with the choice's options, parts and their revisions."""
+        whose = f"benchmark '{choice.label}'"
+        require_known(whose, "option", choice.options, self.options)
+        require_known(whose, "part", choice.models, self.models)
+        require_known(whose, "part", choice.revisions, self.models)
+        # A part in another place is another part: the row's revision is not its.
+        revisions = {part: name for part, name in self.revisions.items() if part not in choice.models}
+        return replace(
+            self,
+            models={**self.models, **choice.models},
+            revisions={**revisions, **choice.revisions},
+            options={**self.options, **choice.options},
+        )
+
+    def weights(self) -> dict[str, Weights]:
+        """The judge's parts."""
+        return {part: Weights(name, self.revisions.get(part, "main")) for part, name in self.models.items()}
+
+    def pinned(self, found: Mapping[str, Pinned]) -> EvalSpec:
+        """The row with commits in it."""
+        models = {part: one.source for part, one in found.items()}
+        return replace(self, models=models, revisions={part: one.revision for part, one in found.items()})
+
+    def recorded(self, found: Mapping[str, Pinned]) -> str:
+        """Every part by its name: "clip=<commit> detector=sha256:..."."""
+        return " ".join(f"{part}={found[part].recorded}" for part in sorted(found))
 
 
 _CLIP_VOCABULARY = 49408
@@ -222,62 +254,20 @@ def spec_of(choice: EvalChoice) -> EvalSpec:
     Raises:
         ConfigError: unknown benchmark, part or option (nearest match given).
     """
-    if choice.model not in EVALS:
-        raise unknown_model("benchmark", choice.model, EVALS)
-    spec = EVALS[choice.model]
-    for kind, given, allowed in (
-        ("option", choice.options, spec.options),
-        ("part", choice.models, spec.models),
-        ("part", choice.revisions, spec.models),
-    ):
-        for key in given:
-            if key not in allowed:
-                raise ConfigError(
-                    f"benchmark '{choice.label}': unknown {kind} '{key}'{nearest(key, allowed)}; "
-                    f"allowed: {', '.join(allowed) or 'none'}"
-                )
-    # A part in another place is another part: the row's revision is not its.
-    revisions = {part: name for part, name in spec.revisions.items() if part not in choice.models}
-    changes: dict[str, Any] = {
-        key: value for key in ("batch_size", "dtype") if (value := getattr(choice, key)) is not None
-    }
-    return replace(
-        spec,
-        models={**spec.models, **choice.models},
-        revisions={**revisions, **choice.revisions},
-        options={**spec.options, **choice.options},
-        **changes,
-    )
+    return configured(choice, EVALS, "benchmark")
 
 
 def resolve(choice: EvalChoice, items: Sequence[Item]) -> Target:
     """What a pool has to run for one benchmark, with the revision of every part of its judge.
-
-    Returns:
-        A target whose revision names each part: "clip=<commit> detector=sha256:...".
 
     Raises:
         ConfigError: unknown benchmark, part or option, weights that cannot be found, or two items of one prompt
             that ask different things.
     """
     spec = spec_of(choice)
-    asked: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     for item in items:
-        if asked.setdefault(item.prompt, item.data) != item.data:
+        if data.setdefault(item.prompt, item.data) != item.data:
             raise ConfigError(f"benchmark '{choice.label}': '{item.prompt}' stands twice and asks two things")
-    found = {part: find(source, spec.revisions.get(part, "main")) for part, source in spec.models.items()}
-    spec = replace(
-        spec,
-        models={part: one.source for part, one in found.items()},
-        revisions={part: one.revision for part, one in found.items()},
-    )
-    return Target(
-        name=choice.label,
-        target=spec.target,
-        kwargs={"spec": spec, "items": asked},
-        revision=" ".join(f"{part}={found[part].recorded}" for part in sorted(found)),
-        num_gpus=spec.num_gpus,
-        num_cpus=spec.num_cpus,
-        environment=spec.environment,
-        unresolved=tuple(one.source for one in found.values() if one.recorded.startswith(UNRESOLVED)),
-    )
+    target = target_of(spec, choice.label)
+    return replace(target, kwargs={**target.kwargs, "items": data})

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from rankray.config import ConfigError
 from rankray.evals import EvalSpec
-from rankray.models.loading import one_line, strictly
-from rankray.models.targets import locate
+from rankray.models.loading import one_line, strictly, where
 
 Thing = TypeVar("Thing")
 
@@ -48,7 +46,7 @@ def load(kind: Any, part: Part, **changes: Any) -> Any:
     Raises:
         ConfigError: it is not there, or its files cannot be read.
     """
-    place, settings = _place_of(part)
+    place, settings = where(part.source, part.revision)
     with one_line(part.source, part.revision):
         return kind.from_pretrained(place, **settings, **changes)
 
@@ -59,7 +57,7 @@ def load_model(kind: Any, part: Part) -> Any:
     Raises:
         ConfigError: there are no weights there, none in safetensors, or they do not fit the model key by key.
     """
-    place, settings = _place_of(part)
+    place, settings = where(part.source, part.revision)
     with strictly(part.source, part.revision):
         model = kind.from_pretrained(
             place, dtype=getattr(torch, part.dtype), use_safetensors=True, **settings
@@ -77,13 +75,6 @@ def load_image_processor(part: Part, **changes: Any) -> Any:
 
     by_pillow = {"use_fast": False} if transformers.__version__.startswith("4.") else {"backend": "pil"}
     return load(transformers.AutoImageProcessor, part, **by_pillow, **changes)
-
-
-def _place_of(part: Part) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` takes: where it is, and the settings that keep to that place and revision."""
-    place = locate(part.source)
-    is_local = Path(place).exists()
-    return place, {"local_files_only": True} if is_local else {"revision": part.revision}
 
 
 def batches(things: Sequence[Thing], size: int) -> Iterator[tuple[list[Thing], int]]:

@@ -18,7 +18,8 @@ from rankray.config.evaluate import PLAIN_SAMPLES, EvaluateConfig, MetricChoice
 from rankray.data.prompts import PromptsRead, read_prompts
 from rankray.evals import EvalSpec, Item
 from rankray.models import rewards
-from rankray.models.targets import SHAPES, Target, require_resolved
+from rankray.models.targets import Target, require_resolved
+from rankray.models.weights import SHAPES
 
 Entry = TypeVar("Entry")
 

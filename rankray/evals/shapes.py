@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rankray import shapes
 from rankray.evals import Column, EvalSpec, Item
-from rankray.models.targets import SHAPES, Judgement
+from rankray.models.targets import Judgement
+from rankray.models.weights import SHAPES
 
 if TYPE_CHECKING:
     from PIL import Image

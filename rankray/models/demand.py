@@ -26,9 +26,8 @@ from rankray.models.generators import GENERATORS, GeneratorSpec
 from rankray.models.generators import full_size as generators_full_size
 from rankray.models.rewards import REWARDS, RewardSpec
 from rankray.models.rewards import full_size as rewards_full_size
-from rankray.models.targets import Target, locate
-from rankray.models.weight_copies import is_uri
-from rankray.models.weight_files import of_variant
+from rankray.models.targets import Target
+from rankray.models.weights import is_uri, locate, of_variant
 
 AUTOENCODERS = frozenset({"AutoencoderKL", "AutoencoderDC", "PaellaVQModel"})
 """Convolutions all through: in float32 PyTorch runs them in TF32, matrix products it does not."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from rankray.config import ConfigError
 from rankray.models import hub
-from rankray.models.targets import locate
+from rankray.models.weights import locate
 
 # Of pickles that it loads from the hub, transformers asks a service there to open a pull request with safetensors, in a
 # thread of every actor: nobody's repository is touched from here.
@@ -51,6 +51,21 @@ def check_strict(source: str, found: dict[str, Any]) -> None:
                 f"the weights in '{source}' do not fit the model: {len(keys)} {kind.replace('_', ' ')}, "
                 f"such as {keys[0]}; get the checkpoint again, or name the model it belongs to"
             )
+
+
+def fit(
+    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: str, assign: bool = False
+) -> None:
+    """Gives a model its weights; `assign` makes them its parameters, as a model of no memory needs.
+
+    Raises:
+        ConfigError: any name or shape is another.
+    """
+    due = model.state_dict()
+    other = [key for key, tensor in weights.items() if key in due and tensor.shape != due[key].shape]
+    strange = {"missing_keys": due.keys() - weights.keys(), "unexpected_keys": weights.keys() - due.keys()}
+    check_strict(source, {**strange, "mismatched_keys": other})
+    model.load_state_dict(weights, assign=assign)
 
 
 @contextmanager
@@ -138,19 +153,32 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:300].rstrip(".;") if lines else type(error).__name__
 
 
-def fetched(repository: str, name: str, revision: str) -> Path:
-    """One file of a hub repository, from the local cache or the hub.
+def where(source: str, revision: str) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes: a directory or hub name, and the settings that keep to that place and revision.
 
     Raises:
-        ConfigError: it cannot be had.
+        ConfigError: as `locate`.
     """
+    place = locate(source)
+    return place, {"local_files_only": True} if Path(place).exists() else {"revision": revision}
+
+
+def file_of(source: str, name: str, revision: str) -> Path:
+    """One file of a directory or hub repository; a source that is a file is the one.
+
+    Raises:
+        ConfigError: the hub does not give it. In a directory it is not looked for.
+    """
+    place = Path(locate(source))
+    if place.exists():
+        return place / name if place.is_dir() else place
     from huggingface_hub import hf_hub_download
 
-    with one_line(repository, revision):
-        return Path(hf_hub_download(repository, name, revision=revision))
+    with one_line(source, revision):
+        return Path(hf_hub_download(source, name, revision=revision))
 
 
-def fetched_files(source: str, revision: str, patterns: Sequence[str]) -> str:
+def files_of(source: str, revision: str, patterns: Sequence[str]) -> str:
     """A directory as it is; of a hub repository a directory with its files of those patterns.
 
     For packages that ask the hub by a name alone, and would load another revision than the recorded one.

@@ -1,8 +1,8 @@
-"""Models named by string: what a pool runs, how an actor loads it, and which weights those are.
+"""Models named by string: a row of a table or a class of the user's, what a pool runs, how an actor loads it.
 
 The driver resolves names, settings and revisions without importing a model, so packages that cannot live in
 one process can serve one job; the price is that a fault inside a model's constructor shows only in its actor.
-Hashing a directory of weights reads it once on the driver: 1.2 s a GB on one core, nothing for hub models.
+Generators, rewards and benchmarks' judges are tables of one kind of row, `Spec`, resolved by one function.
 """
 
 from __future__ import annotations
@@ -11,28 +11,16 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, TypeVar
 
 from rankray.config import ConfigError, ModelChoice, nearest
-from rankray.models import hardware, hub, weight_copies, weight_files
-
-UNRECORDED = "unrecorded"
-"""Revision of a user's own class that was given none."""
+from rankray.models import hardware, hub, weights
+from rankray.models.weights import UNRECORDED, UNRESOLVED, Pinned
 
 METHODS = ("generate", "score", "judge")
 """What a model does: a generator, a reward, a benchmark's judge."""
-
-UNRESOLVED = "unresolved:"
-"""Before the revision of a hub repository that could not be asked for its commit."""
-
-SHAPES = "shapes:"
-URLS = ("http://", "https://")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -75,6 +63,184 @@ class Judgement:
 
     score: float
     detail: Mapping[str, Any]
+
+
+class Weights(NamedTuple):
+    """Where a part of a model has its weights, and whether pickles of plain tensors will do; None: do not look."""
+
+    source: str
+    revision: str
+    pickles: bool | None = None
+
+
+S = TypeVar("S", bound="Spec")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One row of a table. What generators, rewards and judges have in common.
+
+    Attributes:
+        target: "module:Class", constructed as `Class(spec=..., device=...)`.
+        source: hub repository, directory or file of its weights, "shapes:NAME", a URI, or a server's URL.
+        revision: branch, tag or commit; a hub branch is resolved to its commit before the job starts.
+        dtype: "float32", "float16" or "bfloat16".
+        batch_size: items computed at once; smaller remainders are padded to it.
+        num_gpus, num_cpus: of one actor.
+        full_size: file of `full_size/` that says what it is made of, from which a plan gets memory and speed.
+        environment: overlay environment of its actors (`rankray.models.environments`), None for the job's own.
+    """
+
+    target: str
+    source: str = ""
+    revision: str = "main"
+    dtype: str = "float32"
+    batch_size: int = 32
+    num_gpus: float = 1.0
+    num_cpus: float = 1.0
+    full_size: str | None = None
+    environment: str | None = None
+
+    def elsewhere(self: S) -> S:
+        """The row as it is for another source: what was said of the table's own is not true of it."""
+        return replace(self, revision="main")
+
+    def with_options(self: S, choice: Any) -> S:
+        """The row with what else its choice says.
+
+        Raises:
+            ConfigError: an option that the row does not have.
+        """
+        return self
+
+    def weights(self) -> dict[str, Weights]:
+        """What it loads: its weights under "", and its parts by name."""
+        return {"": Weights(self.source, self.revision)}
+
+    def pinned(self: S, found: Mapping[str, Pinned]) -> S:
+        """The row with every source of `weights` where actors find just that."""
+        return replace(self, source=found[""].source, revision=found[""].revision)
+
+    def recorded(self, found: Mapping[str, Pinned]) -> str:
+        """What the dataset says of its weights."""
+        return "; ".join(f"{part}={one.recorded}" if part else one.recorded for part, one in found.items())
+
+
+def resolve(choice: ModelChoice, table: Mapping[str, S], kind: str, look_up: bool = True) -> Target:
+    """What a pool has to run for one model of the configuration: a row of the table, or a class of the user's.
+
+    Args:
+        choice: its entry there.
+        kind: "generator", "reward" or "benchmark", for messages.
+        look_up: find its weights and what identifies them; without, nothing is read and nobody asked.
+
+    Raises:
+        ConfigError: unknown name (nearest match given), unknown option, or weights that cannot be found.
+    """
+    if ":" in choice.model:
+        return _of_the_user(choice, kind)
+    return target_of(configured(choice, table, kind), choice.label, look_up)
+
+
+def configured(choice: ModelChoice, table: Mapping[str, S], kind: str) -> S:
+    """The row that a choice names, with the choice's own settings; revisions are as they were written.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    if choice.model not in table:
+        raise unknown_model(kind, choice.model, table)
+    spec = table[choice.model]
+    if choice.source is not None:
+        spec = spec.elsewhere()
+    given = {key.name: getattr(choice, key.name, None) for key in fields(spec)}
+    settings: dict[str, Any] = {
+        key: value for key, value in given.items() if value is not None and not isinstance(value, Mapping)
+    }
+    return replace(spec, **settings).with_options(choice)
+
+
+def target_of(spec: Spec, label: str, look_up: bool = True) -> Target:
+    """The target of a row, its weights pinned to what lies there now.
+
+    Raises:
+        ConfigError: weights are missing, cut short, pickled where safetensors are due, or not to be read.
+    """
+    found: dict[str, Pinned] = {"": Pinned(spec.source, spec.revision, UNRECORDED)}
+    if look_up:
+        found = {}
+        for part, (source, revision, pickles) in spec.weights().items():
+            if pickles is not None:
+                weights.check(source, pickles)
+            found[part] = weights.pin(source, revision)
+        spec = spec.pinned(found)
+    return Target(
+        name=label,
+        target=spec.target,
+        kwargs={"spec": spec},
+        revision=spec.recorded(found),
+        num_gpus=spec.num_gpus,
+        num_cpus=spec.num_cpus,
+        environment=spec.environment,
+        unresolved=tuple(one.source for one in found.values() if one.recorded.startswith(UNRESOLVED)),
+    )
+
+
+def _of_the_user(choice: ModelChoice, kind: str) -> Target:
+    """The target of a user's own class, constructed as `Class(device=..., **options)`.
+
+    Raises:
+        ConfigError: the form is wrong, its top-level package cannot be found here, or settings are given that
+            only the table's own models take.
+    """
+    module, _ = split_name(choice.model)
+    package = module.split(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{kind} '{choice.model}': {_no_module(package)}")
+    own = {"model", "name", "revision", "options", "pool", "samples", "seed_name"}
+    given = sorted(key for key in choice.model_fields_set - own if getattr(choice, key) is not None)
+    if given:
+        raise ConfigError(
+            f"{kind} '{choice.model}' takes its settings by `options`; move {', '.join(given)} there"
+        )
+    return Target(choice.label, choice.model, dict(choice.options), choice.revision or UNRECORDED)
+
+
+def unknown_model(kind: str, name: str, table: Mapping[str, Any]) -> ConfigError:
+    """The error for a name that is in no table, with the nearest that is."""
+    return ConfigError(
+        f"unknown {kind} '{name}'{nearest(name, table)}; known: {', '.join(sorted(table))}, "
+        f"or a class of your own as 'package.module:Class'"
+    )
+
+
+def require_known(whose: str, what: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+    """Refuses what is given and not allowed.
+
+    Args:
+        whose: such as "reward 'pickscore'".
+        what: "option", "part".
+
+    Raises:
+        ConfigError: with the nearest that is allowed.
+    """
+    allowed = tuple(allowed)
+    for key in given:
+        if key not in allowed:
+            raise ConfigError(
+                f"{whose}: unknown {what} '{key}'{nearest(key, allowed)}; allowed: {', '.join(allowed) or 'none'}"
+            )
+
+
+def require_resolved(targets: Iterable[Target]) -> None:
+    """Refuses models of which neither the hub nor the local cache knows anything: no actor could load them.
+
+    Raises:
+        ConfigError: a line a repository.
+    """
+    lines = {hub.unreachable(name) for target in targets for name in target.unresolved}
+    if lines:
+        raise ConfigError("\n".join(sorted(lines)))
 
 
 def load(target: Target, device: str) -> Any:
@@ -123,46 +289,6 @@ def split_name(target: str) -> tuple[str, str]:
     return module, attribute
 
 
-def user_target(choice: ModelChoice, kind: str, samples: int = 1, seed_name: str | None = None) -> Target:
-    """The target of a user's own class, constructed as `Class(device=..., **options)`.
-
-    Args:
-        choice: its `model` is "package.module:Class".
-        kind: "generator" or "reward", for the message.
-        samples, seed_name: candidates a prompt, and whose seeds they are drawn from (generators).
-
-    Raises:
-        ConfigError: the form is wrong, its top-level package cannot be found here, or settings are given that
-            only the table's own models take.
-    """
-    module, _ = split_name(choice.model)
-    package = module.split(".")[0]
-    if importlib.util.find_spec(package) is None:
-        raise ConfigError(f"{kind} '{choice.model}': {_no_module(package)}")
-    own = {"model", "name", "revision", "options", "pool", "samples", "seed_name"}
-    given = sorted(key for key in choice.model_fields_set - own if getattr(choice, key) is not None)
-    if given:
-        raise ConfigError(
-            f"{kind} '{choice.model}' takes its settings by `options`; move {', '.join(given)} there"
-        )
-    return Target(
-        choice.label,
-        choice.model,
-        dict(choice.options),
-        choice.revision or UNRECORDED,
-        samples=samples,
-        seed_name=seed_name,
-    )
-
-
-def unknown_model(kind: str, name: str, table: Mapping[str, Any]) -> ConfigError:
-    """The error for a name that is in no table, with the nearest that is."""
-    return ConfigError(
-        f"unknown {kind} '{name}'{nearest(name, table)}; known: {', '.join(sorted(table))}, "
-        f"or a class of your own as 'package.module:Class'"
-    )
-
-
 def _no_module(name: str) -> str:
     parent, _, leaf = name.rpartition(".")
     if not parent:
@@ -178,120 +304,3 @@ def _no_module(name: str) -> str:
     return (
         f"'{parent}' has no module '{leaf}'{nearest(leaf, modules)}; it has: {', '.join(modules) or 'none'}"
     )
-
-
-def locate(source: str) -> str:
-    """The directory of "shapes:NAME", of an existing path or of a URI's copy on this machine; a hub's name as it is.
-
-    What a URI names is copied here where it is not yet, which may take minutes: actors do it, drivers do not.
-
-    Raises:
-        ConfigError: a path that does not exist, no such pipeline in the shapes world, or a URI that cannot be copied.
-    """
-    if weight_copies.is_uri(source):
-        return str(weight_copies.on_this_node(source))
-    if source.startswith(SHAPES):
-        from rankray import shapes
-
-        try:
-            return str(shapes.pipeline_dir(source[len(SHAPES) :]))
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-    path = Path(source).expanduser()
-    if path.exists():
-        return str(path)
-    if _HUB_NAME.fullmatch(source) and not source.startswith("."):
-        return source
-    raise ConfigError(
-        f"no directory '{source}' here; give a directory, a URI, or a hub repository as 'owner/name'"
-    )
-
-
-def weights_revision(source: str, revision: str) -> str:
-    """What identifies the weights of `source`, without importing a model.
-
-    Args:
-        source: a directory or file, "shapes:NAME", a hub repository "owner/name", a URI of weights, or a server's URL.
-        revision: branch, tag or commit of a hub repository, "sha256:..." of what a URI names, or what its user calls a
-            server's model; not used for directories.
-
-    Returns:
-        "sha256:<hex>" over names and bytes of a directory's weight, configuration and vocabulary files; the commit
-        of a hub repository, asked from the hub, or else from the local cache; "unresolved:<revision>" if neither
-        knows it. A URI's is the hash that was given, or "listing:<hex>" over names, sizes and times of its files. A
-        server's is the one given, or `UNRECORDED`.
-
-    Raises:
-        ConfigError: the directory is missing or holds no weights, or the hub says that there is no such
-            repository or revision, or that this user may not read it.
-    """
-    if source.startswith(URLS):
-        return UNRECORDED if revision == "main" else revision
-    if weight_copies.is_uri(source):
-        return weight_copies.identity(source, revision)
-    place = locate(source)
-    path = Path(place)
-    if path.exists():
-        return f"sha256:{weight_files.sha256(path)}"
-    if _COMMIT.fullmatch(revision):
-        # Asked all the same, as a wrong one would show only where the model is loaded.
-        return revision if hub.snapshot(place, revision).is_dir() else hub.commit(place, revision) or revision
-    return hub.commit(place, revision) or hub.cached_commit(place, revision) or f"{UNRESOLVED}{revision}"
-
-
-@dataclass(frozen=True)
-class Found:
-    """Weights as the driver found them.
-
-    Attributes:
-        source, revision: what actors load: a hub's at its commit, a URI with what identifies its content.
-        recorded: what identifies them in the dataset.
-    """
-
-    source: str
-    revision: str
-    recorded: str
-
-
-def find(source: str, revision: str) -> Found:
-    """What `weights_revision` says, and where an actor finds just that.
-
-    Raises:
-        ConfigError: as `weights_revision`.
-    """
-    recorded = weights_revision(source, revision)
-    if weight_copies.is_uri(source):
-        return Found(weight_copies.pinned(source, recorded), revision, recorded)
-    return Found(source, revision if ":" in recorded or recorded == UNRECORDED else recorded, recorded)
-
-
-def same_place(one: str, other: str) -> bool:
-    """Whether two sources are the same directory, repository or URI."""
-    if weight_copies.is_uri(one) or weight_copies.is_uri(other):
-        return one.rstrip("/") == other.rstrip("/")
-    return locate(one) == locate(other)
-
-
-def check_files(source: str, pickles: bool) -> None:
-    """Refuses weights on this machine that are cut short, incomplete, or pickles where safetensors are due.
-
-    Args:
-        source: as in `weights_revision`; what is not on this machine is not looked at.
-        pickles: pickles of plain tensors will do.
-
-    Raises:
-        ConfigError: which file, and what is wrong with it.
-    """
-    if not source.startswith(URLS) and not weight_copies.is_uri(source) and Path(locate(source)).exists():
-        weight_files.check(Path(locate(source)), pickles)
-
-
-def require_resolved(targets: Iterable[Target]) -> None:
-    """Refuses models of which neither the hub nor the local cache knows anything: no actor could load them.
-
-    Raises:
-        ConfigError: a line a repository.
-    """
-    lines = {hub.unreachable(name) for target in targets for name in target.unresolved}
-    if lines:
-        raise ConfigError("\n".join(sorted(lines)))

@@ -26,7 +26,7 @@ from rankray.models.components import BYTES, MEGAPIXEL, Component
 from rankray.models.demand import own_parameters
 from rankray.models.generators import GeneratorSpec, full_size
 from rankray.models.hardware import CONTEXT_GB, WORKSPACE, GpuType
-from rankray.models.targets import locate
+from rankray.models.weights import locate
 from rankray.rankdpo.encoding import ReferenceJob
 
 Mode = Literal["copy", "adapter_off", "precomputed"]

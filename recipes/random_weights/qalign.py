@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankray.models.rewards.pieces import BYTE, BYTE_PAIRS, NORMAL, SPACE
-from rankray.models.rewards.qalign import LEVELS
+from rankray.models.rewards.qalign import BYTE_PAIRS, LEVELS
 from rankray.models.rewards.qalign_model import Owl2, Sizes
 
 SIZE = 32
-UNKNOWN, CONTROL = 2, 3
+SPACE = "\u2581"
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -120,7 +120,7 @@ def vocabulary() -> list[tuple[str, float, int]]:
     return made + [(piece, -float(rank), NORMAL) for rank, piece in enumerate(learnt)]
 
 
-def write_vocabulary(path: Path, pieces: list[tuple[str, float, int]]) -> None:
+def write_vocabulary(path: Path, pieces: list[tuple[str, float, int]], byte_fallback: bool = True) -> None:
     """Pieces of at most 100 bytes as sentencepiece's ModelProto: pieces, trainer_spec, normalizer_spec."""
     made = b""
     for piece, score, kind in pieces:
@@ -129,7 +129,7 @@ def write_vocabulary(path: Path, pieces: list[tuple[str, float, int]]) -> None:
             b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind])
         )
         made += b"\x0a" + bytes([len(inner)]) + inner
-    trainer = b"\x18" + bytes([BYTE_PAIRS]) + b"\x98\x02\x01"  # model_type; byte_fallback
+    trainer = b"\x18" + bytes([BYTE_PAIRS]) + b"\x98\x02" + bytes([byte_fallback])
     normalizer = b"\x0a\x08identity" + b"\x18\x01" + b"\x20\x00"  # a space in front, none taken away
     for tag, part in ((0x12, trainer), (0x1A, normalizer)):
         made += bytes([tag, len(part)]) + part

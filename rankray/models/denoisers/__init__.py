@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from rankray.config import ConfigError
-from rankray.models import weight_copies
+from rankray.models import weights
 from rankray.models.generators import GeneratorSpec
-from rankray.models.targets import locate
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -125,11 +124,11 @@ def check_family(spec: GeneratorSpec) -> None:
 def _index(spec: GeneratorSpec) -> bytes:
     """The pipeline's `model_index.json`, a kilobyte; without the rest, where it lies elsewhere."""
     name = "model_index.json"
-    if weight_copies.is_uri(spec.source):
-        return weight_copies.read(spec.source, name)
-    place = locate(spec.source)
-    if place != spec.source or Path(place).exists():
-        return (Path(place) / name).read_bytes()
+    if weights.is_uri(spec.source):
+        return weights.read_from(spec.source, name)
+    place = Path(weights.locate(spec.source))
+    if place.exists():
+        return (place / name).read_bytes()
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(place, name, revision=spec.revision)).read_bytes()
+    return Path(hf_hub_download(spec.source, name, revision=spec.revision)).read_bytes()

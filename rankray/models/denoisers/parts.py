@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from rankray import diffusion
 from rankray.models.denoisers import DENOISERS, DenoiserSpec, family
 from rankray.models.generators import GeneratorSpec
-from rankray.models.loading import strictly
-from rankray.models.targets import locate
-from rankray.models.weight_files import of_variant
+from rankray.models.loading import strictly, where
+from rankray.models.weights import locate, of_variant
 
+_SCHEDULE = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -39,27 +39,19 @@ def module_of(spec: GeneratorSpec) -> Any:
     return importlib.import_module(row_of(spec).module)
 
 
-def _hub(spec: GeneratorSpec) -> tuple[str, dict[str, Any]]:
-    place = locate(spec.source)
-    local = place != spec.source
-    where = {} if local else {"revision": spec.revision}
-    return place, {**where, "local_files_only": local}
-
-
 def load_denoiser(spec: GeneratorSpec, device: str, dtype: torch.dtype) -> nn.Module:
     """The part that is trained, with the weights of `spec`."""
-    place, where = _hub(spec)
-    row = row_of(spec)
+    place, settings = where(spec.source, spec.revision)
     with strictly(spec.source, spec.revision):
-        found: nn.Module = _denoiser_class(spec).from_pretrained(
+        denoiser: nn.Module = _class_of(spec, row_of(spec).denoiser).from_pretrained(
             place,
-            subfolder=row.denoiser,
+            subfolder=row_of(spec).denoiser,
             torch_dtype=dtype,
             use_safetensors=True,
             variant=spec.variant,
-            **where,
+            **settings,
         )
-    return found.to(device)
+    return denoiser.to(device)
 
 
 def cast(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
@@ -67,20 +59,25 @@ def cast(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
     return nn.Module.to(module, device=device, dtype=dtype)
 
 
-def _denoiser_class(spec: GeneratorSpec) -> Any:
-    place, where = _hub(spec)
-    name = diffusers.DiffusionPipeline.load_config(place, **where)[row_of(spec).denoiser][1]
-    return getattr(diffusers, name)
+def _class_of(spec: GeneratorSpec, part: str) -> Any:
+    """diffusers' class of a part of the pipeline."""
+    place, settings = where(spec.source, spec.revision)
+    return getattr(diffusers, diffusers.DiffusionPipeline.load_config(place, **settings)[part][1])
+
+
+def _config_of(spec: GeneratorSpec, part: str) -> dict[str, Any]:
+    place, settings = where(spec.source, spec.revision)
+    config: dict[str, Any] = _class_of(spec, part).load_config(place, subfolder=part, **settings)
+    return config
 
 
 def denoiser_skeleton(spec: GeneratorSpec) -> nn.Module:
     """The denoiser on the meta device: every shape, no memory."""
-    place, where = _hub(spec)
-    cls = _denoiser_class(spec)
-    config = cls.load_config(place, subfolder=row_of(spec).denoiser, **where)
+    part = row_of(spec).denoiser
+    config = _config_of(spec, part)
     with torch.device("meta"):
-        found: nn.Module = cls.from_config(config)
-    return found
+        denoiser: nn.Module = _class_of(spec, part).from_config(config)
+    return denoiser
 
 
 def load_encoders(spec: GeneratorSpec, device: str, dtype: torch.dtype) -> Any:
@@ -89,7 +86,7 @@ def load_encoders(spec: GeneratorSpec, device: str, dtype: torch.dtype) -> Any:
     The autoencoder is in float32 whatever `dtype` says: SDXL's overflows in half precision. It is loaded so: cast up
     from bfloat16, its latents would be off by 1 %.
     """
-    place, where = _hub(spec)
+    place, settings = where(spec.source, spec.revision)
     parts = {row_of(spec).denoiser: denoiser_skeleton(spec)}
     with strictly(spec.source, spec.revision):
         pipe = getattr(diffusers, spec.pipeline).from_pretrained(
@@ -97,7 +94,7 @@ def load_encoders(spec: GeneratorSpec, device: str, dtype: torch.dtype) -> Any:
             dtype={"default": dtype, "vae": torch.float32},
             use_safetensors=True,
             variant=spec.variant,
-            **where,
+            **settings,
             **spec.load,
             **parts,
         )
@@ -108,11 +105,36 @@ def load_encoders(spec: GeneratorSpec, device: str, dtype: torch.dtype) -> Any:
 
 
 def load_process(spec: GeneratorSpec) -> diffusion.Process:
-    """The forward process that the pipeline's scheduler describes."""
-    place, where = _hub(spec)
-    name = diffusers.DiffusionPipeline.load_config(place, **where)["scheduler"][1]
-    config = getattr(diffusers, name).load_config(place, subfolder="scheduler", **where)
-    return diffusion.process({"_class_name": name, **config})
+    """The forward process that the pipeline's scheduler describes.
+
+    Raises:
+        ValueError: a noise schedule or prediction type that is not known here.
+    """
+    return process_of(_class_of(spec, "scheduler").__name__, _config_of(spec, "scheduler"))
+
+
+def process_of(scheduler: str, config: Mapping[str, Any]) -> diffusion.Process:
+    """The forward process of a scheduler's class name and configuration, its squared signal by diffusers' own DDPM.
+
+    Not by the class itself: under a zero terminal SNR those that sample by sigmas put 2^-24 in the place of its last
+    value, which a model that is trained to the end must see as zero.
+
+    Raises:
+        ValueError: as `load_process`.
+    """
+    prediction, times = config.get("prediction_type", "epsilon"), int(config.get("num_train_timesteps", 1000))
+    if "FlowMatch" in scheduler or prediction == "flow_prediction":
+        return diffusion.Process("flow", torch.empty(0), times)
+    if prediction not in diffusion.PREDICTIONS:
+        raise ValueError(f"prediction_type {prediction!r}; allowed: {', '.join(diffusion.PREDICTIONS)}")
+    schedule = {key: config[key] for key in _SCHEDULE if key in config}
+    try:
+        forward = diffusers.DDPMScheduler(num_train_timesteps=times, **schedule)
+    except NotImplementedError:
+        raise ValueError(
+            f"beta_schedule {schedule['beta_schedule']!r}; diffusers' DDPMScheduler has none"
+        ) from None
+    return diffusion.Process(prediction, forward.alphas_cumprod, times)
 
 
 def time_sampling(
@@ -122,9 +144,8 @@ def time_sampling(
     (SD3 paper, section 5.3.2), uniform for the others."""
     if not load_process(spec).is_flow:
         return diffusion.TimeSampling(distribution or "uniform", mean, std)
-    place, where = _hub(spec)
-    config = diffusers.FlowMatchEulerDiscreteScheduler.load_config(place, subfolder="scheduler", **where)
-    return diffusion.TimeSampling(distribution or "logit_normal", mean, std, float(config.get("shift", 1.0)))
+    shift = float(_config_of(spec, "scheduler").get("shift", 1.0))
+    return diffusion.TimeSampling(distribution or "logit_normal", mean, std, shift)
 
 
 @torch.no_grad()

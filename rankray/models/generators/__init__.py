@@ -13,35 +13,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from rankray.config import ConfigError, GeneratorChoice, nearest
-from rankray.models.targets import (
-    UNRECORDED,
-    UNRESOLVED,
-    Found,
-    Target,
-    check_files,
-    find,
-    unknown_model,
-    user_target,
-)
+from rankray.config import ConfigError, GeneratorChoice
+from rankray.models import targets
+from rankray.models.targets import Spec, Target, Weights, require_known
+from rankray.models.weights import Pinned
 
 ADAPTER = "rankray.models.generators.diffusers_pipeline:DiffusersGenerator"
 
 
-@dataclass(frozen=True)
-class GeneratorSpec:
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSpec(Spec):
     """One diffusers pipeline and how it is called.
 
     Attributes:
-        source: hub repository, directory, or "shapes:NAME".
         pipeline: class name in `diffusers`.
         steps, guidance: denoising steps and guidance scale, passed as `steps_argument` and `guidance_argument`.
         height, width: pixels.
-        dtype: "float32", "float16" or "bfloat16".
-        batch_size: images computed at once; smaller remainders are padded to it.
-        num_gpus, num_cpus: of one actor.
-        full_size: file of `generators/full_size` that says what it is made of, from which a plan gets memory and speed.
-        revision: branch, tag or commit; a hub branch is resolved to its commit before the job starts.
         variant: weight files' variant, such as "fp16".
         negative_prompt: None leaves the pipeline's own.
         load: further arguments of `from_pretrained`.
@@ -59,18 +46,13 @@ class GeneratorSpec:
         compile: run the denoisers through `torch.compile`; gains nothing on CPU.
     """
 
-    source: str
+    target: str = ADAPTER
+    batch_size: int = 8
     pipeline: str
     steps: int
     guidance: float
     height: int = 1024
     width: int = 1024
-    dtype: str = "float32"
-    batch_size: int = 8
-    num_gpus: float = 1.0
-    num_cpus: float = 1.0
-    full_size: str | None = None
-    revision: str = "main"
     variant: str | None = None
     negative_prompt: str | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
@@ -88,7 +70,46 @@ class GeneratorSpec:
     channels_last: bool = False
     fused: bool = False
     compile: bool = False
-    target: str = ADAPTER
+
+    def elsewhere(self) -> GeneratorSpec:
+        """Another source has other variants, and nothing that the row connects to it."""
+        return replace(self, variant=None, revision="main", connected={}, connected_revisions={})
+
+    def with_options(self, choice: GeneratorChoice) -> GeneratorSpec:
+        """`options` may hold any field that is no setting of its own; its tables are merged into the row's."""
+        whose = f"generator '{choice.label}'"
+        require_known(whose, "option", choice.options, _OPTIONS)
+        changes: dict[str, Any] = {}
+        for key, value in choice.options.items():
+            old = getattr(self, key)
+            if isinstance(old, Mapping) and not isinstance(value, Mapping):
+                raise ConfigError(f"{whose}: option '{key}' must be a table, got {value!r}")
+            merged = {**old, **value} if isinstance(old, Mapping) else value
+            changes[key] = tuple(merged) if isinstance(merged, list) else merged
+        return replace(self, **changes)
+
+    def weights(self) -> dict[str, Weights]:
+        """The source, and what is connected to it, by its prefix."""
+        connected = {
+            prefix: Weights(source, self.connected_revisions.get(prefix, "main"), pickles=False)
+            for prefix, source in self.connected.items()
+        }
+        return {"": Weights(self.source, self.revision, pickles=False), **connected}
+
+    def pinned(self, found: Mapping[str, Pinned]) -> GeneratorSpec:
+        """The row with commits in it."""
+        return replace(
+            super().pinned(found),
+            connected={prefix: found[prefix].source for prefix in self.connected},
+            connected_revisions={prefix: found[prefix].revision for prefix in self.connected},
+        )
+
+
+_OPTIONS = tuple(
+    key.name
+    for key in fields(GeneratorSpec)
+    if key.name not in {key.name for key in fields(Spec)} | GeneratorChoice.model_fields.keys()
+)
 
 
 # diffusers moved this class out of its top level, and its module, and then refuses the component that names either: a
@@ -263,97 +284,12 @@ GENERATORS: dict[str, GeneratorSpec] = {
     ),
 }
 
-_SETTINGS = (
-    "steps",
-    "guidance",
-    "height",
-    "width",
-    "negative_prompt",
-    "dtype",
-    "batch_size",
-    "source",
-    "revision",
-)
-_OPTIONS = tuple(
-    key.name
-    for key in fields(GeneratorSpec)
-    if key.name not in (*_SETTINGS, "target", "num_gpus", "num_cpus", "full_size")
-)
-
 
 def resolve(choice: GeneratorChoice, look_up: bool = True) -> Target:
-    """What a pool has to run for one generator of the configuration.
-
-    Args:
-        choice: its entry there.
-        look_up: find its weights and what identifies them; without, nothing is read and nobody asked.
-
-    The choice's own settings replace the row's; `options` may hold any further field of `GeneratorSpec`, and
-    its tables (`load`, `call`, ...) are merged into the row's. Another `source` drops the row's variant
-    and what the row connects to it.
+    """What a pool has to run for one generator of the configuration: `targets.resolve`, and its samples and seeds.
 
     Raises:
         ConfigError: unknown name (nearest match given), unknown option, or weights that cannot be found.
     """
-    if ":" in choice.model:
-        return user_target(choice, "generator", choice.samples, choice.seed_name)
-    if choice.model not in GENERATORS:
-        raise unknown_model("generator", choice.model, GENERATORS)
-    spec = GENERATORS[choice.model]
-    if choice.source is not None:
-        spec = replace(spec, variant=None, revision="main", connected={}, connected_revisions={})
-    given = {key: getattr(choice, key) for key in _SETTINGS}
-    spec = replace(spec, **{key: value for key, value in given.items() if value is not None})
-    spec = _with_options(spec, choice)
-    found = {"": Found(spec.source, spec.revision, UNRECORDED)}
-    if look_up:
-        spec, found = _looked_up(spec)
-    return Target(
-        name=choice.label,
-        target=spec.target,
-        kwargs={"spec": spec},
-        revision="; ".join(f"{part}={one.recorded}" if part else one.recorded for part, one in found.items()),
-        num_gpus=spec.num_gpus,
-        num_cpus=spec.num_cpus,
-        samples=choice.samples,
-        seed_name=choice.seed_name,
-        unresolved=tuple(one.source for one in found.values() if one.recorded.startswith(UNRESOLVED)),
-    )
-
-
-def _looked_up(spec: GeneratorSpec) -> tuple[GeneratorSpec, dict[str, Found]]:
-    """The row with its commits in it, and what was found of its source, under "", and of what is connected to it."""
-    places = {"": (spec.source, spec.revision)}
-    places |= {
-        prefix: (place, spec.connected_revisions.get(prefix, "main"))
-        for prefix, place in spec.connected.items()
-    }
-    found = {}
-    for part, (place, revision) in places.items():
-        check_files(place, pickles=False)
-        found[part] = find(place, revision)
-    connected = {prefix: found[prefix] for prefix in spec.connected}
-    changed = replace(
-        spec,
-        source=found[""].source,
-        revision=found[""].revision,
-        connected={prefix: one.source for prefix, one in connected.items()},
-        connected_revisions={prefix: one.revision for prefix, one in connected.items()},
-    )
-    return changed, found
-
-
-def _with_options(spec: GeneratorSpec, choice: GeneratorChoice) -> GeneratorSpec:
-    for key, value in choice.options.items():
-        if key not in _OPTIONS:
-            raise ConfigError(
-                f"generator '{choice.label}': unknown option '{key}'{nearest(key, _OPTIONS)}; "
-                f"allowed: {', '.join(_OPTIONS)}"
-            )
-        old = getattr(spec, key)
-        if isinstance(old, Mapping) and not isinstance(value, Mapping):
-            raise ConfigError(f"generator '{choice.label}': option '{key}' must be a table, got {value!r}")
-        merged = {**old, **value} if isinstance(old, Mapping) else value
-        changes: dict[str, Any] = {key: tuple(merged) if isinstance(merged, list) else merged}
-        spec = replace(spec, **changes)
-    return spec
+    target = targets.resolve(choice, GENERATORS, "generator", look_up)
+    return replace(target, samples=choice.samples, seed_name=choice.seed_name)

@@ -25,8 +25,8 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from rankray.config import ConfigError, nearest
 from rankray.models.generators import GeneratorSpec
-from rankray.models.loading import longer, one_line, strictly
-from rankray.models.targets import locate, split_name
+from rankray.models.loading import longer, one_line, strictly, where
+from rankray.models.targets import split_name
 
 LEAST_VOCABULARY = 0.9
 """A tokenizer's part of its encoder's embeddings: encoders are rounded up to 128 rows, T5's by 28 of 32,128."""
@@ -185,17 +185,11 @@ def _whole(spec: GeneratorSpec) -> Any:
 
 
 def _from(kind: Any, spec: GeneratorSpec, source: str, revision: str) -> Any:
-    place = locate(source)
-    hub = {"revision": revision} if place == source else {}
+    place, settings = where(source, revision)
+    dtype = getattr(torch, spec.dtype)
     with _quiet(), strictly(source, revision):
         return kind.from_pretrained(
-            place,
-            dtype=getattr(torch, spec.dtype),
-            use_safetensors=True,
-            local_files_only=place != source,
-            variant=spec.variant,
-            **hub,
-            **spec.load,
+            place, dtype=dtype, use_safetensors=True, variant=spec.variant, **settings, **spec.load
         )
 
 

@@ -11,51 +11,61 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rankray.config import ConfigError, RewardChoice, nearest
-from rankray.models.targets import (
-    UNRECORDED,
-    UNRESOLVED,
-    Found,
-    Target,
-    check_files,
-    find,
-    same_place,
-    unknown_model,
-    user_target,
-)
+from rankray.config import ConfigError, RewardChoice
+from rankray.models import targets
+from rankray.models.targets import Spec, Target, Weights, require_known
+from rankray.models.weights import Pinned, same_place
 
 
-@dataclass(frozen=True)
-class RewardSpec:
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec(Spec):
     """One reward model.
 
     Attributes:
-        target: "module:Class" of its file.
-        source: hub repository, directory or file of its weights, "shapes:NAME", or a server's URL.
-        revision: branch, tag or commit; a hub branch is resolved to its commit before the job starts.
-        dtype: "float32", "float16" or "bfloat16".
-        batch_size: pairs computed at once; smaller remainders are padded to it.
-        num_gpus, num_cpus: of one actor.
-        full_size: file of `rewards/full_size` that says what it is made of, from which a plan gets memory and speed.
         options: further settings of the class with their defaults; a configuration may change these and no others.
-        environment: overlay environment of its actors (`rankray.models.environments`), None for the job's own.
         parts: what it loads beside its weights: the option that names a repository or directory (None: the weights'
             own) -> the option that holds its revision. Each is resolved and recorded as the weights are.
         pickled: its weights are published as a pickle of plain tensors, which is read with `weights_only=True`.
     """
 
-    target: str
-    source: str
-    revision: str = "main"
-    dtype: str = "float32"
-    batch_size: int = 32
-    num_gpus: float = 1.0
-    num_cpus: float = 1.0
-    full_size: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    environment: str | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
     pickled: bool = False
+
+    def with_options(self, choice: RewardChoice) -> RewardSpec:
+        """`options` may hold the keys of the row's own.
+
+        Raises:
+            ConfigError: another key, or a reward without weights that is given none.
+        """
+        require_known(f"reward '{choice.label}'", "option", choice.options, self.options)
+        if not self.source:
+            raise ConfigError(
+                f"reward '{choice.label}' has no weights of its own; give it a `source`: docs/rewards.md"
+            )
+        return replace(self, options={**self.options, **choice.options})
+
+    def weights(self) -> dict[str, Weights]:
+        """The weights, and the parts that do not lie beside them, which have no revision of their own there."""
+        own = Weights(self.source, self.revision, self.pickled)
+        named = {part: (self.options[part], self.options[pin]) for part, pin in self.parts.items()}
+        apart = {
+            part: Weights(source, revision)
+            for part, (source, revision) in named.items()
+            if source is not None and not same_place(source, self.source)
+        }
+        return {"": own, **apart}
+
+    def pinned(self, found: Mapping[str, Pinned]) -> RewardSpec:
+        """The row with commits in it."""
+        options = dict(self.options)
+        for part, pin in self.parts.items():
+            if options[part] is not None:
+                options[part], options[pin] = (
+                    found.get(part, found[""]).source,
+                    found.get(part, found[""]).revision,
+                )
+        return replace(super().pinned(found), options=options)
 
 
 def _shapes(spec: RewardSpec, name: str, **options: Any) -> RewardSpec:
@@ -200,68 +210,9 @@ REWARDS: dict[str, RewardSpec] = {
 
 
 def resolve(choice: RewardChoice, look_up: bool = True) -> Target:
-    """What a pool has to run for one reward of the configuration.
-
-    Args:
-        choice: its entry there.
-        look_up: find its weights and what identifies them; without, nothing is read and nobody asked.
-
-    The choice's own settings replace the row's; `options` may hold the keys of the row's own `options`.
+    """What a pool has to run for one reward of the configuration: `targets.resolve`.
 
     Raises:
         ConfigError: unknown name (nearest match given), unknown option, or weights that cannot be found.
     """
-    if ":" in choice.model:
-        return user_target(choice, "reward")
-    if choice.model not in REWARDS:
-        raise unknown_model("reward", choice.model, REWARDS)
-    spec = REWARDS[choice.model]
-    if choice.source is not None:
-        spec = replace(spec, revision="main")
-    given = {key: getattr(choice, key) for key in ("batch_size", "dtype", "source", "revision")}
-    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    spec = replace(spec, **changes)
-    for key in choice.options:
-        if key not in spec.options:
-            allowed = ", ".join(spec.options) or "none"
-            raise ConfigError(
-                f"reward '{choice.label}': unknown option '{key}'{nearest(key, spec.options)}; allowed: {allowed}"
-            )
-    spec = replace(spec, options={**spec.options, **choice.options})
-    if not spec.source:
-        raise ConfigError(
-            f"reward '{choice.label}' has no weights of its own; give it a `source`: docs/rewards.md"
-        )
-    found = {"": Found(spec.source, spec.revision, UNRECORDED)}
-    if look_up:
-        check_files(spec.source, spec.pickled)
-        spec, found = _looked_up(spec)
-    return Target(
-        name=choice.label,
-        target=spec.target,
-        kwargs={"spec": spec},
-        revision="; ".join(f"{part}={one.recorded}" if part else one.recorded for part, one in found.items()),
-        num_gpus=spec.num_gpus,
-        num_cpus=spec.num_cpus,
-        environment=spec.environment,
-        unresolved=tuple(one.source for one in found.values() if one.recorded.startswith(UNRESOLVED)),
-    )
-
-
-def _looked_up(spec: RewardSpec) -> tuple[RewardSpec, dict[str, Found]]:
-    """The row with its commits in it, and what was found of its weights, under "", and of its parts by name.
-
-    A part that lies in the weights' own directory or repository has no revision of its own.
-    """
-    found = {"": find(spec.source, spec.revision)}
-    options = dict(spec.options)
-    for part, pin in spec.parts.items():
-        place = spec.options[part]
-        if place is None:
-            continue
-        own = same_place(place, spec.source)
-        one = found[""] if own else find(place, spec.options[pin])
-        options[part], options[pin] = one.source, one.revision
-        if not own:
-            found[part] = one
-    return replace(spec, source=found[""].source, revision=found[""].revision, options=options), found
+    return targets.resolve(choice, REWARDS, "reward", look_up)

@@ -7,25 +7,20 @@ tensors, which is read by torch's `weights_only` loader; a safetensors file of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from rankray.models.loading import check_strict, fetched, read_plain
+from rankray.models.loading import file_of, fit, read_plain
 from rankray.models.rewards import RewardSpec
-from rankray.models.rewards.clip import ClipModel, in_batches
-from rankray.models.targets import locate
+from rankray.models.rewards.clip import Batched, ClipModel
 
 WIDTHS = (1024, 128, 64, 16, 1)
 DROPOUT = (0.2, 0.2, 0.1)
 """After the first three layers; at work they do nothing, and they number the published keys."""
 
 
-class Aesthetic:
-    """The reward on one device.
+class Aesthetic(Batched):
+    """The reward on one device. Scores: about 1 to 10, higher is better; prompts have no part in it.
 
     Args:
         spec: its row; `source` holds the layers in option `file`, option `clip` names the CLIP beneath them.
@@ -41,25 +36,14 @@ class Aesthetic:
         self.clip = ClipModel(
             options["clip"],
             options["clip_revision"],
-            processor=None,
-            processor_revision="main",
             vocabulary=options["vocabulary"],
             dtype=spec.dtype,
             device=device,
             by_openai=True,
         )
         self.layers = layers(self.clip.model.config.projection_dim)
-        weights = _weights(spec)
-        shapes = {name: tensor.shape for name, tensor in self.layers.state_dict().items()}
-        wrong = [name for name, tensor in weights.items() if name in shapes and tensor.shape != shapes[name]]
-        keys = {"missing_keys": set(shapes) - set(weights), "unexpected_keys": set(weights) - set(shapes)}
-        check_strict(spec.source, {**keys, "mismatched_keys": wrong})
-        self.layers.load_state_dict(weights)
+        fit(self.layers, read_plain(file_of(spec.source, options["file"], spec.revision)), spec.source)
         self.layers.to(device).eval().requires_grad_(False)
-
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """float32[len(images)]: about 1 to 10, higher is better; prompts have no part in it."""
-        return in_batches(self._score_batch, images, prompts, self.batch_size)
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         found: Tensor = self.layers(self.clip.image_features(images)).squeeze(-1)
@@ -76,10 +60,3 @@ def layers(width: int) -> nn.Module:
     module = nn.Sequential()
     module.add_module("layers", nn.Sequential(*found))
     return module
-
-
-def _weights(spec: RewardSpec) -> dict[str, Tensor]:
-    place, name = Path(locate(spec.source)), spec.options["file"]
-    if not place.exists():
-        return read_plain(fetched(spec.source, name, spec.revision))
-    return read_plain(place / name if place.is_dir() else place)

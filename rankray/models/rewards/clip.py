@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import html
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ftfy
@@ -26,34 +26,38 @@ from PIL import Image
 from torch import Tensor
 
 from rankray.config import ConfigError
-from rankray.models.loading import fetched, longer, one_line, strictly
-from rankray.models.targets import locate
+from rankray.models.loading import file_of, longer, one_line, strictly, where
 
 
-def in_batches(
-    call: Callable[[list[Image.Image], list[str]], Tensor],
-    images: Sequence[Image.Image],
-    prompts: Sequence[str],
-    batch_size: int,
-) -> np.ndarray:
-    """`call(images, prompts) -> [batch_size]` over batches of one constant size; float32[len(images)].
+class Batched(ABC):
+    """A reward that computes batches of one constant size, `batch_size`.
 
     A remainder is padded by repeating its last pair, so that kernels see one shape and a score does not depend on
     how many neighbours its pair has.
-
-    Raises:
-        ValueError: images and prompts differ in number.
     """
-    if len(images) != len(prompts):
-        raise ValueError(f"{len(images)} images and {len(prompts)} prompts; one prompt an image is due")
-    scores = [np.empty(0, np.float32)]
-    for start in range(0, len(images), batch_size):
-        shown, texts = list(images[start : start + batch_size]), list(prompts[start : start + batch_size])
-        missing = batch_size - len(shown)
-        with torch.inference_mode():
-            values = call(shown + [shown[-1]] * missing, texts + [texts[-1]] * missing)
-        scores.append(values.float().cpu().numpy()[: len(shown)])
-    return np.concatenate(scores)
+
+    batch_size: int
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """float32[len(images)], higher is better.
+
+        Raises:
+            ValueError: images and prompts differ in number.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images and {len(prompts)} prompts; one prompt an image is due")
+        scores, size = [np.empty(0, np.float32)], self.batch_size
+        for start in range(0, len(images), size):
+            shown, texts = list(images[start : start + size]), list(prompts[start : start + size])
+            missing = size - len(shown)
+            with torch.inference_mode():
+                values = self._score_batch(shown + [shown[-1]] * missing, texts + [texts[-1]] * missing)
+            scores.append(values.float().cpu().numpy()[: len(shown)])
+        return np.concatenate(scores)
+
+    @abstractmethod
+    def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
+        """[batch_size] of as many pairs."""
 
 
 TEXTS_AT_ONCE = 8
@@ -222,25 +226,22 @@ class ClipModel:
     def __init__(
         self,
         source: str,
-        revision: str,
-        processor: str | None,
-        processor_revision: str,
-        vocabulary: int | None,
-        dtype: str,
-        device: str,
+        revision: str = "main",
+        *,
+        processor: str | None = None,
+        processor_revision: str = "main",
+        vocabulary: int | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
         by_openai: bool = False,
     ) -> None:
         from transformers import CLIPModel
 
-        place = locate(source)
-        is_local = Path(place).exists()
-        hub = {} if is_local else {"revision": revision}
-        with strictly(source, revision):
-            model = CLIPModel.from_pretrained(
-                place, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=is_local, **hub
-            )
-        self.model: Any = model.to(device).eval().requires_grad_(False)
         self.device, self.dtype = device, getattr(torch, dtype)
+        place, settings = where(source, revision)
+        with strictly(source, revision):
+            model = CLIPModel.from_pretrained(place, dtype=self.dtype, use_safetensors=True, **settings)
+        self.model: Any = model.to(device).eval().requires_grad_(False)
         self.tokens, self.preprocess = load_processor(
             processor or source,
             processor_revision if processor else revision,
@@ -299,12 +300,9 @@ def load_processor(
     # The fast one, as it is the only one of transformers 5; before, the other one's texts depended on ftfy.
     from transformers import CLIPTokenizerFast
 
-    place = locate(source)
-    is_local = Path(place).exists()
+    place, settings = where(source, revision)
     with one_line(source, revision):
-        tokenizer = CLIPTokenizerFast.from_pretrained(
-            place, local_files_only=is_local, **({} if is_local else {"revision": revision})
-        )
+        tokenizer = CLIPTokenizerFast.from_pretrained(place, **settings)
     expected = vocabulary or text_config.vocab_size
     if len(tokenizer) != expected or text_config.vocab_size != expected:
         raise ConfigError(
@@ -317,20 +315,12 @@ def load_processor(
         raise ConfigError(
             f"the tokenizer of '{source}' ends texts by token {tokenizer.eos_token_id}, the model by {end}"
         )
-    config = json.loads(_processor_file(place, is_local, revision).read_text())
-    preprocess = Preprocessing.from_config(config, by_openai)
+    file = file_of(source, "preprocessor_config.json", revision)
+    if not file.is_file():
+        raise ConfigError(f"{file.parent} has no {file.name}; save the model's CLIPImageProcessor there")
+    preprocess = Preprocessing.from_config(json.loads(file.read_text()), by_openai)
     if preprocess.crop != (image_size, image_size):
         raise ConfigError(
             f"'{source}' makes pictures of {preprocess.crop} pixels, the model takes {image_size} squared"
         )
     return TextTokens(tokenizer, text_config.max_position_embeddings, by_openai), preprocess
-
-
-def _processor_file(place: str, is_local: bool, revision: str) -> Path:
-    name = "preprocessor_config.json"
-    if not is_local:
-        return fetched(place, name, revision)
-    path = Path(place) / name
-    if not path.is_file():
-        raise ConfigError(f"{place} has no {name}; save the model's CLIPImageProcessor there")
-    return path

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from rankray.models.rewards import RewardSpec
-from rankray.models.rewards.clip import ClipModel, in_batches
+from rankray.models.rewards.clip import Batched, ClipModel
 
 WEIGHT = 2.5
 """w of the paper's Eq. 1, which stretches the usual cosines to about 0 .. 1."""
 
 
-class ClipScore:
-    """The reward on one device.
+class ClipScore(Batched):
+    """The reward on one device. Scores: in 0 .. 2.5, higher is better.
 
     Args:
         spec: its row; options `processor`, `processor_revision`, `vocabulary` as in `ClipModel`.
@@ -36,10 +35,6 @@ class ClipScore:
         self.clip = ClipModel(
             spec.source, spec.revision, dtype=spec.dtype, device=device, by_openai=True, **spec.options
         )
-
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """float32[len(images)] in 0 .. 2.5, higher is better."""
-        return in_batches(self._score_batch, images, prompts, self.batch_size)
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """Which prompts are longer than the text encoder reads."""

@@ -22,17 +22,16 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from rankray.config import ConfigError
-from rankray.models.loading import check_strict, fetched, one_line, read_plain
+from rankray.models.loading import file_of, fit, read_plain
 from rankray.models.rewards import RewardSpec
-from rankray.models.rewards.clip import in_batches, normalised, of_distinct
-from rankray.models.targets import locate
+from rankray.models.rewards.clip import Batched, normalised, of_distinct
 
 VOCABULARY = 49408
 TEXT_TOKENS = 77
 
 
-class Hpsv2:
-    """The reward on one device.
+class Hpsv2(Batched):
+    """The reward on one device. Scores: about 0.2 to 0.35, higher is better.
 
     Args:
         spec: its row; option `file`, the checkpoint's name in the repository or directory, `architecture`, the
@@ -53,27 +52,18 @@ class Hpsv2:
             ) from None
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
         architecture = _architecture(factory, spec.options["architecture"])
-        with torch.device(
-            device
-        ):  # where its weights are copied to from the file, without a model on the host
+        with torch.device(device):  # its weights are copied there from the file, without a model on the host
             model = factory.create_model(
                 architecture, None, precision="fp32", device=device, output_dict=True
             )
-        found = read_plain(_checkpoint(spec))
-        weights = found.get("state_dict", found)
-        with one_line(spec.source):  # tensors of another shape
-            missing, unexpected = model.load_state_dict(weights, strict=False)
-        check_strict(spec.source, {"missing_keys": missing, "unexpected_keys": unexpected})
+        weights = read_plain(file_of(spec.source, spec.options["file"], spec.revision))
+        fit(model, weights.get("state_dict", weights), spec.source)
         self.model: Any = model.to(device, self.dtype).eval().requires_grad_(False)
         self.antialias = bool(spec.options["antialias"])
         self.tokenize = factory.get_tokenizer(architecture)
         tokens = self.model.token_embedding.num_embeddings
         if tokens != VOCABULARY:
             raise ConfigError(f"'{spec.source}' embeds {tokens} tokens; HPSv2 has {VOCABULARY}")
-
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """float32[len(images)]: about 0.2 to 0.35, higher is better."""
-        return in_batches(self._score_batch, images, prompts, self.batch_size)
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """Which prompts are longer than the text encoder reads: they fill one place more, where others are padded."""
@@ -124,10 +114,3 @@ def _architecture(factory: Any, name: str) -> str:
         )
     factory.add_model_config(path)
     return path.stem
-
-
-def _checkpoint(spec: RewardSpec) -> Path:
-    place = Path(locate(spec.source))
-    if place.exists():
-        return place / spec.options["file"] if place.is_dir() else place
-    return fetched(spec.source, spec.options["file"], spec.revision)

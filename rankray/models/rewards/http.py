@@ -25,7 +25,7 @@ from urllib3.util.retry import Retry
 
 from rankray.config import ConfigError
 from rankray.models.rewards import RewardSpec
-from rankray.models.targets import URLS
+from rankray.models.weights import URLS
 
 FORMATS = ("png", "jpeg", "webp")
 RETRIED = (429, 500, 502, 503, 504)

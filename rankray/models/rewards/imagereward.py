@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from rankray.config import ConfigError
-from rankray.models.loading import check_strict, fetched, longer, one_line, read_plain
+from rankray.models.loading import file_of, fit, longer, one_line, read_plain, where
 from rankray.models.rewards import RewardSpec
-from rankray.models.rewards.clip import in_batches, to_pixels
+from rankray.models.rewards.clip import Batched, to_pixels
 from rankray.models.rewards.submodule import import_alone
-from rankray.models.targets import locate
 
 VOCABULARY = 30524
 """BERT's 30,522 tokens and BLIP's two of its own."""
 TEXT_TOKENS = 35
 
 
-class ImageReward:
-    """The reward on one device.
+class ImageReward(Batched):
+    """The reward on one device. Scores: about -2.3 to 2, of mean 0 and deviation 1 on its training data.
 
     Args:
         spec: its row; options `file` and `med_config`, names in the repository or directory, and `tokenizer`, BERT's
@@ -42,20 +39,11 @@ class ImageReward:
 
     def __init__(self, spec: RewardSpec, device: str) -> None:
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
-        with torch.device(
-            device
-        ):  # where its weights are copied to from the file, without a model on the host
+        with torch.device(device):  # its weights are copied there from the file, without a model on the host
             model = bare_model(spec)
-        weights = read_plain(_file(spec, "file"))
-        with one_line(spec.source):  # tensors of another shape
-            missing, unexpected = model.load_state_dict(weights, strict=False)
-        check_strict(spec.source, {"missing_keys": missing, "unexpected_keys": unexpected})
+        fit(model, read_plain(file_of(spec.source, spec.options["file"], spec.revision)), spec.source)
         model.device = device
         self.model: Any = model.to(device, self.dtype).eval().requires_grad_(False)
-
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """float32[len(images)]: about -2.3 to 2, of mean 0 and deviation 1 on its training data."""
-        return in_batches(self._score_batch, images, prompts, self.batch_size)
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """Which prompts are longer than the text encoder reads."""
@@ -100,24 +88,23 @@ def bare_model(spec: RewardSpec) -> Any:
     vars(parts)["init_tokenizer"] = lambda: _tokenizer(spec)
     if spec.options["vit"]:
         vars(parts)["create_vit"] = lambda *_: _vit(spec.options["vit"])
-    return package.ImageReward(device="cpu", med_config=str(_file(spec, "med_config")))
+    sizes = file_of(spec.source, spec.options["med_config"], spec.revision)
+    return package.ImageReward(device="cpu", med_config=str(sizes))
 
 
 def _tokenizer(spec: RewardSpec) -> Any:
     """BERT's tokenizer with the two tokens that BLIP adds."""
     from transformers import BertTokenizer
 
-    place = locate(spec.options["tokenizer"])
-    local, revision = Path(place).exists(), spec.options["tokenizer_revision"]
-    with one_line(spec.options["tokenizer"], revision):
-        tokenizer = BertTokenizer.from_pretrained(
-            place, local_files_only=local, **({} if local else {"revision": revision})
-        )
+    source, revision = spec.options["tokenizer"], spec.options["tokenizer_revision"]
+    place, settings = where(source, revision)
+    with one_line(source, revision):
+        tokenizer = BertTokenizer.from_pretrained(place, **settings)
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     if len(tokenizer) != VOCABULARY:
         raise ConfigError(
-            f"the tokenizer of '{spec.options['tokenizer']}' has {len(tokenizer)} tokens with BLIP's two, due are "
+            f"the tokenizer of '{source}' has {len(tokenizer)} tokens with BLIP's two, due are "
             f"{VOCABULARY}; without its vocabulary file a tokenizer loads empty, without an error"
         )
     tokenizer.enc_token_id = tokenizer.convert_tokens_to_ids("[ENC]")
@@ -129,12 +116,3 @@ def _vit(sizes: Mapping[str, int]) -> tuple[Any, int]:
     package = import_alone("ImageReward.models.BLIP.vit")
     norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)
     return package.VisionTransformer(img_size=224, norm_layer=norm, **sizes), sizes["embed_dim"]
-
-
-def _file(spec: RewardSpec, option: str) -> Path:
-    """The file that an option names, in the directory or from the hub."""
-    name = spec.options[option]
-    place = Path(locate(spec.source))
-    if place.is_dir():
-        return Path(place, name)
-    return fetched(spec.source, name, spec.revision)

@@ -13,12 +13,11 @@ at a time, as the authors' evaluation scores them, both are the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -27,8 +26,8 @@ from torch import Tensor, nn
 from rankray.config import ConfigError
 from rankray.models.loading import one_line
 from rankray.models.rewards import RewardSpec
-from rankray.models.rewards.clip import in_batches, load_processor, normalised
-from rankray.models.targets import locate
+from rankray.models.rewards.clip import Batched, load_processor, normalised
+from rankray.models.weights import locate
 
 OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, "
@@ -180,6 +179,22 @@ class MpsModel(nn.Module):
         cosine = (normalised(end) * normalised(image[:, 0])).sum(-1)
         return self.clip.logit_scale.float().exp() * cosine  # type: ignore[no-any-return]
 
+    def fill(self, weights: Mapping[str, Tensor], misfit: str) -> None:
+        """Makes the tensors its own, without a copy.
+
+        Raises:
+            ConfigError: `misfit`, and which tensor is missing, strange or of another shape.
+        """
+        due = {key: tuple(value.shape) for key, value in self.state_dict().items()}
+        got = {key: tuple(value.shape) for key, value in weights.items()}
+        wrong = sorted(key for key in {*due, *got} if due.get(key) != got.get(key))
+        if wrong:
+            raise ConfigError(
+                f"{misfit}: {len(wrong)} tensors differ, such as {wrong[0]} "
+                f"(due {due.get(wrong[0], 'absent')}, got {got.get(wrong[0], 'absent')})"
+            )
+        self.load_state_dict(weights, strict=True, assign=True)
+
     def save(self, directory: str | Path) -> None:
         """Writes config.json and model.safetensors; tokenizer and image processor are saved beside them."""
         from safetensors.torch import save_file
@@ -229,20 +244,11 @@ def load_mps(directory: str | Path, device: str = "cpu", dtype: torch.dtype | No
         for name in file.keys():  # noqa: SIM118
             value = file.get_tensor(name)
             weights[name] = value.to(dtype) if value.is_floating_point() else value
-    due = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    got = {key: tuple(value.shape) for key, value in weights.items()}
-    wrong = sorted(key for key in {*due, *got} if due.get(key) != got.get(key))
-    if wrong:
-        key = wrong[0]
-        raise ConfigError(
-            f"{place}/model.safetensors does not fit its config.json: {len(wrong)} tensors differ, such as {key} "
-            f"(due {due.get(key, 'absent')}, got {got.get(key, 'absent')})"
-        )
-    model.load_state_dict(weights, strict=True, assign=True)
+    model.fill(weights, f"{place}/model.safetensors does not fit its config.json")
     return model.eval().requires_grad_(False)
 
 
-class Mps:
+class Mps(Batched):
     """The reward on one device.
 
     Args:
@@ -272,10 +278,6 @@ class Mps:
         with torch.inference_mode():
             ids, _ = self.tokens([model.config.condition])
             self.condition = self.model.text_tokens(ids.to(device))[0][0]
-
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """float32[len(images)], higher is better."""
-        return in_batches(self._score_batch, images, prompts, self.batch_size)
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """Which prompts are longer than the text encoder reads."""

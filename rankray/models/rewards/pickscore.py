@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from rankray.models.rewards import RewardSpec
-from rankray.models.rewards.clip import ClipModel, in_batches
+from rankray.models.rewards.clip import Batched, ClipModel
 
 
-class PickScore:
-    """The reward on one device.
+class PickScore(Batched):
+    """The reward on one device. Scores: about 15 to 25 for the published weights, higher is better.
 
     Args:
         spec: its row; options `processor`, `processor_revision`, `vocabulary` as in `ClipModel`.
@@ -30,10 +29,6 @@ class PickScore:
     def __init__(self, spec: RewardSpec, device: str) -> None:
         self.batch_size = spec.batch_size
         self.clip = ClipModel(spec.source, spec.revision, dtype=spec.dtype, device=device, **spec.options)
-
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """float32[len(images)]: about 15 to 25 for the published weights, higher is better."""
-        return in_batches(self._score_batch, images, prompts, self.batch_size)
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """Which prompts are longer than the text encoder reads."""

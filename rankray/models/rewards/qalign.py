@@ -10,23 +10,21 @@ weights. 8.2 billion parameters, 16.4 GB in half precision, for either question:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
+from google.protobuf.message import DecodeError
 from PIL import Image
-from safetensors.torch import load_file
+from sentencepiece import SentencePieceProcessor
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from torch import Tensor
 
 from rankray.config import ConfigError, nearest
-from rankray.models.loading import check_strict
+from rankray.models.loading import files_of, fit, read_plain
 from rankray.models.rewards import RewardSpec
-from rankray.models.rewards.clip import Preprocessing, in_batches
-from rankray.models.rewards.pieces import Pieces
-from rankray.models.targets import locate
+from rankray.models.rewards.clip import Batched, Preprocessing
 
 ASPECTS = ("quality", "aesthetics")
 QUESTION = "USER: How would you rate the {aspect} of this image?\n"
@@ -35,12 +33,14 @@ LEVELS = {"excellent": 1.0, "good": 0.75, "fair": 0.5, "poor": 0.25, "bad": 0.0}
 SMALL_FILES = ("config.json", "preprocessor_config.json", "tokenizer.model", "*.index.json")
 SUFFIXES = {"model": "safetensors", "pytorch_model": "bin"}
 """Names of weights, in the order in which they are looked for."""
+BYTE_PAIRS = 2
+"""What a sentencepiece file calls its kind of model; 1 is a unigram model."""
 FREQUENCIES = ".self_attn.rotary_emb.inv_freq"
 """A table of LLaMA's that checkpoints of its time carry; it follows from the configuration, and is made from it."""
 
 
-class QAlign:
-    """The reward on one device.
+class QAlign(Batched):
+    """The reward on one device. Scores: in 0 .. 1, higher is better; prompts have no part in it.
 
     Args:
         spec: its row; options `aspect`, "quality" or "aesthetics", and `vocabulary`, the size that it must have (0
@@ -64,18 +64,14 @@ class QAlign:
         config = _json(place / "config.json")
         sizes = Sizes.from_config(config)
         self.preprocess = _preprocessing(place, sizes.vision["image_size"])
-        pieces = _pieces(place, config["vocab_size"], spec.options["vocabulary"])
-        before = [int(config["bos_token_id"]), *pieces.encode(QUESTION.format(aspect=aspect))]
-        self.ids = torch.tensor(before + pieces.encode(ANSWER.format(aspect=aspect)), device=device)
-        self.levels = torch.tensor(level_ids(pieces), device=device)
+        tokenizer = _tokenizer(place, config["vocab_size"], spec.options["vocabulary"])
+        before = [int(config["bos_token_id"]), *encoded(tokenizer, QUESTION.format(aspect=aspect))]
+        self.ids = torch.tensor(before + encoded(tokenizer, ANSWER.format(aspect=aspect)), device=device)
+        self.levels = torch.tensor(level_ids(tokenizer), device=device)
         with torch.device("meta"):
             model = Owl2(sizes, len(before))
         _load(model, spec.source, place, device, self.dtype)
         self.model: Any = model.eval().requires_grad_(False)
-
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """float32[len(images)] in 0 .. 1, higher is better; prompts have no part in it."""
-        return in_batches(self._score_batch, images, prompts, self.batch_size)
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         pixels = torch.stack([self.preprocess(square(image, self.preprocess.mean)) for image in images])
@@ -101,29 +97,58 @@ def square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     return made
 
 
-def level_ids(pieces: Pieces) -> list[int]:
+def read_vocabulary(path: Path) -> SentencePieceProcessor:
+    """LLaMA's tokenizer: a sentencepiece file of byte pairs.
+
+    Raises:
+        ConfigError: there is no such file, or it holds no byte-pair vocabulary.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no {path}; the checkpoint's tokenizer belongs there")
+    try:
+        kind = ModelProto.FromString(path.read_bytes()).trainer_spec.model_type
+        if kind != BYTE_PAIRS:
+            raise ConfigError(f"{path} is no byte-pair vocabulary, which LLaMA's is; get the file again")
+        return SentencePieceProcessor(model_file=str(path))
+    except (DecodeError, RuntimeError) as error:
+        raise ConfigError(f"{path} is no sentencepiece vocabulary ({error}); get the file again") from None
+
+
+def encoded(tokenizer: Any, sentence: str) -> list[int]:
+    """Ids of a sentence, with the space that sentencepiece puts before it and without a start token.
+
+    Raises:
+        ConfigError: a character that the vocabulary has neither as a piece nor by its bytes.
+    """
+    ids: list[int] = tokenizer.encode(sentence)
+    if tokenizer.unk_id() in ids:
+        raise ConfigError(f"the tokenizer has no piece for all of {sentence!r}, and no bytes either")
+    return ids
+
+
+def level_ids(tokenizer: Any) -> list[int]:
     """The token of each level's word, in the order of `LEVELS`.
 
     Raises:
         ConfigError: a word is more than one token, so that its probability is not the next token's.
     """
-    found = {word: pieces.encode(word) for word in LEVELS}
-    longer = [word for word, ids in found.items() if len(ids) > 1]
+    ids = {word: encoded(tokenizer, word) for word in LEVELS}
+    longer = [word for word, its in ids.items() if len(its) > 1]
     if longer:
         raise ConfigError(
             f"the tokenizer cuts {', '.join(longer)} into pieces, where one token each is due; is it LLaMA's?"
         )
-    return [ids[0] for ids in found.values()]
+    return [its[0] for its in ids.values()]
 
 
-def _pieces(place: Path, rows: int, vocabulary: int | None) -> Pieces:
-    pieces = Pieces.read(place / "tokenizer.model")
-    due = vocabulary or len(pieces.ids)
-    if not len(pieces.ids) == rows == due:
+def _tokenizer(place: Path, rows: int, vocabulary: int | None) -> Any:
+    tokenizer = read_vocabulary(place / "tokenizer.model")
+    due = vocabulary or len(tokenizer)
+    if not len(tokenizer) == rows == due:
         raise ConfigError(
-            f"the tokenizer in '{place}' has {len(pieces.ids)} tokens and the model {rows}, where {due} are due"
+            f"the tokenizer in '{place}' has {len(tokenizer)} tokens and the model {rows}, where {due} are due"
         )
-    return pieces
+    return tokenizer
 
 
 def _preprocessing(place: Path, size: int) -> Preprocessing:
@@ -144,16 +169,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _directory(source: str, revision: str) -> Path:
     """The checkpoint's directory, fetched from the hub where it is there: no code, and weights in one format."""
-    place = Path(locate(source))
-    if place.exists():
-        return place
-    from huggingface_hub import snapshot_download
-
-    place = Path(snapshot_download(source, revision=revision, allow_patterns=list(SMALL_FILES)))
+    place = Path(files_of(source, revision, SMALL_FILES))
     for name, suffix in SUFFIXES.items():
         if (place / f"{name}.{suffix}.index.json").is_file():
-            snapshot_download(source, revision=revision, allow_patterns=[f"{name}-*.{suffix}"])
-            break
+            return Path(files_of(source, revision, [*SMALL_FILES, f"{name}-*.{suffix}"]))
     return place
 
 
@@ -163,40 +182,25 @@ def _load(model: Any, source: str, place: Path, device: str, dtype: torch.dtype)
 
     weights: dict[str, Tensor] = {}
     for path in _files(place):
-        for key, tensor in _tensors(path).items():
+        for key, tensor in read_plain(path).items():
             if not key.endswith(FREQUENCIES):
                 weights[key] = tensor.to(device, dtype)
-    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    wrong = [key for key, tensor in weights.items() if key in shapes and tensor.shape != shapes[key]]
-    keys = {"missing_keys": set(shapes) - set(weights), "unexpected_keys": set(weights) - set(shapes)}
-    check_strict(source, {**keys, "mismatched_keys": wrong})
-    model.load_state_dict(weights, assign=True)
+    fit(model, weights, source, assign=True)
     model.model.rotary_emb = LlamaRotaryEmbedding(model.model.config).to(device)
 
 
-def _files(place: Path) -> Iterator[Path]:
+def _files(place: Path) -> list[Path]:
     """Files of the checkpoint's weights; safetensors where both formats are there."""
     for name, suffix in SUFFIXES.items():
         whole, index = place / f"{name}.{suffix}", place / f"{name}.{suffix}.index.json"
         if index.is_file():
-            yield from (place / shard for shard in sorted(set(_json(index)["weight_map"].values())))
-            return
+            shards = [place / shard for shard in sorted(set(_json(index)["weight_map"].values()))]
+            for path in shards:
+                if not path.is_file():
+                    raise ConfigError(f"there is no {path}, which the index names; get the checkpoint again")
+            return shards
         if whole.is_file():
-            yield whole
-            return
+            return [whole]
     raise ConfigError(
         f"there are no weights in '{place}'; due are model.safetensors or pytorch_model.bin, or their index files"
     )
-
-
-def _tensors(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise ConfigError(f"there is no {path}, which the index names; get the checkpoint again")
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-    except UnpicklingError:
-        raise ConfigError(
-            f"{path} holds more than plain tensors, and nothing else is unpickled; get the file again"
-        ) from None

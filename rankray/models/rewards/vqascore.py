@@ -11,28 +11,25 @@ from __future__ import annotations
 import importlib
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from rankray.config import ConfigError
-from rankray.models.loading import check_strict, fetched_files, one_line
+from rankray.models.loading import check_strict, files_of, one_line, where
 from rankray.models.rewards import RewardSpec
-from rankray.models.rewards.clip import Preprocessing, in_batches
+from rankray.models.rewards.clip import Batched, Preprocessing
 from rankray.models.rewards.submodule import import_alone
-from rankray.models.targets import locate
 
 _MODULE = "t2v_metrics.models.vqascore_models.clip_t5_model"
 _TOWER = "vision_tower."
 
 
-class VqaScore:
-    """The reward on one device.
+class VqaScore(Batched):
+    """The reward on one device. Scores: in 0 .. 1, higher is better.
 
     Args:
         spec: its row; options `model`, the package's name of the model, `tokenizer`, FLAN-T5's repository or directory,
@@ -73,10 +70,6 @@ class VqaScore:
                 f"the tokenizer of '{spec.options['tokenizer']}' has {tokens} tokens, due are {due}"
             )
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """float32[len(images)] in 0 .. 1, higher is better."""
-        return in_batches(self._score_batch, images, prompts, self.batch_size)
-
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """Which prompts, within the package's question, are longer than the 2,048 tokens that it keeps."""
         module, model = self._module, self.model
@@ -110,11 +103,10 @@ def _point(module: ModuleType, spec: RewardSpec) -> str:
     if name not in rows:
         raise ConfigError(f"t2v-metrics has no CLIP-FlanT5 called '{name}'; it has {', '.join(rows)}")
     options = spec.options
-    tokenizer = fetched_files(
-        options["tokenizer"], options["tokenizer_revision"], ("*.json", "*.txt", "*.model")
-    )
-    tower = fetched_files(options["tower"], options["tower_revision"], ("*.json", "*.bin", "*.safetensors"))
-    paths = {"model": locate(spec.source), "tokenizer": tokenizer}
+    tokenizer = files_of(options["tokenizer"], options["tokenizer_revision"], ("*.json", "*.txt", "*.model"))
+    tower = files_of(options["tower"], options["tower_revision"], ("*.json", "*.bin", "*.safetensors"))
+    model_place, settings = where(spec.source, spec.revision)
+    paths = {"model": model_place, "tokenizer": tokenizer}
     rows[name] = {part: {**rows[name][part], "path": path} for part, path in paths.items()}
     # From where it is defined: in `module` it may be an earlier reward's of this process.
     original = importlib.import_module(f"{module.__package__}.clip_t5.model").CLIPT5ForConditionalGeneration
@@ -124,13 +116,12 @@ def _point(module: ModuleType, spec: RewardSpec) -> str:
 
         @staticmethod
         def from_pretrained(place: str, cache_dir: str) -> Any:
-            hub = {} if Path(place).exists() else {"revision": spec.revision}
             with one_line(spec.source, spec.revision):
-                config = original.config_class.from_pretrained(place, **hub)
+                config = original.config_class.from_pretrained(place, **settings)
                 config.mm_vision_tower = tower
                 # As the package rounds them anyway: in float32, as it reads them, xxl takes 45 GB of the host.
                 model, found = original.from_pretrained(
-                    place, config=config, torch_dtype=torch.bfloat16, output_loading_info=True, **hub
+                    place, config=config, torch_dtype=torch.bfloat16, output_loading_info=True, **settings
                 )
             missing = [key for key in found["missing_keys"] if not key.startswith(_TOWER)]
             check_strict(spec.source, {**found, "missing_keys": missing})

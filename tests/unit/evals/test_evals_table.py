@@ -12,7 +12,8 @@ import pytest
 
 from rankray.config import ConfigError, EvalChoice, build
 from rankray.evals import EVALS, Column, Item, columns_of, items_of, resolve, spec_of
-from rankray.models.targets import Judgement, load, weights_revision
+from rankray.models.targets import Judgement, load
+from rankray.models.weights import weights_revision
 from recipes.random_weights.judges import COCO, JUDGES_MADE, small_spec
 
 

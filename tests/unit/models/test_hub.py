@@ -13,7 +13,8 @@ from huggingface_hub import constants
 from rankray.config import ConfigError, GeneratorChoice, RewardChoice
 from rankray.models.generators import resolve as resolve_generator
 from rankray.models.rewards import resolve as resolve_reward
-from rankray.models.targets import Target, require_resolved, weights_revision
+from rankray.models.targets import Target, require_resolved
+from rankray.models.weights import weights_revision
 
 CLOSED = "http://127.0.0.1:9"
 """The discard port: nothing listens there."""

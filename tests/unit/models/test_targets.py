@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankray.config import ConfigError
-from rankray.models.targets import Target, load, locate, split_name, weights_revision
+from rankray.models.targets import Target, load, split_name
+from rankray.models.weights import locate, weights_revision
 
 
 @given(

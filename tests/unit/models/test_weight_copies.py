@@ -13,10 +13,10 @@ from PIL import Image
 
 from rankray import evals
 from rankray.config import ConfigError, EvalChoice, GeneratorChoice, RewardChoice
-from rankray.models import denoisers, generators, rewards, weight_copies, weight_files
+from rankray.models import denoisers, generators, rewards, weights
 from rankray.models.denoisers.parts import load_denoiser
-from rankray.models.targets import Target, find, load
-from rankray.models.weight_copies import identity, on_this_node, pinned
+from rankray.models.targets import Target, load
+from rankray.models.weights import copy_here, pin, weights_revision
 from recipes.random_weights import judges
 from recipes.random_weights.pipelines import awaken, sdxl
 from recipes.random_weights.rewards import clip_config, mps
@@ -48,40 +48,39 @@ def copies(node: Path) -> list[Path]:
 
 def refused(uri: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        on_this_node(uri)
+        copy_here(uri)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_directory_is_copied_as_far_as_it_counts(bucket: Path) -> None:
-    copy = on_this_node(f"file://{bucket}")
+    copy = copy_here(f"file://{bucket}")
     names = sorted(path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file())
     assert names == ["config.json", "unet/weights.bin"]
-    assert weight_files.sha256(copy) == weight_files.sha256(bucket)
+    assert weights.sha256(copy) == weights.sha256(bucket)
 
 
 def test_a_file_is_copied_alone_and_hashed_as_one_here(bucket: Path) -> None:
     file = bucket / "unet" / "weights.bin"
-    pin = f"sha256:{weight_files.sha256(file)}"
-    copy = on_this_node(pinned(f"file://{file}", identity(f"file://{file}", pin)))
+    copy = copy_here(pin(f"file://{file}", f"sha256:{weights.sha256(file)}").source)
     assert copy.name == "weights.bin"
     assert copy.read_bytes() == file.read_bytes()
     assert [path.name for path in copy.parent.iterdir() if path.name != ".lock"] == ["weights.bin"]
 
 
 def test_the_driver_reads_and_copies_nothing(bucket: Path, node: Path) -> None:
-    before = identity(f"file://{bucket}", "main")
+    before = weights_revision(f"file://{bucket}", "main")
     assert before.startswith("listing:")
-    assert identity(f"file://{bucket}", "main") == before
+    assert weights_revision(f"file://{bucket}", "main") == before
     (bucket / "picture.png").write_bytes(b"another picture")
-    assert identity(f"file://{bucket}", "main") == before
+    assert weights_revision(f"file://{bucket}", "main") == before
     (bucket / "unet" / "weights.bin").write_bytes(b"y" * 100_000)  # of the same size
-    assert identity(f"file://{bucket}", "main") != before
+    assert weights_revision(f"file://{bucket}", "main") != before
     assert not node.exists()
 
 
 def test_what_changed_since_the_job_began_is_refused(bucket: Path, node: Path) -> None:
-    found = find(f"file://{bucket}", "main")
+    found = pin(f"file://{bucket}", "main")
     assert found.source == f"file://{bucket}#{found.recorded}"
     (bucket / "unet" / "weights.bin").write_bytes(b"y" * 100_000)
     said = refused(found.source)
@@ -91,24 +90,24 @@ def test_what_changed_since_the_job_began_is_refused(bucket: Path, node: Path) -
 
 
 def test_a_hash_of_the_content_is_held_to(bucket: Path, node: Path) -> None:
-    due = f"sha256:{weight_files.sha256(bucket)}"
-    assert find(f"file://{bucket}", due).recorded == due
+    due = f"sha256:{weights.sha256(bucket)}"
+    assert pin(f"file://{bucket}", due).recorded == due
     assert refused(f"file://{bucket}#sha256:{'0' * 64}").startswith(
         f"the weights at file://{bucket} are {due}, where"
     )
     assert copies(node) == []
-    assert weight_files.sha256(on_this_node(f"file://{bucket}#{due}")) == due.removeprefix("sha256:")
+    assert weights.sha256(copy_here(f"file://{bucket}#{due}")) == due.removeprefix("sha256:")
 
 
 def test_what_a_kill_left_is_begun_anew(bucket: Path) -> None:
-    uri = find(f"file://{bucket}", "main").source
-    copy = on_this_node(uri)
+    uri = pin(f"file://{bucket}", "main").source
+    copy = copy_here(uri)
     half = copy.parent / ".passing" / "model"
     half.mkdir(parents=True)
     (half / "config.json").write_text("half")
     (half / "stray.json").write_text("half")
     shutil.rmtree(copy)
-    assert weight_files.sha256(on_this_node(uri)) == weight_files.sha256(bucket)
+    assert weights.sha256(copy_here(uri)) == weights.sha256(bucket)
     assert not half.exists()
 
 
@@ -128,13 +127,13 @@ def test_a_place_without_weights_is_one_line(uri: str, said: str) -> None:
 def _actor(uri: str, start: Any, said: Any) -> None:
     start.wait()
     try:
-        said.put((weight_copies.on_this_node(uri) / "unet").stat().st_ino)
+        said.put((weights.copy_here(uri) / "unet").stat().st_ino)
     except Exception as error:  # noqa: BLE001 - the parent tells
         said.put(repr(error))
 
 
 def test_actors_that_start_together_copy_once(bucket: Path, node: Path) -> None:
-    uri = find(f"file://{bucket}", "main").source
+    uri = pin(f"file://{bucket}", "main").source
     forked = multiprocessing.get_context("fork")
     start, said = forked.Barrier(6), forked.Queue()
     actors = [forked.Process(target=_actor, args=(uri, start, said)) for _ in range(6)]
@@ -143,7 +142,7 @@ def test_actors_that_start_together_copy_once(bucket: Path, node: Path) -> None:
     found = [said.get(timeout=120) for _ in actors]
     for actor in actors:
         actor.join()
-    assert found == [(on_this_node(uri) / "unet").stat().st_ino] * 6
+    assert found == [(copy_here(uri) / "unet").stat().st_ino] * 6
     assert len(copies(node)) == 2
 
 
@@ -192,8 +191,8 @@ def test_every_kind_of_model_loads_from_a_uri(small: Path, node: Path, kind: str
     assert copies(node)
     # A directory and a URI of the same weights are named alike by the hash of their content.
     name = {"reward": "mps", "generator": "sdxl", "judge": "dpg/vqa"}[kind]
-    pin = find(str(small / name), "main").recorded
-    assert find(f"file://{small / name}", pin).recorded == pin
+    digest = pin(str(small / name), "main").recorded
+    assert pin(f"file://{small / name}", digest).recorded == digest
 
 
 def test_training_starts_from_a_uri(small: Path, node: Path) -> None:

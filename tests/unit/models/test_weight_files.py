@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 from rankray.config import ConfigError, GeneratorChoice, RewardChoice
-from rankray.models import weight_files
+from rankray.models import weights
 from rankray.models.generators import resolve as resolve_generator
 from rankray.models.rewards import resolve as resolve_reward
 
 
 def refused(path: Path, pickles: bool = False) -> str:
     with pytest.raises(ConfigError) as caught:
-        weight_files.check(path, pickles)
+        weights.check(str(path), pickles)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -35,7 +35,7 @@ def test_a_file_cut_anywhere_is_found(tmp_path_factory: pytest.TempPathFactory, 
     file.write_bytes(save(TENSORS)[:length])
     assert refused(file).startswith(f"{file} is cut short")
     file.write_bytes(save(TENSORS))
-    weight_files.check(file, pickles=False)
+    weights.check(str(file), pickles=False)
 
 
 def test_what_is_due_is_said(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_pickles_are_weights_only_where_they_are_published_so(tmp_path: Path) ->
     torch.save({"a": torch.zeros(3)}, file)
     due = f"{file} is a pickle, which can run code and is not loaded, and there is no safetensors file beside it"
     assert refused(tmp_path).startswith(due)
-    weight_files.check(tmp_path, pickles=True)
+    weights.check(str(tmp_path), pickles=True)
     whole = file.read_bytes()
     file.write_bytes(whole[:-30])
     assert refused(tmp_path, pickles=True) == f"{file} is cut short ({len(whole) - 30:,} bytes); get it again"
@@ -76,7 +76,7 @@ def test_pickles_are_weights_only_where_they_are_published_so(tmp_path: Path) ->
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "state").mkdir()
     file.rename(tmp_path / "state" / "optimizer.bin")
-    weight_files.check(tmp_path, pickles=False)
+    weights.check(str(tmp_path), pickles=False)
     (tmp_path / "state" / "optimizer.bin").rename(tmp_path / "state" / "diffusion_pytorch_model.bin")
     assert "diffusion_pytorch_model.bin is a pickle" in refused(tmp_path)
 

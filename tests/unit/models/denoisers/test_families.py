@@ -212,3 +212,34 @@ def test_other_pipelines_are_refused(specs: Mapping[str, GeneratorSpec]) -> None
     )
     with pytest.raises(ConfigError, match="holds a StableDiffusion3Pipeline and the model's row says"):
         check_family(wrong)
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_squared_signal_is_the_scheduler_s_own(name: str, schedule: str, zero_snr: bool) -> None:
+    scheduler = getattr(diffusers, name)(
+        beta_schedule=schedule,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=zero_snr,
+    )
+    process = parts.process_of(name, scheduler.config)
+    assert (process.prediction, process.num_times) == ("v_prediction", 1000)
+    assert torch.equal(process.alphas_cumprod[:-1], scheduler.alphas_cumprod[:-1])
+    # Samplers by sigmas have 2^-24 there; training ends in pure noise.
+    assert process.alphas_cumprod[-1] == (0.0 if zero_snr else scheduler.alphas_cumprod[-1])
+
+
+def test_what_a_scheduler_describes_or_does_not() -> None:
+    flow = parts.process_of(
+        "FlowMatchEulerDiscreteScheduler", diffusers.FlowMatchEulerDiscreteScheduler().config
+    )
+    assert (flow.prediction, flow.num_times) == ("flow", 1000)
+    assert parts.process_of("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction"}).is_flow
+    betas = parts.process_of("DDPMScheduler", {"trained_betas": [0.5, 0.5], "num_train_timesteps": 2})
+    assert betas.alphas_cumprod.tolist() == [0.5, 0.25]
+    with pytest.raises(ValueError, match="prediction_type 'sample'; allowed: epsilon, v_prediction, flow"):
+        parts.process_of("DDPMScheduler", {"prediction_type": "sample"})
+    with pytest.raises(ValueError, match="beta_schedule 'exp'"):
+        parts.process_of("DDPMScheduler", {"beta_schedule": "exp"})

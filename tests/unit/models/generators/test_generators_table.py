@@ -9,7 +9,8 @@ import pytest
 
 from rankray.config import ConfigError, GeneratorChoice
 from rankray.models.generators import GENERATORS, GeneratorSpec, resolve
-from rankray.models.targets import UNRECORDED, load
+from rankray.models.targets import load
+from rankray.models.weights import UNRECORDED
 
 
 def choice(**settings: object) -> GeneratorChoice:

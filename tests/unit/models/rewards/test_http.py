@@ -21,7 +21,8 @@ from safetensors.numpy import save_file
 from rankray.config import ConfigError, RewardChoice
 from rankray.models.rewards import resolve
 from rankray.models.rewards.http import Http, ServerError
-from rankray.models.targets import UNRECORDED, load
+from rankray.models.targets import load
+from rankray.models.weights import UNRECORDED
 
 Answer = Callable[[int, dict, dict], tuple[int, object]]
 

@@ -22,10 +22,19 @@ from torch import Tensor
 
 from rankray.config import ConfigError, RewardChoice
 from rankray.models.rewards import REWARDS, RewardSpec, resolve
-from rankray.models.rewards.pieces import NORMAL, SPACE, Pieces
-from rankray.models.rewards.qalign import ANSWER, LEVELS, QUESTION, QAlign, expected, level_ids, square
+from rankray.models.rewards.qalign import (
+    ANSWER,
+    LEVELS,
+    QUESTION,
+    QAlign,
+    encoded,
+    expected,
+    level_ids,
+    read_vocabulary,
+    square,
+)  # fmt: skip
 from rankray.models.rewards.qalign_model import Multiway, Owl2, Sizes
-from recipes.random_weights.qalign import vocabulary, write, write_vocabulary
+from recipes.random_weights.qalign import NORMAL, SPACE, vocabulary, write, write_vocabulary
 
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -89,10 +98,11 @@ def test_scores_are_the_model_in_loops(
     got = reward.score(pictures[:3], ["what is asked is", "not the prompt", ""])
     weights = {key: tensor.double().numpy() for key, tensor in weights_of(qalign_dir).items()}
     config = json.loads((qalign_dir / "config.json").read_text())
-    pieces = Pieces.read(qalign_dir / "tokenizer.model")
-    before = [1, *pieces.encode(f"USER: How would you rate the {aspect} of this image?\n")]
-    after = pieces.encode(f"\nASSISTANT: The {aspect} of the image is")
-    words = [pieces.ids[f"{SPACE}{word}"] for word in ("excellent", "good", "fair", "poor", "bad")]
+    tokenizer = read_vocabulary(qalign_dir / "tokenizer.model")
+    before = [1, *encoded(tokenizer, f"USER: How would you rate the {aspect} of this image?\n")]
+    after = encoded(tokenizer, f"\nASSISTANT: The {aspect} of the image is")
+    ids = {name: number for number, (name, _, _) in enumerate(vocabulary())}
+    words = [ids[f"{SPACE}{word}"] for word in ("excellent", "good", "fair", "poor", "bad")]
     for picture, score in zip(pictures, got[:3], strict=False):
         pixels = reward.preprocess(square(picture, reward.preprocess.mean)).double().numpy()
         levels = np.exp(logits(weights, config, pixels, before, after)[words])
@@ -319,7 +329,7 @@ def test_levels_are_one_token_each(tmp_path: Path) -> None:
     cut = [(name, score, kind) for name, score, kind in vocabulary() if name != f"{SPACE}fair"]
     write_vocabulary(tmp_path / "tokenizer.model", cut)
     with pytest.raises(ConfigError, match="the tokenizer cuts fair into pieces, where one token each is due"):
-        level_ids(Pieces.read(tmp_path / "tokenizer.model"))
+        level_ids(read_vocabulary(tmp_path / "tokenizer.model"))
     whole = {name for name, _, kind in vocabulary() if kind == NORMAL}
     assert {SPACE + word for word in LEVELS} < whole
 

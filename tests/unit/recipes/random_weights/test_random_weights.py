@@ -12,7 +12,8 @@ from PIL import Image
 from rankray.evals import EVALS
 from rankray.models.generators import GENERATORS
 from rankray.models.rewards import REWARDS
-from rankray.models.targets import Target, load, weights_revision
+from rankray.models.targets import Target, load
+from rankray.models.weights import weights_revision
 from recipes.random_weights.__main__ import GENERATORS as GENERATORS_MADE
 from recipes.random_weights.__main__ import JUDGES, MARKER, main
 from recipes.random_weights.__main__ import REWARDS as NAMES
