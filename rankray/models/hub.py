@@ -44,13 +44,13 @@ def commit(repository: str, revision: str) -> str | None:
     if offline():
         return None
     place = urllib.parse.quote(revision, safe="")
-    found = _asked(f"/api/models/{repository}/revision/{place}", repository, revision)
-    if found is None:
+    info = _ask(f"/api/models/{repository}/revision/{place}", repository, revision)
+    if info is None:
         return None
-    sha = str(found["sha"])
+    sha = str(info["sha"])
     # A gated repository tells everyone about itself; its files it keeps for those who accepted its terms.
-    if found.get("gated") and not snapshot(repository, sha).is_dir():
-        _asked(f"/api/models/{repository}/auth-check", repository, revision)
+    if info.get("gated") and not snapshot(repository, sha).is_dir():
+        _ask(f"/api/models/{repository}/auth-check", repository, revision)
     return sha
 
 
@@ -97,7 +97,7 @@ def refusal(code: str, status: int, repository: str, revision: str) -> str | Non
     return None
 
 
-def _asked(path: str, repository: str, revision: str) -> dict[str, Any] | None:
+def _ask(path: str, repository: str, revision: str) -> dict[str, Any] | None:
     """The JSON object that the hub answers; empty where it says nothing, None where it does not answer."""
     from huggingface_hub import get_token
 
@@ -107,12 +107,11 @@ def _asked(path: str, repository: str, revision: str) -> dict[str, Any] | None:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
             content = reply.read()
-            found: dict[str, Any] = json.loads(content) if content.lstrip()[:1] == b"{" else {}
-            return found
+            return dict(json.loads(content)) if content.lstrip()[:1] == b"{" else {}
     except urllib.error.HTTPError as error:
-        told = refusal(error.headers.get("X-Error-Code", ""), error.code, repository, revision)
-        if told is not None:
-            raise ConfigError(told) from None
+        line = refusal(error.headers.get("X-Error-Code", ""), error.code, repository, revision)
+        if line is not None:
+            raise ConfigError(line) from None
         return None
     except (OSError, ValueError):  # no connection, or something else than the hub answers
         return None

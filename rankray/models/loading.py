@@ -34,18 +34,18 @@ _ALLOWED = "position_ids"
 """End of the names of buffers that earlier versions of transformers stored: 0, 1, 2, ..., which later ones make."""
 
 
-def check_strict(source: str, found: dict[str, Any]) -> None:
+def check_strict(source: str, info: dict[str, Any]) -> None:
     """Refuses weights that do not fit a model key by key.
 
     Args:
         source: for the message.
-        found: the loading info that `from_pretrained` returns.
+        info: the loading info that `from_pretrained` returns.
 
     Raises:
         ConfigError: any key is missing, unexpected or of another shape.
     """
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found.get(kind) or ())
+        keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get(kind) or ())
         if keys:
             raise ConfigError(
                 f"the weights in '{source}' do not fit the model: {len(keys)} {kind.replace('_', ' ')}, "
@@ -91,9 +91,9 @@ def strictly(source: str, revision: str = "main") -> Iterator[None]:
             named = Path(str(place), options.get("subfolder") or "")
             with one_line(str(named), revision):
                 options = {**options, **more, "output_loading_info": True}
-                model, found = original(cls, place, *arguments, **options)
-            strange = [key for key in found["unexpected_keys"] if not str(key).endswith(_ALLOWED)]
-            check_strict(str(named), {**found, "unexpected_keys": strange})
+                model, info = original(cls, place, *arguments, **options)
+            strange = [key for key in info["unexpected_keys"] if not str(key).endswith(_ALLOWED)]
+            check_strict(str(named), {**info, "unexpected_keys": strange})
             return model
 
         return classmethod(from_pretrained)
@@ -220,5 +220,5 @@ def read_plain(path: Path) -> dict[str, Any]:
 
 def longer(tokenizer: Any, texts: Sequence[str], length: int) -> list[bool]:
     """Which texts have more than `length` tokens, start and end included: what is beyond is cut."""
-    found = tokenizer(list(texts), truncation=True, max_length=length + 1)
-    return [len(ids) > length for ids in found["input_ids"]]
+    tokens = tokenizer(list(texts), truncation=True, max_length=length + 1)
+    return [len(ids) > length for ids in tokens["input_ids"]]

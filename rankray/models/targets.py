@@ -117,13 +117,13 @@ class Spec:
         """What it loads: its weights under "", and its parts by name."""
         return {"": Weights(self.source, self.revision)}
 
-    def pinned(self: S, found: Mapping[str, Pinned]) -> S:
+    def pinned(self: S, pins: Mapping[str, Pinned]) -> S:
         """The row with every source of `weights` where actors find just that."""
-        return replace(self, source=found[""].source, revision=found[""].revision)
+        return replace(self, source=pins[""].source, revision=pins[""].revision)
 
-    def recorded(self, found: Mapping[str, Pinned]) -> str:
+    def recorded(self, pins: Mapping[str, Pinned]) -> str:
         """What the dataset says of its weights."""
-        return "; ".join(f"{part}={one.recorded}" if part else one.recorded for part, one in found.items())
+        return "; ".join(f"{part}={one.recorded}" if part else one.recorded for part, one in pins.items())
 
 
 def resolve(choice: ModelChoice, table: Mapping[str, S], kind: str, look_up: bool = True) -> Target:
@@ -166,23 +166,23 @@ def target_of(spec: Spec, label: str, look_up: bool = True) -> Target:
     Raises:
         ConfigError: weights are missing, cut short, pickled where safetensors are due, or not to be read.
     """
-    found: dict[str, Pinned] = {"": Pinned(spec.source, spec.revision, UNRECORDED)}
+    pins: dict[str, Pinned] = {"": Pinned(spec.source, spec.revision, UNRECORDED)}
     if look_up:
-        found = {}
+        pins = {}
         for part, (source, revision, pickles) in spec.weights().items():
             if pickles is not None:
                 weights.check(source, pickles)
-            found[part] = weights.pin(source, revision)
-        spec = spec.pinned(found)
+            pins[part] = weights.pin(source, revision)
+        spec = spec.pinned(pins)
     return Target(
         name=label,
         target=spec.target,
         kwargs={"spec": spec},
-        revision=spec.recorded(found),
+        revision=spec.recorded(pins),
         num_gpus=spec.num_gpus,
         num_cpus=spec.num_cpus,
         environment=spec.environment,
-        unresolved=tuple(one.source for one in found.values() if one.recorded.startswith(UNRESOLVED)),
+        unresolved=tuple(one.source for one in pins.values() if one.recorded.startswith(UNRESOLVED)),
     )
 
 
@@ -262,19 +262,19 @@ def load(target: Target, device: str) -> Any:
             f"'{target.target}' needs the package '{missing.split('.')[0]}', which is not installed here; install it, "
             "or give the pool's nodes an environment that has it"
         ) from error
-    found = getattr(module, attribute, None)
-    if found is None:
+    cls = getattr(module, attribute, None)
+    if cls is None:
         own = sorted(
             key for key, value in vars(module).items() if isinstance(value, type) and not key.startswith("_")
         )
         raise ConfigError(
             f"'{module_name}' has no '{attribute}'{nearest(attribute, own)}; its classes: {', '.join(own) or 'none'}"
         )
-    if not isinstance(found, type) or not any(hasattr(found, name) for name in METHODS):
+    if not isinstance(cls, type) or not any(hasattr(cls, name) for name in METHODS):
         raise ConfigError(
             f"'{target.target}' is no model: it must be a class with a method `generate`, `score` or `judge`"
         )
-    return found(device=device, **target.kwargs)
+    return cls(device=device, **target.kwargs)
 
 
 def split_name(target: str) -> tuple[str, str]:
@@ -292,15 +292,13 @@ def split_name(target: str) -> tuple[str, str]:
 def _no_module(name: str) -> str:
     parent, _, leaf = name.rpartition(".")
     if not parent:
-        near = difflib.get_close_matches(
-            name, [found.name for found in pkgutil.iter_modules()], n=1, cutoff=0.8
-        )
+        near = difflib.get_close_matches(name, [one.name for one in pkgutil.iter_modules()], n=1, cutoff=0.8)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         return (
             f"no package '{name}' can be imported here{hint}; install it, or put it in the working directory"
         )
     package = importlib.import_module(parent)
-    modules = sorted(found.name for found in pkgutil.iter_modules(getattr(package, "__path__", [])))
+    modules = sorted(one.name for one in pkgutil.iter_modules(getattr(package, "__path__", [])))
     return (
         f"'{parent}' has no module '{leaf}'{nearest(leaf, modules)}; it has: {', '.join(modules) or 'none'}"
     )

@@ -28,7 +28,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow.fs as pafs
 from filelock import FileLock
 
-from rankray import store
+from rankray import shapes, store
 from rankray.config import ConfigError
 from rankray.models import hub
 
@@ -88,8 +88,6 @@ def locate(source: str) -> str:
     if is_uri(source):
         return str(copy_here(source))
     if source.startswith(SHAPES):
-        from rankray import shapes
-
         try:
             return str(shapes.pipeline_dir(source[len(SHAPES) :]))
         except ValueError as error:

@@ -98,8 +98,7 @@ def family(spec: GeneratorSpec) -> str:
     for name, row in DENOISERS.items():
         if row.pipeline == spec.pipeline:
             return name
-    known = ", ".join(f"{name} ({row.pipeline})" for name, row in DENOISERS.items())
-    raise ConfigError(f"'{spec.source}' is a {spec.pipeline}, which no family trains; families: {known}")
+    raise ConfigError(f"'{spec.source}' is a {spec.pipeline}, which no family trains; families: {_known()}")
 
 
 def check_family(spec: GeneratorSpec) -> None:
@@ -110,15 +109,19 @@ def check_family(spec: GeneratorSpec) -> None:
     """
     row = DENOISERS[family(spec)]
     try:
-        found = json.loads(_index(spec)).get("_class_name")
+        pipeline = json.loads(_index(spec)).get("_class_name")
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"'{spec.source}' is no diffusers pipeline: {reason}") from None
-    if found != row.pipeline:
-        known = ", ".join(f"{name} ({item.pipeline})" for name, item in DENOISERS.items())
+    if pipeline != row.pipeline:
         raise ConfigError(
-            f"'{spec.source}' holds a {found} and the model's row says {row.pipeline}; name the row that fits: {known}"
+            f"'{spec.source}' holds a {pipeline} and the model's row says {row.pipeline}; name the row that fits: "
+            f"{_known()}"
         )
+
+
+def _known() -> str:
+    return ", ".join(f"{name} ({row.pipeline})" for name, row in DENOISERS.items())
 
 
 def _index(spec: GeneratorSpec) -> bytes:

@@ -232,12 +232,12 @@ def export(
 
 def _published_dtypes(place: Path, variant: str | None) -> dict[str, torch.dtype]:
     """Part -> the least dtype that holds all floats of its safetensors files, from their headers."""
-    found: dict[str, torch.dtype] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for file in place.glob("*/*.safetensors"):
         if not of_variant(file, variant):
             continue
         with safe_open(file, "pt") as stream:
             kinds = {stream.get_slice(key).get_dtype() for key in stream.keys()}  # noqa: SIM118
         for dtype in (_FLOATS[kind] for kind in kinds if kind in _FLOATS):
-            found[file.parent.name] = torch.promote_types(found.get(file.parent.name, dtype), dtype)
-    return found
+            dtypes[file.parent.name] = torch.promote_types(dtypes.get(file.parent.name, dtype), dtype)
+    return dtypes

@@ -11,13 +11,13 @@ from torch import Tensor
 def encode_prompts(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any]) -> dict[str, Tensor]:
     """`text`: hidden states [B, T, W] of the CLIP encoder."""
     device = pipe.text_encoder.device
-    found, _ = pipe.encode_prompt(list(prompts), device, 1, False)
-    return {"text": found}
+    hidden, _ = pipe.encode_prompt(list(prompts), device, 1, False)
+    return {"text": hidden}
 
 
 def predict(
     denoiser: Any, noisy: Tensor, time: Tensor, text: Mapping[str, Tensor], size: tuple[int, int]
 ) -> Tensor:
     """The UNet's prediction [B, C, H, W]; `size` has no part in it."""
-    found: Tensor = denoiser(noisy, time, encoder_hidden_states=text["text"]).sample
-    return found
+    prediction: Tensor = denoiser(noisy, time, encoder_hidden_states=text["text"]).sample
+    return prediction

@@ -18,17 +18,17 @@ def encode_prompts(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any]) -
     device = next(part.device for part in (pipe.text_encoder, pipe.text_encoder_2) if part is not None)
     options = {name: call[name] for name in _OPTIONS if name in call}
     texts = list(prompts)
-    found, _, pooled, _ = pipe.encode_prompt(
+    hidden, _, pooled, _ = pipe.encode_prompt(
         texts, None, None, device=device, do_classifier_free_guidance=False, **options
     )
-    return {"text": found, "pooled": pooled}
+    return {"text": hidden, "pooled": pooled}
 
 
 def predict(
     denoiser: Any, noisy: Tensor, time: Tensor, text: Mapping[str, Tensor], size: tuple[int, int]
 ) -> Tensor:
     """The transformer's velocity [B, C, H, W]; `size` has no part in it."""
-    found: Tensor = denoiser(
+    prediction: Tensor = denoiser(
         noisy, encoder_hidden_states=text["text"], pooled_projections=text["pooled"], timestep=time
     ).sample
-    return found
+    return prediction

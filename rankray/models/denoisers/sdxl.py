@@ -11,10 +11,10 @@ from torch import Tensor
 
 def encode_prompts(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any]) -> dict[str, Tensor]:
     """`text`: hidden states [B, T, W] of both encoders side by side; `pooled`: the second one's embedding [B, P]."""
-    found, _, pooled, _ = pipe.encode_prompt(
+    hidden, _, pooled, _ = pipe.encode_prompt(
         list(prompts), device=pipe.text_encoder_2.device, do_classifier_free_guidance=False
     )
-    return {"text": found, "pooled": pooled}
+    return {"text": hidden, "pooled": pooled}
 
 
 def time_ids(size: tuple[int, int], like: Tensor) -> Tensor:
@@ -28,10 +28,10 @@ def predict(
     denoiser: Any, noisy: Tensor, time: Tensor, text: Mapping[str, Tensor], size: tuple[int, int]
 ) -> Tensor:
     """The UNet's prediction [B, C, H, W] for pictures of `size` (height, width in pixels)."""
-    found: Tensor = denoiser(
+    prediction: Tensor = denoiser(
         noisy,
         time,
         encoder_hidden_states=text["text"],
         added_cond_kwargs={"text_embeds": text["pooled"], "time_ids": time_ids(size, noisy)},
     ).sample
-    return found
+    return prediction

@@ -133,9 +133,9 @@ def _wrong_versions(place: Path, requirements: str) -> str:
     """`"transformers 5.1.0, pinned is 4.57.6"`, the first of an overlay's packages that is not as pinned, or `""`."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     here = metadata.distributions(path=[str(place / "lib" / version / "site-packages")])
-    found = {_canonical(one.metadata["Name"]): one.version for one in here}
+    installed = {_canonical(one.metadata["Name"]): one.version for one in here}
     for name, pinned in _PIN.findall(requirements):
-        there = found.get(_canonical(name), "missing")
+        there = installed.get(_canonical(name), "missing")
         if there != pinned:
             return f"{name} {there}, pinned is {pinned}"
     return ""
@@ -154,10 +154,10 @@ def build(name: str, spec: EnvironmentSpec, say: Callable[[str], None] = print) 
     place = place_of(name, spec)
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{place}.lock"):
-        found = check(name, spec)
-        if found.fault is None:
-            return found
-        say(f"environment '{name}': {found.fault}; building {place}")
+        status = check(name, spec)
+        if status.fault is None:
+            return status
+        say(f"environment '{name}': {status.fault}; building {place}")
         passing = place.with_name(f"{place.name}.building")
         shutil.rmtree(passing, ignore_errors=True)
         _install(name, spec, passing)

@@ -96,12 +96,12 @@ class GeneratorSpec(Spec):
         }
         return {"": Weights(self.source, self.revision, pickles=False), **connected}
 
-    def pinned(self, found: Mapping[str, Pinned]) -> GeneratorSpec:
+    def pinned(self, pins: Mapping[str, Pinned]) -> GeneratorSpec:
         """The row with commits in it."""
         return replace(
-            super().pinned(found),
-            connected={prefix: found[prefix].source for prefix in self.connected},
-            connected_revisions={prefix: found[prefix].revision for prefix in self.connected},
+            super().pinned(pins),
+            connected={prefix: pins[prefix].source for prefix in self.connected},
+            connected_revisions={prefix: pins[prefix].revision for prefix in self.connected},
         )
 
 

@@ -80,12 +80,12 @@ class DiffusersGenerator:
         texts = list(prompts)
         if hasattr(self.pipe, "_text_preprocessing"):  # PixArt's and Sana's, as they call it themselves
             texts = self.pipe._text_preprocessing(texts, clean_caption=False)
-        found = [False] * len(texts)
+        cut = [False] * len(texts)
         for _, tokenizer in _tokenizers(self.pipe):
             is_clip = isinstance(tokenizer, CLIPTokenizer) or longest is None
             length = tokenizer.model_max_length if is_clip else longest
-            found = [any(pair) for pair in zip(found, longer(tokenizer, texts, length), strict=True)]
-        return found
+            cut = [any(pair) for pair in zip(cut, longer(tokenizer, texts, length), strict=True)]
+        return cut
 
     def _draw(self, prompts: list[str], seeds: list[int]) -> list[Image.Image | Exception]:
         """A compute batch: always `batch_size` wide, so that kernels see one shape; padding is thrown away."""
@@ -214,22 +214,22 @@ def _tokenizers(pipe: Any) -> list[tuple[str, Any]]:
 
 
 def _named(name: str, kind: str) -> Any:
-    found = getattr(diffusers, name, None)
-    if found is None:
+    cls = getattr(diffusers, name, None)
+    if cls is None:
         raise ConfigError(
             f"diffusers {diffusers.__version__} has no {kind} '{name}'{nearest(name, dir(diffusers))}"
         )
-    return found
+    return cls
 
 
 def _component(pipe: Any, path: str) -> Any:
-    found = pipe
+    component = pipe
     for part in path.split("."):
-        found = getattr(found, part, None)
-        if found is None:
+        component = getattr(component, part, None)
+        if component is None:
             names = ", ".join(sorted(pipe.components))
             raise ConfigError(f"{type(pipe).__name__} has no component '{path}'; it has: {names}")
-    return found
+    return component
 
 
 @contextmanager

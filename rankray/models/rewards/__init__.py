@@ -56,16 +56,14 @@ class RewardSpec(Spec):
         }
         return {"": own, **apart}
 
-    def pinned(self, found: Mapping[str, Pinned]) -> RewardSpec:
+    def pinned(self, pins: Mapping[str, Pinned]) -> RewardSpec:
         """The row with commits in it."""
         options = dict(self.options)
         for part, pin in self.parts.items():
             if options[part] is not None:
-                options[part], options[pin] = (
-                    found.get(part, found[""]).source,
-                    found.get(part, found[""]).revision,
-                )
-        return replace(super().pinned(found), options=options)
+                one = pins.get(part, pins[""])
+                options[part], options[pin] = one.source, one.revision
+        return replace(super().pinned(pins), options=options)
 
 
 def _shapes(spec: RewardSpec, name: str, **options: Any) -> RewardSpec:

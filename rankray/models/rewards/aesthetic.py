@@ -46,17 +46,17 @@ class Aesthetic(Batched):
         self.layers.to(device).eval().requires_grad_(False)
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
-        found: Tensor = self.layers(self.clip.image_features(images)).squeeze(-1)
-        return found
+        values: Tensor = self.layers(self.clip.image_features(images)).squeeze(-1)
+        return values
 
 
 def layers(width: int) -> nn.Module:
     """The predictor over features of `width`, with the published names: layers.0, layers.2, ..., layers.7."""
-    found: list[nn.Module] = []
+    stack: list[nn.Module] = []
     for n, out in enumerate(WIDTHS):
-        found.append(nn.Linear(width, out))
-        found += [nn.Dropout(DROPOUT[n])] if n < len(DROPOUT) else []
+        stack.append(nn.Linear(width, out))
+        stack += [nn.Dropout(DROPOUT[n])] if n < len(DROPOUT) else []
         width = out
     module = nn.Sequential()
-    module.add_module("layers", nn.Sequential(*found))
+    module.add_module("layers", nn.Sequential(*stack))
     return module

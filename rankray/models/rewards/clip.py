@@ -70,12 +70,12 @@ def of_distinct(encode: Callable[[list[str]], Tensor], prompts: Sequence[str]) -
     Each call has `TEXTS_AT_ONCE` prompts, the last one repeated where they are fewer, so that kernels see one shape.
     """
     distinct = list(dict.fromkeys(prompts))
-    found = []
+    encoded = []
     for start in range(0, len(distinct), TEXTS_AT_ONCE):
         some = distinct[start : start + TEXTS_AT_ONCE]
-        found.append(encode(some + [some[-1]] * (TEXTS_AT_ONCE - len(some)))[: len(some)])
+        encoded.append(encode(some + [some[-1]] * (TEXTS_AT_ONCE - len(some)))[: len(some)])
     place = {prompt: n for n, prompt in enumerate(distinct)}
-    return torch.cat(found)[[place[prompt] for prompt in prompts]]
+    return torch.cat(encoded)[[place[prompt] for prompt in prompts]]
 
 
 def to_pixels(

@@ -67,8 +67,8 @@ class Hpsv2(Batched):
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """Which prompts are longer than the text encoder reads: they fill one place more, where others are padded."""
-        found = self.tokenize(list(prompts), context_length=TEXT_TOKENS + 1)
-        return [bool(ids[TEXT_TOKENS] != 0) for ids in found]
+        texts = self.tokenize(list(prompts), context_length=TEXT_TOKENS + 1)
+        return [bool(ids[TEXT_TOKENS] != 0) for ids in texts]
 
     def _score_batch(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         seen = normalised(self.model.encode_image(self._pixels(images).to(self.dtype)))
@@ -78,15 +78,15 @@ class Hpsv2(Batched):
         """float32[n, 3, side, side] on the device, which pictures reach as bytes."""
         vision = self.model.visual
         side = max(vision.image_size)
-        found = []
+        squares = []
         for image in images:
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).to(self.device)
-            found.append(squared(pixels.permute(2, 0, 1).float() / 255, side, self.antialias))
+            squares.append(squared(pixels.permute(2, 0, 1).float() / 255, side, self.antialias))
         mean, std = (
             torch.tensor(values, device=self.device).view(3, 1, 1)
             for values in (vision.image_mean, vision.image_std)
         )
-        return (torch.stack(found) - mean) / std
+        return (torch.stack(squares) - mean) / std
 
     def _encoded_texts(self, prompts: list[str]) -> Tensor:
         return normalised(self.model.encode_text(self.tokenize(prompts).to(self.device)))

@@ -86,14 +86,14 @@ class Http:
         """
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images and {len(prompts)} prompts; one prompt an image is due")
-        found: list[float] = []
+        scores: list[float] = []
         for start in range(0, len(images), self.batch_size):
-            found += self._asked(
+            scores += self._ask(
                 images[start : start + self.batch_size], prompts[start : start + self.batch_size]
             )
-        return np.asarray(found, np.float32)
+        return np.asarray(scores, np.float32)
 
-    def _asked(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+    def _ask(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         pictures = [base64.b64encode(self._encoded(image)).decode("ascii") for image in images]
         body = {"prompts": list(prompts), "images": pictures, "format": self.format}
         reply = self.session.post(self.url, json=body, timeout=self.timeout_s)

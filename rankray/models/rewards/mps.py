@@ -158,9 +158,9 @@ class MpsModel(nn.Module):
 
     def text_tokens(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Projected hidden states of ids [b, n]: of all tokens [b, n, width], and of the end token [b, width]."""
-        found = self.clip.text_model(input_ids=ids)
+        out = self.clip.text_model(input_ids=ids)
         projection = self.clip.text_projection
-        return projection(found.last_hidden_state), projection(found.pooler_output)
+        return projection(out.last_hidden_state), projection(out.pooler_output)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """Projected hidden states of pixels [b, 3, h, w]: [b, 1 + patches, width]."""

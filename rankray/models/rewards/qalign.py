@@ -25,6 +25,7 @@ from rankray.config import ConfigError, nearest
 from rankray.models.loading import files_of, fit, read_plain
 from rankray.models.rewards import RewardSpec
 from rankray.models.rewards.clip import Batched, Preprocessing
+from rankray.models.rewards.qalign_model import Owl2, Sizes
 
 ASPECTS = ("quality", "aesthetics")
 QUESTION = "USER: How would you rate the {aspect} of this image?\n"
@@ -52,8 +53,6 @@ class QAlign(Batched):
     """
 
     def __init__(self, spec: RewardSpec, device: str) -> None:
-        from rankray.models.rewards.qalign_model import Owl2, Sizes
-
         aspect = spec.options["aspect"]
         if aspect not in ASPECTS:
             raise ConfigError(
@@ -163,8 +162,8 @@ def _preprocessing(place: Path, size: int) -> Preprocessing:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"there is no {path}; a checkpoint of Q-Align has one")
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return found
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content
 
 
 def _directory(source: str, revision: str) -> Path:

@@ -111,8 +111,8 @@ class Owl2(nn.Module):
         text = self.model.embed_tokens(ids)[None].expand(len(pixels), -1, -1)
         whole = torch.cat([text[:, : self.before], seen, text[:, self.before :]], dim=1)
         last = self.model(inputs_embeds=whole, use_cache=False).last_hidden_state[:, -1]
-        found: Tensor = functional.linear(last, self.lm_head.weight[answers])
-        return found
+        logits: Tensor = functional.linear(last, self.lm_head.weight[answers])
+        return logits
 
 
 class Multiway(nn.Module):
@@ -267,5 +267,5 @@ def _layers(make: Callable[[], nn.Module], count: int) -> nn.Module:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of [n, heads, t, width of a head], heads joined again: [n, t, width]."""
-    found: Tensor = functional.scaled_dot_product_attention(query, key, value)
-    return found.transpose(1, 2).flatten(2)
+    mixed: Tensor = functional.scaled_dot_product_attention(query, key, value)
+    return mixed.transpose(1, 2).flatten(2)

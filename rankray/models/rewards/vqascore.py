@@ -120,12 +120,12 @@ def _point(module: ModuleType, spec: RewardSpec) -> str:
                 config = original.config_class.from_pretrained(place, **settings)
                 config.mm_vision_tower = tower
                 # As the package rounds them anyway: in float32, as it reads them, xxl takes 45 GB of the host.
-                model, found = original.from_pretrained(
+                model, info = original.from_pretrained(
                     place, config=config, torch_dtype=torch.bfloat16, output_loading_info=True, **settings
                 )
-            missing = [key for key in found["missing_keys"] if not key.startswith(_TOWER)]
-            check_strict(spec.source, {**found, "missing_keys": missing})
-            if len(missing) < len(found["missing_keys"]):
+            missing = [key for key in info["missing_keys"] if not key.startswith(_TOWER)]
+            check_strict(spec.source, {**info, "missing_keys": missing})
+            if len(missing) < len(info["missing_keys"]):
                 # The tower comes from its own repository, and what a checkpoint lacks was made random since.
                 model.get_vision_tower().load_model()
             return model
