@@ -39,7 +39,7 @@ from rankray.evals.results import Change, Measured
 from rankray.models.targets import require_resolved
 from rankray.synpic import job as synpic
 from rankray.synpic.job import Given
-from rankray.synpic.pools import stages_of
+from rankray.synpic.stages import stages_of
 
 MARKER = "results.json"
 

@@ -23,8 +23,8 @@ from rankray.models import hardware
 from rankray.models.hardware import GPU_TYPES, GpuType
 from rankray.plan.forecast import Allotment, Forecast, ample_node, forecast
 from rankray.plan.measured import read_measured
-from rankray.synpic import pools
 from rankray.synpic.forecast import NOTHING_HELD, Held, Model, fit, models_of, too_little
+from rankray.synpic.stages import stages_of
 
 DEFAULT_TYPE, DEFAULT_GPUS = "A100-80", 8
 COLUMNS = 120
@@ -87,7 +87,7 @@ def run(config: SynPicConfig, ask: DryRun, say: Callable[[str], None]) -> None:
     """
     gpu = hardware.gpu_type(ask.gpu_type or DEFAULT_TYPE)
     measured, remarks = read_measured(ask.measured, config) if ask.measured else ({}, [])
-    stages = pools.stages_of(config, look_up=False)
+    stages = stages_of(config, look_up=False)
     prompts, origin = prompt_count(config)
     held = _held(config, prompts)
     models = models_of(config, stages, measured, held)

@@ -35,8 +35,8 @@ from rankray.data.prompts import PromptsRead, read_prompts
 from rankray.models.targets import Target, require_resolved
 from rankray.synpic import forecast, phases, reuse, stages
 from rankray.synpic.phases import Phase
-from rankray.synpic.pools import overlays_of, stages_of
 from rankray.synpic.reuse import Reuse
+from rankray.synpic.stages import overlays_of, stages_of
 
 
 @dataclass(frozen=True)

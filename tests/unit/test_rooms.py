@@ -18,8 +18,13 @@ PURE = ("ranking", "losses", "diffusion", "schema")  # the paper, and the datase
 ALLOWED = {"numpy", "pyarrow", "rankray", "torch"}  # beside the standard library
 WITHOUT_RAY = (*PURE, "store", "stats", "config", "data", "shapes", "models")
 MAX_FUNCTION_LINES = 60
-OWN_IMPORTS_WITHIN_FUNCTIONS = 10  # outside what Ray starts
-STARTED_BY_RAY = ("actor", "_judge", "rankdpo/")
+IMPORTED_LATE = {
+    "data/convert.py": "the pairs' weights are torch's, and other verbs answer without it",
+    "commands.py": "the MPS converter knows torch, and a verb answers in a second",
+    "evals/shapes.py": "the checker loads where pictures are judged",
+}
+"""Files that import modules of ours inside functions, and why; functions of `IN_ACTORS` run in actors and workers."""
+IN_ACTORS = ("rankdpo/", "ablate/trials.py")
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -52,6 +57,38 @@ def test_ray_begins_with_the_cluster(name: str) -> None:
         path for path in SOURCES if room(path) == name and "ray" in {m.split(".")[0] for m in imports(path)}
     }
     assert users == set()
+
+
+def own_imports(path: Path, within_functions: bool) -> set[str]:
+    """Modules of ours that a file imports at its top or, asked so, inside functions."""
+    tree = ast.parse(path.read_text("utf-8"))
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    late = {id(node) for function in functions for node in ast.walk(function)}
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (id(node) in late) == within_functions:
+            module = node.module or ""
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names & MODULES.keys()
+
+
+MODULES = {
+    ".".join(("rankray", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in SOURCES
+}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    above = {name: own_imports(path, False) - {name} for name, path in MODULES.items()}
+    while free := {name for name, imported in above.items() if not imported & above.keys()}:
+        above = {name: imported for name, imported in above.items() if name not in free}
+    assert above == {}
+
+
+def test_what_is_imported_late_says_why() -> None:
+    late = {str(path.relative_to(PACKAGE)) for path in SOURCES if own_imports(path, True)}
+    assert {name for name in late if not name.startswith(IN_ACTORS)} <= IMPORTED_LATE.keys()
+    assert len(IMPORTED_LATE) <= 10
 
 
 def test_only_the_stream_calls_map_batches() -> None:
