@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -107,8 +107,7 @@ class Training:
         """
         job, model, objective = self.job, self.model, self.job.config.objective
         micro = [
-            model.batch(loaded.rows[start:end], loaded.epochs[start:end], job.reward)
-            for start, end in _cut(len(loaded.rows), self.micro_batches)
+            self._micro_batch(loaded, start, end) for start, end in _cut(len(loaded.rows), self.micro_batches)
         ]
         usable_prompts = sum(usable(batch.without_errors()).any(-1).sum().item() for batch in micro)
         count = torch.tensor(float(usable_prompts), device=model.device)
@@ -132,6 +131,14 @@ class Training:
         found = dict(zip(total, vector.tolist(), strict=True))
         self._update(found)
         return found
+
+    def _micro_batch(self, loaded: Loaded, start: int, end: int) -> Batch:
+        """A part of a share. Elastic workers' shares differ by one, and all cut them alike: a part without rows is a
+        row that nobody ranked, as every worker must take part in every pass."""
+        if start < end:
+            return self.model.batch(loaded.rows[start:end], loaded.epochs[start:end], self.job.reward)
+        filler = self.model.batch(loaded.rows[:1], loaded.epochs[:1], self.job.reward)
+        return replace(filler, mask=torch.zeros_like(filler.mask), rank=torch.zeros_like(filler.rank))
 
     def _update(self, sums: dict[str, float]) -> None:
         """The optimizer's step. ZeRO clips, and leaves out a step with a NaN, by itself; at stage 0 both are done

@@ -24,10 +24,11 @@ from rankray.config import GeneratorChoice
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.models import generators
 from rankray.models.denoisers import parts
-from rankray.rankdpo import samples
+from rankray.rankdpo import samples, zero
 from rankray.rankdpo.encoded import layout_of
 from rankray.rankdpo.encoding import EncodeActor, EncodeJob
-from rankray.rankdpo.step import train_alone
+from rankray.rankdpo.feed import Rows, feed
+from rankray.rankdpo.step import begin, train_alone
 from rankray.rankdpo.train_job import TrainJob
 from rankray.shapes import pipeline_dir
 
@@ -211,6 +212,23 @@ def test_weights_of_another_model_are_refused(make: Make) -> None:
     job = make()
     with pytest.raises(ValueError, match=r"do not fit the model: [0-9]+ names, such as "):
         samples.denoiser_with(job.spec, job.config, {"conv_in.weight": torch.zeros(1)})
+
+
+def test_a_part_without_rows_changes_nothing(make: Make) -> None:
+    """Three workers of a batch of eight have 3, 3 and 2 prompts, each cut in three."""
+    changes = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.1, "tuned__dtype": "float32"}
+    learnt = {}
+    for batch_size in (2, 3):
+        job = make(batch_size=batch_size, workers__micro_batch=1, steps=1, **changes)
+        zero.alone()
+        training = begin(job, Rows(job))
+        (loaded,) = feed(Rows(job), 0, 1, 2, job.config.seed, 0, 1)
+        sums = training.step(loaded)
+        assert (training.micro_batches, sums["prompts"]) == (batch_size, 2)
+        learnt[batch_size] = zero.gather(training.engine)
+    assert max(float((learnt[2][name] - learnt[3][name]).abs().max()) for name in learnt[2]) < 1e-6
+    start = load_file(pipeline_dir("shapes-sdxl") / UNET)
+    assert any(not torch.allclose(learnt[3][name], value.float(), atol=1e-5) for name, value in start.items())
 
 
 def test_a_step_needs_no_ray() -> None:
