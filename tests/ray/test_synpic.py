@@ -32,6 +32,8 @@ from conftest import (
 from ray.cluster_utils import Cluster
 
 from rankray import store
+from rankray.cluster.job import exclusive
+from rankray.config import ConfigError
 from rankray.schema import candidate_seed, prompt_id
 
 pytestmark = pytest.mark.ray
@@ -275,3 +277,11 @@ def test_a_process_that_is_refused_says_so_in_one_line(toys: Toys, tmp_path: Pat
     assert ended.code == 2
     assert ended.text == "synpic: unknown option '--sede' (did you mean 'seed'?); --help lists all\n"
     assert not (tmp_path / "o").exists()
+
+
+def test_an_output_is_one_job_s(cluster: Cluster) -> None:
+    with exclusive("synpic", "/one"):
+        with pytest.raises(ConfigError, match="another job is writing to /one; wait for it"):
+            exclusive("synpic", "/one").__enter__()
+        with exclusive("synpic", "/other"):
+            pass
