@@ -80,12 +80,16 @@ def masked(value: Any, private: re.Pattern[str], place: str = "") -> Any:
 
 def differences(golden: Any, found: Any, rel: float, abs: float, place: str = "") -> Iterator[str]:
     """Where two JSON values differ."""
-    if isinstance(golden, dict) and isinstance(found, dict) and golden.keys() == found.keys():
-        for key in golden:
-            yield from differences(golden[key], found[key], rel, abs, f"{place}/{key}")
+    if isinstance(golden, dict) and isinstance(found, dict):
+        for key in {**golden, **found}:
+            pair = (each.get(key, "<absent>") for each in (golden, found))
+            yield from differences(*pair, rel, abs, f"{place}/{key}")
     elif isinstance(golden, list) and isinstance(found, list) and len(golden) == len(found):
         for i, pair in enumerate(zip(golden, found, strict=True)):
             yield from differences(*pair, rel, abs, f"{place}/{i}")
+    elif isinstance(golden, list) and isinstance(found, list):
+        less, more = ([item for item in a if item not in b] for a, b in ((golden, found), (found, golden)))
+        yield f"{place}: {len(golden)} items, {len(found)}; lost {less!r:.500}, new {more!r:.500}"
     elif isinstance(golden, float) and isinstance(found, float):
         close = math.isclose(golden, found, rel_tol=rel, abs_tol=abs)
         if not (golden == found if STATED.search(place) else close):
