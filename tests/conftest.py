@@ -70,9 +70,8 @@ def masked(value: Any, private: re.Pattern[str], place: str = "") -> Any:
         return {key: masked(item, private, f"{place}/{key}") for key, item in value.items()}
     if isinstance(value, list):
         items = [masked(item, private, place) for item in value]
-        return (
-            sorted(items, key=json.dumps) if place.endswith("/examples") else items
-        )  # they come as blocks do
+        by_arrival = place.endswith("/examples")  # failures, as their blocks came
+        return sorted(items, key=json.dumps) if by_arrival else items
     if MASKED.search(place) and value is not None:
         return "<text>" if isinstance(value, str) else "<number>"
     return private.sub("<tmp>", value) if isinstance(value, str) else value
