@@ -30,7 +30,7 @@ MASKED = re.compile(
     r"/(?:created|rankray_version|first_block|gpu|steps/Ray|steps/nodes and plan|steps/environments and prompts"
     r"|cpu_minutes|(?:gpu|cpu)_hours|(?:peak_)?gpu_gb|memory_gb|data_wait_share"
     r"|(?:busy|load|idle|alive|start|wall|step|data_wait|cpu)_s|(?:images|rows|prompts)_per_s"
-    r"|items|images_made|totals/images)$"  # what actors metered: an actor that ends early takes its last block's along
+    r"|items|images_made|totals/images)$"  # as actors metered it: a last report may be missing
 )
 """Where in a JSON file time, machine, version or luck decide; the value's type stays."""
 STATED = re.compile(r"/(?:identity|settings)/|/(?:learning_rate|beta)$")
@@ -70,9 +70,8 @@ def masked(value: Any, private: re.Pattern[str], place: str = "") -> Any:
         return {key: masked(item, private, f"{place}/{key}") for key, item in value.items()}
     if isinstance(value, list):
         items = [masked(item, private, place) for item in value]
-        return (
-            sorted(items, key=json.dumps) if place.endswith("/examples") else items
-        )  # they come as blocks do
+        by_arrival = place.endswith("/examples")  # failures, as their blocks came
+        return sorted(items, key=json.dumps) if by_arrival else items
     if MASKED.search(place) and value is not None:
         return "<text>" if isinstance(value, str) else "<number>"
     return private.sub("<tmp>", value) if isinstance(value, str) else value
@@ -80,12 +79,16 @@ def masked(value: Any, private: re.Pattern[str], place: str = "") -> Any:
 
 def differences(golden: Any, found: Any, rel: float, abs: float, place: str = "") -> Iterator[str]:
     """Where two JSON values differ."""
-    if isinstance(golden, dict) and isinstance(found, dict) and golden.keys() == found.keys():
-        for key in golden:
-            yield from differences(golden[key], found[key], rel, abs, f"{place}/{key}")
+    if isinstance(golden, dict) and isinstance(found, dict):
+        for key in {**golden, **found}:
+            pair = (each.get(key, "<absent>") for each in (golden, found))
+            yield from differences(*pair, rel, abs, f"{place}/{key}")
     elif isinstance(golden, list) and isinstance(found, list) and len(golden) == len(found):
         for i, pair in enumerate(zip(golden, found, strict=True)):
             yield from differences(*pair, rel, abs, f"{place}/{i}")
+    elif isinstance(golden, list) and isinstance(found, list):
+        less, more = ([item for item in a if item not in b] for a, b in ((golden, found), (found, golden)))
+        yield f"{place}: {len(golden)} items, {len(found)}; lost {less!r:.500}, new {more!r:.500}"
     elif isinstance(golden, float) and isinstance(found, float):
         close = math.isclose(golden, found, rel_tol=rel, abs_tol=abs)
         if not (golden == found if STATED.search(place) else close):
