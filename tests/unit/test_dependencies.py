@@ -11,15 +11,13 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[2]
-IMPORT_NAMES = {"pillow": "PIL"}
+IMPORT_NAMES = {"pillow": "PIL", "protobuf": "google"}
 OPTIONAL = {
     "datasets",
     "wandb",
 }  # asked for by name in the message of whoever reads from the hub
 BEHIND_OTHERS = {
     "torchvision",  # imported by transformers' image processors and the rewards' packages
-    "protobuf",  # by transformers, to read a sentencepiece vocabulary
-    "sentencepiece",
 }
 
 

@@ -283,8 +283,9 @@ def test_what_training_sees_of_it(tmp_path: Path) -> None:
     settings = {"dataset": str(tmp_path / "o"), "output": "/o", "model": {"model": "shapes-sdxl"}}
     plan = rankdpo.check(build(RankDPOConfig, settings))
     job = EncodeJob(plan.spec, "cpu", "float32", "float32", 4, str(tmp_path / "encoded"))
-    encoded = EncodeActor(job).rows(rows(tmp_path / "o"))
-    assert [(row.prompt, row.rank.tolist()) for row in encoded] == [
+    made = rows(tmp_path / "o")
+    encoded = EncodeActor(job).rows(made)
+    assert [(row["prompt"], one.rank.tolist()) for row, one in zip(made, encoded, strict=True)] == [
         ("a drum", [2, 1]),
         ("a kite", [1, 2]),
         ("a kite", [2, 1]),
