@@ -118,14 +118,16 @@ def in_submitted_job() -> bool:
 
 
 @contextmanager
-def exclusive(kind: str, uri: str) -> Iterator[Any]:
+def exclusive(kind: str, uri: str, wait_s: float = 30.0) -> Iterator[Any]:
     """The job's meter, whose name keeps a second job of this Ray off the same output.
+
+    A job that was killed holds it for the seconds until Ray notices: `wait_s` is how long to wait.
 
     Raises:
         ConfigError: another job is writing there.
     """
     try:
-        meter = start_meter(f"{kind} {uri}")
+        meter = start_meter(f"{kind} {uri}", wait_s)
     except ValueError:
         raise ConfigError(f"another job is writing to {uri}; wait for it, or stop it") from None
     try:

@@ -282,6 +282,6 @@ def test_a_process_that_is_refused_says_so_in_one_line(toys: Toys, tmp_path: Pat
 def test_an_output_is_one_job_s(cluster: Cluster) -> None:
     with exclusive("synpic", "/one"):
         with pytest.raises(ConfigError, match="another job is writing to /one; wait for it"):
-            exclusive("synpic", "/one").__enter__()
+            exclusive("synpic", "/one", wait_s=0.1).__enter__()
         with exclusive("synpic", "/other"):
             pass
