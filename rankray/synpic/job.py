@@ -1,7 +1,7 @@
 """Syn-Pic (paper section 3.2, Algorithm 1): prompts -> k generators -> n rewards -> ranked preference dataset.
 
 A job is a chain of map stages over prompts staged as Parquet (`stages`), laid out on the cluster all at once
-or in phases (`layout`), resumed by Ray Data's own row checkpoint, and finished in one directory (`output`).
+or in phases (`layout`, `phases`), resumed by Ray Data's own row checkpoint, finished in one directory (`place`).
 The checkpoint is written a block at a time, so a SIGKILL costs the blocks in flight: two or three an actor
 and those between stages, 16 to 80 of 200 prompts a model where it was measured (16 rows a block).
 """
