@@ -1,7 +1,7 @@
 """rankray: preference datasets made and ranked by models, and diffusion models trained on them, on Ray.
 
 Importing the package costs a millisecond: it imports nothing. The work is in its modules, which are listed,
-floor by floor, in docs/architecture.md.
+room by room, in docs/architecture.md.
 """
 
 __version__ = "0.1.0"

@@ -334,6 +334,21 @@ def drop_repeats(output: Output, *parts: str, row_group_size: int | None = None)
     return dropped
 
 
+def require_rows(output: Output, rows: int, row_group_size: int | None = None) -> int:
+    """Every one of `rows` is in `data`, and once; returns how many were there twice.
+
+    Raises:
+        RuntimeError: rows are missing although Ray Data says that it wrote them.
+    """
+    repeats = drop_repeats(output, "data", row_group_size=row_group_size)
+    missing = rows - len(finished_ids(output, "data"))
+    if missing:
+        raise RuntimeError(
+            f"{missing} of {rows} rows are missing in {output.uri}/data; run the command again"
+        )
+    return repeats
+
+
 def count_failures(output: Output, rewards: Sequence[str]) -> tuple[dict[str, int], list[dict[str, str]]]:
     """Failures by model, and up to 20 examples by prompt id, read from the finished rows without their images.
 

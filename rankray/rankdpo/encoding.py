@@ -368,12 +368,7 @@ def _stream(
     if len(set(outputs.finished_ids(output, "_work", "checkpoint"))) < rows:
         checkpoint = ("_work", "checkpoint")
         stream(files, fs, output, ("data",), checkpoint, build, {**parquet, "row_group_size": 1})
-    outputs.drop_repeats(output, "data", row_group_size=1)
-    missing = rows - len(outputs.finished_ids(output, "data"))
-    if missing:
-        raise RuntimeError(
-            f"{missing} of {rows} rows are missing in {output.uri}/data; run the command again"
-        )
+    outputs.require_rows(output, rows, row_group_size=1)
 
 
 def _writable(uri: str) -> Output:

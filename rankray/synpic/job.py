@@ -151,7 +151,8 @@ class _Making:
         started = self.laps.report(meter)
         wall_s = time.perf_counter() - begin_s
         say(start_line(started))
-        _check(output, prompts, say)
+        if repeats := place.require_rows(output, len(prompts.rows)):
+            say(f"{repeats} rows were written twice around a kill; one of each was kept")
         info = _summary(config, self.models, output, prompts)
         info["layout"] = "phases" if len(laid.chosen.phases[0]) < len(laid.plan) else "streaming"
         info["throughput"] = {  # of this run
@@ -245,22 +246,6 @@ def _final_schema(context: JobContext, output: Output) -> pa.Schema:
         {name: identity[f"revision.{name}"] for name in context.rewards},
         details=bool(context.judges),
     )
-
-
-def _check(output: Output, prompts: PromptsRead, say: Say) -> None:
-    """Every prompt has its row, and one only.
-
-    Raises:
-        RuntimeError: rows are missing although Ray Data says that it wrote them.
-    """
-    repeats = place.drop_repeats(output, "data")
-    if repeats:
-        say(f"{repeats} rows were written twice around a kill; one of each was kept")
-    missing = len(prompts.rows) - len(place.finished_ids(output, "data"))
-    if missing:
-        raise RuntimeError(
-            f"{missing} of {len(prompts.rows)} rows are missing in {output.uri}/data; run the command again"
-        )
 
 
 def _summary(config: SynPicConfig, plan: list[Stage], output: Output, prompts: PromptsRead) -> dict[str, Any]:
