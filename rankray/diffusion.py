@@ -150,12 +150,14 @@ def draw(
     shape: tuple[int, int, int, int],
     dropout: float = 0.0,
     shared_noise: bool = False,
+    stratum: tuple[int, int] = (0, 1),
 ) -> Draw:
     """One prompt's time, noise and dropout (Algorithm 2, lines 3 and 4), for latents of `shape` [K, C, H, W].
 
     Candidates come after time and dropout, in their order, so the first k of them do not depend on how many follow.
+    `stratum` (i, n) takes the time from the i-th of n equally likely parts of its distribution.
     """
-    time = _time(process, sampling, generator)
+    time = _time(process, sampling, generator, stratum)
     dropped = bool(torch.rand((), generator=generator) < dropout)
     rows = [torch.randn((2, *shape[1:]), generator=generator) for _ in range(shape[0])]
     posterior = torch.stack([row[1] for row in rows])
@@ -163,12 +165,17 @@ def draw(
     return Draw(time, noise, posterior, dropped)
 
 
-def _time(process: Process, sampling: TimeSampling, generator: torch.Generator) -> float:
+def _time(
+    process: Process, sampling: TimeSampling, generator: torch.Generator, stratum: tuple[int, int]
+) -> float:
+    part, parts = stratum
     if sampling.distribution == "uniform":
-        share = float(torch.rand((), generator=generator, dtype=torch.float64))
+        share = (part + float(torch.rand((), generator=generator, dtype=torch.float64))) / parts
     elif sampling.distribution == "logit_normal":
-        normal = float(torch.randn((), generator=generator, dtype=torch.float64))
-        share = 1.0 / (1.0 + math.exp(-(sampling.mean + sampling.std * normal)))
+        normal = torch.randn((), generator=generator, dtype=torch.float64)
+        if parts > 1:
+            normal = torch.special.ndtri((part + torch.special.ndtr(normal)) / parts)
+        share = 1.0 / (1.0 + math.exp(-(sampling.mean + sampling.std * float(normal))))
     else:
         raise ValueError(f"distribution {sampling.distribution!r}; allowed: uniform, logit_normal")
     if process.is_flow:

@@ -293,6 +293,17 @@ def needed(name: str, inputs: LossInputs, options: Mapping[str, Any]) -> Tensor:
     return usable(inputs)
 
 
+def implicitly_right(inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    """(pairs that are implicitly right, pairs) of each row, float64[B] both.
+
+    A pair is right where the model, against the reference, denoises the preferred candidate better than the other:
+    s_i < s_j; equal counts one half, so an untrained model stands at 0.5.
+    """
+    difference, pairs = _difference(-_s(inputs, usable(inputs)).detach()), preferred(inputs)
+    right = (difference > 0).double() + 0.5 * (difference == 0).double()
+    return _sum(right, pairs), pairs.sum((-2, -1)).double()
+
+
 def metric_sums(
     inputs: LossInputs, loss: Tensor, *, beta: float, computed: Tensor | None = None
 ) -> dict[str, Tensor]:

@@ -50,10 +50,19 @@ MODEL_KEYS = ("source", "height", "width", "steps", "dtype", "options", "models"
 
 KINDS = ("generators", "rewards", "models", "evals", "metrics")
 
+TRAINING: Mapping[str, Any] = {
+    "steps": 2,
+    "batch_size": 8,
+    "checkpoints.every": 1,
+    "checkpoints.sample_every": 2,
+    "validation.every": 1,
+    "validation.min_prompts": 4,
+}
+
 SMALLER: Mapping[str, Mapping[str, Any]] = {
     "synpic": {"execution.rows_per_block": 4},  # so that a pool has more than one block of the few prompts
-    "rankdpo-sdxl": {"steps": 2, "batch_size": 8, "checkpoints.every": 1, "checkpoints.sample_every": 2},
-    "rankdpo-sd3": {"steps": 2, "batch_size": 8, "checkpoints.every": 1, "checkpoints.sample_every": 2},
+    "rankdpo-sdxl": TRAINING,
+    "rankdpo-sd3": TRAINING,
     "evaluate": {
         "prompts.geneval.samples": 2,
         "prompts.dpg.samples": 2,

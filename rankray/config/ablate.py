@@ -21,7 +21,13 @@ from rankray.config import (
     SynPicConfig,
     flatten,
 )
-from rankray.config.rankdpo import LabelsConfig, ObjectiveConfig, RankDPOConfig, TrainingSettings
+from rankray.config.rankdpo import (
+    LabelsConfig,
+    ObjectiveConfig,
+    RankDPOConfig,
+    TrainingSettings,
+    ValidationConfig,
+)
 
 CHECKER = "checker"
 """The metric that knows the truth, on prompts of the shapes world."""
@@ -165,14 +171,15 @@ class AblationConfig(DrawingJob):
 
     def _check_training(self) -> None:
         """What rows and objectives say of their own is not said under [training] too."""
-        training = self.training
-        for key, given, instead in (
-            ("seed", training.model_fields_set, "rows are trained from seeds 0, 1, 2, ...; give `seeds`"),
-            ("labels", training.model_fields_set, "give [labels], or a row's own"),
+        training, given = self.training, self.training.model_fields_set
+        for key, those, instead in (
+            ("seed", given, "rows are trained from seeds 0, 1, 2, ...; give `seeds`"),
+            ("labels", given, "give [labels], or a row's own"),
             ("learning_rate", training.optimizer.model_fields_set, "give an objective's learning_rates"),
             ("beta", training.objective.model_fields_set, "give an objective's betas"),
+            ("validation", given, "trials learn from all prompts, and are measured on [validation]'s"),
         ):
-            if key in given:
+            if key in those:
                 raise ValueError(f"training: '{key}' would not be used; {instead}")
 
     def identity(self) -> dict[str, Any]:
@@ -181,7 +188,7 @@ class AblationConfig(DrawingJob):
         content = self.model_dump(mode="json", exclude=placing)
         for choice in (content["model"], *content["generators"], *content["rewards"]):
             del choice["pool"], choice["batch_size"]
-        for part in ("workers", "checkpoints", "prices", "rehearse", "encoding"):
+        for part in ("workers", "checkpoints", "prices", "rehearse", "encoding", "validation"):
             del content["training"][part]
         for row in content["rows"]:
             del row["label"], row["paper"], row["tables"]  # how it is shown
@@ -217,6 +224,7 @@ class AblationConfig(DrawingJob):
             "labels": labels,
             "prices": self.prices,
             "rehearse": self.rehearse,
+            "validation": ValidationConfig(share=0.0),
             "objective": tuned.objective.model_copy(
                 update={"beta": beta, "reference": base.objective.reference}
             ),

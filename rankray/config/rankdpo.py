@@ -191,6 +191,40 @@ class CheckpointsConfig(Strict):
     )
 
 
+class ValidationConfig(Strict):
+    """Prompts that a run does not learn from, and what it does about what they say (`rankdpo.validation`)."""
+
+    share: float = Field(
+        0.05, ge=0, lt=1, description="of the prompts, by a hash of each, that are held out; 0 turns it off"
+    )
+    min_prompts: int = Field(32, ge=2, description="that are held out at least")
+    max_prompts: int = Field(512, ge=2, description="that are held out at most")
+    every: int = Field(25, ge=1, description="steps between two validations")
+    draws: int = Field(4, ge=1, description="fixed times and noises a prompt, stratified over time")
+    stop: Literal["none", "patience"] = Field(
+        "none",
+        description="none takes all steps and exports the last, as the paper; patience stops when validation no longer "
+        "gets better, and exports the best",
+    )
+    patience: int = Field(4, ge=1, description="validations without a better one before it stops")
+    max_rise: float = Field(
+        0.05, ge=0, description="by how much the error on preferred candidates may exceed the reference's"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ValidationConfig:
+        if self.min_prompts > self.max_prompts:
+            raise ValueError(
+                f"validation.min_prompts {self.min_prompts} is above validation.max_prompts {self.max_prompts}"
+            )
+        if self.stop == "patience" and not self.share:
+            raise ValueError(
+                "validation.stop = 'patience' looks at held-out prompts, and validation.share = 0 holds none out: give "
+                "a share, such as 0.05, or stop = 'none'"
+            )
+        return self
+
+
 class TrainingSettings(Strict):
     """How a model is trained, whatever it is and whatever on."""
 
@@ -202,6 +236,7 @@ class TrainingSettings(Strict):
     noise: NoiseConfig = NoiseConfig()
     tuned: TunedConfig = TunedConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    validation: ValidationConfig = ValidationConfig()
     encoding: EncodingConfig = EncodingConfig()
     workers: WorkersConfig = WorkersConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
@@ -268,6 +303,8 @@ class RankDPOConfig(TrainingSettings):
         del content["model"]["pool"], content["model"]["batch_size"], content["model"]["seed_name"]
         if self.labels == LabelsConfig():
             del content["labels"]  # a run that was begun before there were any goes on
+        if not self.validation.share:
+            del content["validation"]  # likewise
         return dict(flatten(content))
 
 

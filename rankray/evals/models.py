@@ -113,7 +113,9 @@ def resolve(asked: EvaluatedModel, written: Mapping[str, Model]) -> Model:
 
 
 def _run(asked: EvaluatedModel, place: str) -> Model:
-    run, steps = _config_of(place), _read(f"{place}/run.json")["steps"]
+    run, info = _config_of(place), _read(f"{place}/run.json")
+    # The step whose weights its pipeline holds: validation may have chosen an earlier one than the last.
+    steps = info["validation"]["exported"]["step"] if info.get("validation") else info["steps"]
     if not _exists(f"{place}/pipeline/model_index.json"):
         raise ConfigError(f"the run {place} has no pipeline; put its directory `pipeline` back")
     name = asked.name or _name(place)

@@ -27,7 +27,10 @@ from rankray.rankdpo.encoded import EncodedRow
 
 @dataclass(frozen=True)
 class Noising:
-    """How a row is made a training example: all that decides its time, noise and text."""
+    """How a row is made a training example: all that decides its time, noise and text.
+
+    With `strata` a row's epoch is one of so many fixed draws, each from its own part of the times: validation's.
+    """
 
     process: diffusion.Process
     sampling: diffusion.TimeSampling
@@ -36,6 +39,7 @@ class Noising:
     shared_noise: bool
     sample_latents: bool
     weighting: str
+    strata: int = 0
 
 
 def noising(spec: GeneratorSpec, config: RankDPOConfig) -> Noising:
@@ -105,13 +109,16 @@ def make_batch(
     times, text = [], []
     for b, (row, epoch) in enumerate(zip(rows, epochs, strict=True)):
         own = len(row.rank)
+        stratum = (epoch, noising.strata) if noising.strata else (0, 1)
         drawn = diffusion.draw(
             noising.process,
             noising.sampling,
-            diffusion.prompt_generator(noising.seed, epoch, row.prompt_id),
+            # No epoch is negative, so no validation sees a noise that training has seen.
+            diffusion.prompt_generator(noising.seed, -1 - epoch if noising.strata else epoch, row.prompt_id),
             (own, c, h, w),
             noising.dropout,
             noising.shared_noise,
+            stratum,
         )
         latents[b, :own] = torch.from_numpy(row.mean)
         if noising.sample_latents:

@@ -278,6 +278,7 @@ def reference_uri(encoded: EncodedSet, job: ReferenceJob, revision: str) -> str:
         "seed": config.seed,
         "read": [job.reads.whole, len(job.reads.last)],
         "noise": config.noise.model_dump(),
+        "held_out": len(job.reads.held_out),
     }
     if job.labelling is not None:  # labels do not matter to the reference, only whom it is asked about
         content["asked"] = [job.labelling.candidates, job.labelling.prompt_share]

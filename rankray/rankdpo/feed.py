@@ -20,10 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rankray import store
+from rankray.config import ConfigError
+from rankray.config.rankdpo import ValidationConfig
 from rankray.rankdpo.encoded import EncodedRow, RowPlace, RowReader, decoded_row, index, relabelled
 from rankray.rankdpo.train_job import TrainJob
 
 STEPS_AHEAD = 2
+PAPER_EPOCHS = 7.0
+"""400 steps of 1,024 prompts over 58,000 (paper section 4.1)."""
+MANY_EPOCHS = 30.0
+"""TODO measured"""
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -48,9 +54,41 @@ def step_rows(step: int, batch_size: int, rows: int, seed: int) -> list[tuple[in
     return found
 
 
-def epochs_of(steps: int, batch_size: int, rows: int) -> int:
-    """Epochs that a run of so many steps begins."""
-    return -(-steps * batch_size // rows)
+def epochs_line(steps: int, batch_size: int, rows: int) -> str:
+    """How often a run sees each of its prompts, said before it begins, with a warning above `MANY_EPOCHS`."""
+    epochs = steps * batch_size / rows
+    said = (
+        f"{steps:,} steps of {batch_size:,} over {rows:,} prompts are {epochs:.1f} epochs "
+        f"(the paper: {PAPER_EPOCHS:g})"
+    )
+    if epochs <= MANY_EPOCHS:
+        return said
+    return (
+        f"{said}; warning: above {MANY_EPOCHS:g} runs remembered their prompts instead of learning from them. Take "
+        "fewer steps or more prompts, or leave the end to validation.stop = 'patience'"
+    )
+
+
+def held_out(prompt_ids: Iterable[str], config: ValidationConfig) -> frozenset[str]:
+    """The prompts that a run validates on instead of learning from: those with the least hashes.
+
+    Neither seed nor order has a part in it, so runs that differ in anything else hold out the same prompts, and a
+    dataset that grows by a tenth holds out nine tenths of them again.
+
+    Raises:
+        ConfigError: fewer would be left to learn from than are held out.
+    """
+    if not config.share:
+        return frozenset()
+    ids = sorted(prompt_ids, key=lambda one: hashlib.sha256(f"held out\0{one}".encode()).digest())
+    count = min(max(round(config.share * len(ids)), config.min_prompts), config.max_prompts)
+    if 2 * count > len(ids):
+        raise ConfigError(
+            f"validation would hold {count:,} of {len(ids):,} prompts out and leave {max(0, len(ids) - count):,} to "
+            "learn from; give more prompts, a lower validation.share or validation.min_prompts, or "
+            "validation.share = 0 to train without"
+        )
+    return frozenset(ids[:count])
 
 
 @dataclass(frozen=True)
@@ -62,17 +100,25 @@ class Reads:
 
     whole: int
     last: frozenset[str]
+    held_out: frozenset[str] = frozenset()
 
     def epochs(self, prompt_id: str) -> range:
-        """The epochs in which a row that takes part is read."""
-        return range(self.whole + (prompt_id in self.last))
+        """The epochs in which a row that takes part is read: none, where it is held out."""
+        return range(0 if prompt_id in self.held_out else self.whole + (prompt_id in self.last))
 
 
-def reads(prompt_ids: Iterable[str], steps: int, batch_size: int, seed: int) -> Reads:
-    """What `step_rows` gives to a run of so many steps over the rows of these prompts."""
+def reads(
+    prompt_ids: Iterable[str],
+    steps: int,
+    batch_size: int,
+    seed: int,
+    held_out: frozenset[str] = frozenset(),
+) -> Reads:
+    """What `step_rows` gives to a run of so many steps over the rows of these prompts, of which none is held out."""
     ids = sorted(prompt_ids)
     whole, rest = divmod(steps * batch_size, len(ids))
-    return Reads(whole, frozenset(ids[row] for row in epoch_order(len(ids), seed, whole)[:rest]))
+    last = frozenset(ids[row] for row in epoch_order(len(ids), seed, whole)[:rest])
+    return Reads(whole, last, held_out)
 
 
 def share(rows: Sequence[Any], rank: int, world: int) -> list[Any]:
@@ -85,16 +131,20 @@ class Rows:
     actors when they are asked for.
 
     Attributes:
-        places: of those that take part, by prompt id.
+        places: of those that are learnt from, by prompt id.
+        held_out: of those that are validated on, by prompt id.
     """
 
     def __init__(self, job: TrainJob) -> None:
         fs, _ = store.filesystem(job.files_uri)
-        self.places = [
+        taking = [
             place
             for place in index(job.files, fs)
             if job.labelling is None or job.labelling.takes(place.prompt_id)
         ]
+        away = held_out([place.prompt_id for place in taking], job.config.validation)
+        self.places = [place for place in taking if place.prompt_id not in away]
+        self.held_out = [place for place in taking if place.prompt_id in away]
         self._reader, self._layout, self._labelling = RowReader(fs), job.layout, job.labelling
         self._encoders: list[Any] = []
         self._turn = 0

@@ -15,7 +15,7 @@ the encoded set and the reference errors by row, the training from its last chec
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray
@@ -29,11 +29,11 @@ from rankray.data import place
 from rankray.data.place import Output, Publish
 from rankray.models import denoisers, generators
 from rankray.models.generators import GeneratorSpec
-from rankray.rankdpo import encoding, feed, labels
+from rankray.rankdpo import encoding, feed, labels, validation
 from rankray.rankdpo import forecast as training_forecast
 from rankray.rankdpo import nodes as training_nodes
 from rankray.rankdpo.encoding import EncodeActor, EncodeJob, ReferenceJob
-from rankray.rankdpo.train_job import TrainJob
+from rankray.rankdpo.train_job import RunState, TrainJob, best_name
 
 SAMPLE_PROMPTS = 4
 
@@ -46,7 +46,8 @@ class TrainingError(RuntimeError):
 class Plan:
     """A run whose inputs were found good: the model's row and revision, the dataset, the objective's reward.
 
-    `labelling` is None where the dataset's own ranking is learnt; `rows` are prompts that take part.
+    `labelling` is None where the dataset's own ranking is learnt; `rows` are prompts that are learnt from, and
+    `held_out` those that the run validates on.
     """
 
     config: RankDPOConfig
@@ -56,6 +57,7 @@ class Plan:
     reward: int | None
     labelling: labels.Labelling | None
     rows: int
+    held_out: frozenset[str]
     device: str
 
 
@@ -94,10 +96,13 @@ def check(config: RankDPOConfig) -> Plan:
             f"checkpoints.tensorboard writes to directories, and output is '{config.output}'; turn it off"
         )
     device = device_of(config.workers.num_gpus, config.rehearse)
-    rows = dataset.info["rows"]
+    ids = [row["prompt_id"] for row in dataset.rows()]
     if labelling is not None:
-        rows = labelling.count(row["prompt_id"] for row in dataset.rows())
-    return Plan(config, spec, revision, dataset, reward, labelling, rows, device)
+        ids = labelling.taken(ids)
+    held_out = feed.held_out(ids, config.validation)
+    return Plan(
+        config, spec, revision, dataset, reward, labelling, len(ids) - len(held_out), held_out, device
+    )
 
 
 def _dataset(path: str) -> store.RankedDataset:
@@ -176,11 +181,11 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
     if output.exists("_work", "diverged.json"):
         output.fs.delete_file(output.at("_work", "diverged.json"))
     job, _encoders = _encoded(plan, output.uri, say)
-    epochs = feed.epochs_of(config.steps, config.batch_size, plan.rows)
     say(
-        f"training {denoisers.family(plan.spec)} on {job.rows:,} prompts: {config.steps:,} steps of "
-        f"{config.batch_size:,} ({epochs} epochs), {config.workers.count} workers, ZeRO {config.workers.zero_stage}"
+        f"training {denoisers.family(plan.spec)} with {config.workers.count} workers, ZeRO "
+        f"{config.workers.zero_stage}; {len(plan.held_out):,} prompts are held out"
     )
+    say(feed.epochs_line(config.steps, config.batch_size, plan.rows))
     checkpoint = _train(job, output)
     if output.exists("_work", "diverged.json"):
         found = store.read_json(output.at("_work", "diverged.json"), output.fs)
@@ -189,15 +194,28 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
             f"than checkpoints.bad_steps = {config.checkpoints.bad_steps}; the last good checkpoint is kept in "
             f"{output.uri}/checkpoints. Lower optimizer.learning_rate or raise objective.beta, with another output."
         )
-    say("writing the pipeline")
-    last, pipeline = output.uri_of("checkpoints", checkpoint), output.uri_of("pipeline")
-    export_pipeline(plan.spec, config, last, pipeline)
-    return _summary(plan, output, checkpoint)
+    state = _state(output, checkpoint)
+    chosen = validation.chosen(state.points, config.validation) if state.points else None
+    if chosen is None or chosen.step == state.step:
+        weights: str | None = output.uri_of("checkpoints", checkpoint)
+    else:
+        weights = output.uri_of("checkpoints", best_name(chosen.step)) if chosen.step else None
+    say(f"writing the pipeline: {validation.decision(state.points, config.validation, config.steps)}")
+    export_pipeline(plan.spec, config, weights, output.uri_of("pipeline"))
+    return _summary(plan, output, state)
 
 
-def export_pipeline(spec: GeneratorSpec, config: RankDPOConfig, checkpoint: str, pipeline: str) -> None:
+def _state(output: Output, checkpoint: str) -> RunState:
+    return RunState.from_json(
+        store.read_json(output.at("checkpoints", checkpoint, "state.json"), output.fs)["run"]
+    )
+
+
+def export_pipeline(
+    spec: GeneratorSpec, config: RankDPOConfig, checkpoint: str | None, pipeline: str
+) -> None:
     """Writes the tuned pipeline of a checkpoint to `pipeline` (both URIs), in a task of its own: no driver loads a
-    model."""
+    model. Without a checkpoint it is the model as it started."""
     ray.get(ray.remote(num_cpus=0.5)(_export).remote(spec, config, checkpoint, pipeline))
 
 
@@ -243,8 +261,8 @@ def _encoded(plan: Plan, output: str, say: Say) -> tuple[TrainJob, list[Any]]:
     encoded = encoding.encode(dataset, todo, settings, say, wait_s)
     job = replace(job, files=encoded.files, files_uri=encoded.uri, layout=encoded.layout)
     if config.objective.reference == "precomputed" and config.objective.name not in REFERENCE_FREE:
-        ids = encoded.prompt_ids(plan.labelling)
-        reads = feed.reads(ids, config.steps, config.batch_size, config.seed)
+        ids = [name for name in encoded.prompt_ids(plan.labelling) if name not in plan.held_out]
+        reads = feed.reads(ids, config.steps, config.batch_size, config.seed, plan.held_out)
         ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, reads, plan.labelling)
         uri = encoding.reference_uri(encoded, ahead, plan.revision)
         forecast = training_forecast.ahead_line(ahead, len(ids), dataset)
@@ -316,16 +334,15 @@ def _some_prompts(dataset: store.RankedDataset) -> tuple[str, ...]:
     return tuple(row["prompt"] for row, _ in zip(rows, range(SAMPLE_PROMPTS), strict=False))
 
 
-def _summary(plan: Plan, output: Output, checkpoint: str) -> dict[str, Any]:
+def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
     """The contents of `run.json`."""
     import json
 
     config = plan.config
     with output.fs.open_input_stream(output.at("metrics.jsonl")) as stream:
         lines = [json.loads(line) for line in stream.read().decode().splitlines()]
-    state = store.read_json(output.at("checkpoints", checkpoint, "state.json"), output.fs)["run"]
     parameters = store.read_json(output.at("_work", "parameters.json"), output.fs)
-    wall_s = max(state["elapsed_s"], 1e-9)
+    wall_s = max(state.elapsed_s, 1e-9)
     wait_s = sum(line["data_wait_s"] for line in lines)
     return {
         "rankray_version": rankray.__version__,
@@ -339,7 +356,7 @@ def _summary(plan: Plan, output: Output, checkpoint: str) -> dict[str, Any]:
         },
         "loss": config.objective.name,
         "beta": config.objective.beta,
-        "steps": config.steps,
+        "steps": state.step,
         "batch_size": config.batch_size,
         "workers": config.workers.count,
         "zero_stage": config.workers.zero_stage,
@@ -350,15 +367,28 @@ def _summary(plan: Plan, output: Output, checkpoint: str) -> dict[str, Any]:
         "held_parameters": parameters["held"],
         "throughput": {
             "wall_s": wall_s,
-            "prompts_per_s": config.steps * config.batch_size / wall_s,
+            "prompts_per_s": state.step * config.batch_size / wall_s,
             "data_wait_share": wait_s / wall_s,
             "cpu_minutes": sum(line["cpu_s"] * line["workers"] for line in lines) / 60,  # used, not claimed
         },
-        "skipped_steps": state["skipped"],
-        "best": {"step": state["best_step"], "metric": "implicit_accuracy", "value": state["best"]},
+        "skipped_steps": state.skipped,
+        "validation": _validation(plan, state) if state.points else None,
         "cost": {
             "usd": lines[-1]["usd"],
-            "gpu_hours": state["gpu_s"] / 3600,
-            "cpu_hours": state["cpu_s"] / 3600,
+            "gpu_hours": state.gpu_s / 3600,
+            "cpu_hours": state.cpu_s / 3600,
         },
+    }
+
+
+def _validation(plan: Plan, state: RunState) -> dict[str, Any]:
+    """What held-out prompts said in the end, which step was exported, and why."""
+    config = plan.config.validation
+    return {
+        "prompts": len(plan.held_out),
+        "exported": asdict(validation.chosen(state.points, config)),
+        "best": asdict(validation.best(state.points, config)),
+        "last": asdict(state.points[-1]),
+        "decision": validation.decision(state.points, config, plan.config.steps),
+        "warnings": validation.warnings(state.points, config),
     }

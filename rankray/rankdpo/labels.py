@@ -45,13 +45,13 @@ class Labelling:
         """Whether a prompt takes part: its id is a hash, so a share of ids is a random share of prompts."""
         return int(prompt_id[:8], 16) < self.prompt_share * 2**32
 
-    def count(self, prompt_ids: Iterable[str]) -> int:
-        """Prompts that take part.
+    def taken(self, prompt_ids: Iterable[str]) -> list[str]:
+        """Those of the prompts that take part.
 
         Raises:
             ConfigError: none does.
         """
-        found = sum(self.takes(row_id) for row_id in prompt_ids)
+        found = [row_id for row_id in prompt_ids if self.takes(row_id)]
         if not found:
             raise ConfigError(
                 f"labels.prompt_share = {self.prompt_share:g} leaves no prompt of the dataset; raise it"

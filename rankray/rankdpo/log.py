@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 import torch
 
 from rankray import losses, store
+from rankray.rankdpo import validation
 from rankray.rankdpo.step import Step, Training
 from rankray.rankdpo.train_job import RunState, TrainJob
 
@@ -33,7 +34,8 @@ class RunLog:
         self._parameters = training.model.parameters
         self._fs, self._output = store.filesystem(self._job.output)
         self._start = state
-        self._right = self._pairs = self._elapsed_s = 0.0
+        self._elapsed_s = 0.0
+        self._warned: set[str] = set()
         self._cpu_s = time.process_time()
         self._flushed_s = self._said_s = time.monotonic()
         self._lines: list[dict[str, Any]] = []
@@ -53,25 +55,25 @@ class RunLog:
     def step(self, state: RunState, step: Step) -> None:
         """One finished step, after which the run is at `state`."""
         self._elapsed_s += step.step_s
-        if not step.bad:
-            self._right += step.sums["right"]
-            self._pairs += step.sums["pairs"]
         if not self._writes:
             return
         line, steps = self._line(state, step), self._job.config.steps
         self._lines.append(line)
-        if self._board is not None:
-            for name, value in line.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, state.step)
-        if self._wandb is not None:
-            self._wandb.log(line, step=state.step)
+        self._track(line, state.step)
         now = time.monotonic()
         if now - self._said_s > SAY_S or state.step in (1, steps):
             self._said_s = now
             print(_sentence(line, steps), flush=True)
         if now - self._flushed_s > FLUSH_S:
             self.flush()
+
+    def _track(self, figures: Mapping[str, float | None], step: int) -> None:
+        if self._board is not None:
+            for name, value in figures.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(figures), step=step)
 
     def _line(self, state: RunState, step: Step) -> dict[str, Any]:
         job, spent, cpu_s = self._job, self.spent(state), time.process_time()
@@ -109,11 +111,22 @@ class RunLog:
             cpu_s=start.cpu_s + workers_s * workers.num_cpus,
         )
 
-    def accuracy_since_last(self) -> float:
-        """Implicit accuracy of all pairs since this was last asked; the same on every worker."""
-        found = self._right / self._pairs if self._pairs else 0.0
-        self._right = self._pairs = 0.0
-        return found
+    def validated(self, state: RunState, took_s: float) -> None:
+        """A validation, which `state` ends with; its figures stand in the line of its step."""
+        self._elapsed_s += took_s
+        if not self._writes:
+            return
+        config, point = self._job.config, state.points[-1]
+        if point.step == 0:
+            return
+        if self._lines and self._lines[-1]["step"] == point.step:
+            self._lines[-1] |= point.line()
+        self._track(point.line(), point.step)
+        print(f"[rankray] {validation.sentence(point, config.steps)}", flush=True)
+        for kind, text in validation.warnings(state.points, config.validation).items():
+            if kind not in self._warned:
+                print(f"[rankray] warning, {kind}: {text}", flush=True)
+                self._warned.add(kind)
 
     def flush(self) -> None:
         """Writes `metrics.jsonl` whole, and how many parameters are held."""

@@ -33,10 +33,12 @@ COLUMNS = 4
 GRID_SEED = 0
 
 
-def denoiser_with(spec: GeneratorSpec, config: RankDPOConfig, weights: Mapping[str, Tensor]) -> Any:
-    """The denoiser with trained weights in place, adapters merged: in float32 on the CPU, where nothing is rounded."""
+def denoiser_with(spec: GeneratorSpec, config: RankDPOConfig, weights: Mapping[str, Tensor] | None) -> Any:
+    """The denoiser with trained weights in place (None: as it starts), adapters merged: in float32 on the CPU, where
+    nothing is rounded."""
     denoiser = tuned_denoiser(spec, config)
     own = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
+    weights = own if weights is None else weights
     if own.keys() != weights.keys():
         strange = sorted(own.keys() ^ weights.keys())
         raise ValueError(f"trained weights do not fit the model: {len(strange)} names, such as {strange[0]}")
@@ -121,17 +123,21 @@ def draw_grid(spec: GeneratorSpec, painter: Any, prompts: Sequence[str], rank: i
     return grid
 
 
-def export_pipeline(spec: GeneratorSpec, config: RankDPOConfig, checkpoint: str, pipeline: str) -> None:
+def export_pipeline(
+    spec: GeneratorSpec, config: RankDPOConfig, checkpoint: str | None, pipeline: str
+) -> None:
     """Writes the tuned pipeline of a checkpoint to `pipeline` (both URIs), replacing what is there, as
-    `save_pretrained` does."""
+    `save_pretrained` does. Without a checkpoint it is the model as it started."""
     local = pafs.LocalFileSystem()
     with tempfile.TemporaryDirectory(prefix="rankray-export-") as scratch:
-        name = "ema" if config.tuned.ema else "weights"
-        fs, place = store.filesystem(checkpoint)
-        for info in fs.get_file_info(pafs.FileSelector(place)):
-            if info.base_name.startswith(name):
-                pafs.copy_files(info.path, f"{scratch}/{info.base_name}", fs, local)
-        denoiser = denoiser_with(spec, config, zero.Stored(Path(scratch), name))
+        name, weights = "ema" if config.tuned.ema else "weights", None
+        if checkpoint is not None:
+            fs, place = store.filesystem(checkpoint)
+            for info in fs.get_file_info(pafs.FileSelector(place)):
+                if info.base_name.startswith(name):
+                    pafs.copy_files(info.path, f"{scratch}/{info.base_name}", fs, local)
+            weights = zero.Stored(Path(scratch), name)
+        denoiser = denoiser_with(spec, config, weights)
         dtype = config.checkpoints.export_dtype
         parts.export(spec, denoiser, Path(scratch, "pipeline"), getattr(torch, dtype) if dtype else None)
         fs, place = store.filesystem(pipeline)

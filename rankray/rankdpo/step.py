@@ -95,9 +95,12 @@ class Training:
                 loaded.step + 1, sums, rate, None if norm is None else float(norm), step_s, loaded.wait_s, bad
             )
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within, the engine holds the weights that are the result: their average, where there is one."""
-        return self.average.swapped() if self.average is not None else contextlib.nullcontext()
+    def averaged(self, computing: bool = False) -> AbstractContextManager[None]:
+        """Within, the engine holds the weights that are the result: their average, where there is one; with
+        `computing` it also predicts with them."""
+        if self.average is None:
+            return contextlib.nullcontext()
+        return self.average.computing() if computing else self.average.swapped()
 
     def step(self, loaded: Loaded) -> dict[str, float]:
         """Forward, backward and update over a worker's share; the global batch's metric sums.

@@ -6,12 +6,15 @@ Nothing here needs torch or Ray: a driver that plans or compares runs makes thes
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.models.generators import GeneratorSpec
 from rankray.rankdpo.encoded import Layout
 from rankray.rankdpo.labels import Labelling
+from rankray.rankdpo.validation import Point
 
 
 @dataclass(frozen=True)
@@ -58,19 +61,41 @@ class RunState:
     Attributes:
         step: steps done.
         skipped: of these, left out for a loss or gradient that was not finite, or a loss that exploded.
-        best: highest implicit accuracy between two checkpoints, and the step of the second.
+        points: what held-out prompts said, of each validation.
+        right, pairs: of the training's pairs, since the last validation.
         elapsed_s: time spent on steps, of all starts.
         gpu_s, cpu_s: the same times the workers' GPUs and CPUs.
     """
 
     step: int = 0
     skipped: int = 0
-    best: float | None = None
-    best_step: int | None = None
+    points: tuple[Point, ...] = ()
+    right: float = 0.0
+    pairs: float = 0.0
     elapsed_s: float = 0.0
     gpu_s: float = 0.0
     cpu_s: float = 0.0
 
-    def after(self, bad: bool) -> RunState:
-        """The state one step later."""
-        return dataclasses.replace(self, step=self.step + 1, skipped=self.skipped + bad)
+    def after(self, bad: bool, sums: Mapping[str, float]) -> RunState:
+        """The state one step later; `sums` are the step's (`losses.metric_sums`)."""
+        counted = {} if bad else {key: getattr(self, key) + sums[key] for key in ("right", "pairs")}
+        return dataclasses.replace(self, step=self.step + 1, skipped=self.skipped + bad, **counted)
+
+    def validated(self, point: Point) -> RunState:
+        """The state after a validation; `right` and `pairs` start again."""
+        return dataclasses.replace(self, points=(*self.points, point), right=0.0, pairs=0.0)
+
+    @property
+    def training_accuracy(self) -> float | None:
+        """Implicit accuracy of the training's pairs since the last validation."""
+        return round(self.right / self.pairs, 6) if self.pairs else None
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> RunState:
+        """The reverse of `asdict`."""
+        return RunState(**{**value, "points": tuple(Point(**point) for point in value.get("points", ()))})
+
+
+def best_name(step: int) -> str:
+    """The directory, among the checkpoints, of the weights after `step` steps that were once the best."""
+    return f"best-{step:06}"

@@ -3,7 +3,7 @@
     weights.safetensors          float32, of what is trained
     ema.safetensors              their average, where there is one
     optimizer.KEY.safetensors    each of the optimizer's tensors
-    state.json                   step, skipped steps, best value, what was spent
+    state.json                   step, skipped steps, what held-out prompts said, what was spent
 
 Of several workers each writes the tensors of its share, NAME-00001-of-00008.safetensors and so on, and Ray Train stores
 them while training goes on: all wait only until each has its share on its own disk. No random state is in it: all
@@ -17,6 +17,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -25,31 +26,52 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from rankray import store
-from rankray.rankdpo import step, zero
+from rankray.rankdpo import step, validation, zero
 from rankray.rankdpo.feed import Rows
+from rankray.rankdpo.held_out import HeldOut
 from rankray.rankdpo.log import RunLog
 from rankray.rankdpo.samples import keep_grid
 from rankray.rankdpo.step import Training
-from rankray.rankdpo.train_job import RunState, TrainJob
+from rankray.rankdpo.train_job import RunState, TrainJob, best_name
 
 
 def train(job: TrainJob) -> None:
-    """One worker's run, from its last checkpoint to the last step (Algorithm 2)."""
-    settings, context, rows = job.config.checkpoints, ray.train.get_context(), Rows(job)
+    """One worker's run, from its last checkpoint to the last step (Algorithm 2), or to where validation ends it."""
+    config, context, rows = job.config, ray.train.get_context(), Rows(job)
     training = step.begin(job, rows, context.get_world_rank(), context.get_world_size())
     state = restore(training)
     log = RunLog(training, state)
+    held_out = HeldOut(training, rows) if rows.held_out else None
+    if held_out is not None and not state.points:
+        state = _validated(training, held_out, state, log)
     keep_grid(training, state.step)
-    for taken in training.steps(rows, state.step):
-        state = state.after(taken.bad)
-        log.step(state, taken)
-        if state.skipped > settings.bad_steps:
-            log.diverged(state)
-            return
-        keep_grid(training, state.step)
-        if state.step % settings.every == 0 or state.step == job.config.steps:
-            state = save(training, state, log)
+    if not validation.stops(state.points, config.validation):
+        for taken in training.steps(rows, state.step):
+            state = state.after(taken.bad, taken.sums)
+            log.step(state, taken)
+            if state.skipped > config.checkpoints.bad_steps:
+                log.diverged(state)
+                return
+            keep_grid(training, state.step)
+            last = state.step == config.steps
+            if held_out is not None and (last or state.step % config.validation.every == 0):
+                state = _validated(training, held_out, state, log)
+                last = last or validation.stops(state.points, config.validation)
+            if last or state.step % config.checkpoints.every == 0:
+                state = save(training, state, log)
+            if last:
+                break
     log.close()
+
+
+def _validated(training: Training, held_out: HeldOut, state: RunState, log: RunLog) -> RunState:
+    """Validates, and keeps the weights where they are the best so far; returns the state with the new point."""
+    begin_s = time.perf_counter()
+    state = state.validated(held_out.measure(state))
+    log.validated(state, time.perf_counter() - begin_s)
+    if state.step and validation.best(state.points, training.job.config.validation).step == state.step:
+        _keep_best(training, state.step)
+    return state
 
 
 def restore(training: Training) -> RunState:
@@ -71,15 +93,11 @@ def _load(training: Training, directory: Path) -> RunState:
     zero.refresh(engine, weights)
     tensors = {key: zero.Stored(directory, f"optimizer.{key}") for key in found["optimizer_tensors"]}
     zero.restore_optimizer(engine, tensors, found["optimizer_scalars"])
-    return RunState(**found["run"])
+    return RunState.from_json(found["run"])
 
 
 def save(training: Training, state: RunState, log: RunLog) -> RunState:
-    """Writes a checkpoint of all workers' slices; returns the state with its new best."""
-    accuracy = log.accuracy_since_last()
-    is_best = state.best is None or accuracy > state.best
-    if is_best:
-        state = dataclasses.replace(state, best=accuracy, best_step=state.step)
+    """Writes a checkpoint of all workers' slices; returns the state with what was spent."""
     state = log.spent(state)
     directory = Path(tempfile.mkdtemp(prefix="rankray-checkpoint-"))
     try:
@@ -88,13 +106,12 @@ def save(training: Training, state: RunState, log: RunLog) -> RunState:
             log.flush()
             text = {"run": dataclasses.asdict(state), "optimizer_tensors": keys, "optimizer_scalars": scalars}
             (directory / "state.json").write_text(json.dumps(text))
-        if is_best:
-            _keep_best(training, directory, state.step)
+            _remove_bests(training.job, state)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
     ray.train.report(
-        {"step": state.step, "implicit_accuracy": accuracy},
+        {"step": state.step},
         checkpoint=ray.train.Checkpoint.from_directory(directory),
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
@@ -104,34 +121,53 @@ def save(training: Training, state: RunState, log: RunLog) -> RunState:
 
 def _write_share(training: Training, directory: Path) -> tuple[list[str], dict[str, float]]:
     """Writes this worker's share of the tensors; returns the optimizer's, as `zero.state_keys` names them."""
-    engine, rank, world = training.engine, training.rank, training.world
-    mine, (keys, scalars) = zero.share(engine, rank, world), zero.state_keys(engine)
-    part = "" if world == 1 else f"-{rank + 1:05}-of-{world:05}"
-    for name, key in {"weights": None, **{f"optimizer.{key}": key for key in keys}}.items():
-        save_file(zero.gather(engine, key, mine), directory / f"{name}{part}.safetensors")
-    if training.average is not None:
-        with training.average.swapped():
-            save_file(zero.gather(engine, None, mine), directory / f"ema{part}.safetensors")
+    engine, (keys, scalars) = training.engine, zero.state_keys(training.engine)
+    mine, part = zero.share(engine, training.rank, training.world), _part(training)
+    _write_weights(training, directory)
+    for key in keys:
+        save_file(zero.gather(engine, key, mine), directory / f"optimizer.{key}{part}.safetensors")
     return keys, scalars
 
 
-def _keep_best(training: Training, directory: Path, step: int) -> None:
-    """Copies a checkpoint's weights to OUTPUT/checkpoints/best-STEP, names it in best.json, removes the one before."""
+def _write_weights(training: Training, directory: Path) -> None:
+    """Writes this worker's share of the weights, and of their average."""
+    engine, part = training.engine, _part(training)
+    mine = zero.share(engine, training.rank, training.world)
+    save_file(zero.gather(engine, None, mine), directory / f"weights{part}.safetensors")
+    if training.average is not None:
+        with training.average.swapped():
+            save_file(zero.gather(engine, None, mine), directory / f"ema{part}.safetensors")
+
+
+def _part(training: Training) -> str:
+    return "" if training.world == 1 else f"-{training.rank + 1:05}-of-{training.world:05}"
+
+
+def _keep_best(training: Training, step: int) -> None:
+    """Writes the weights to OUTPUT/checkpoints/best-STEP and names it in best.json; those before stay for a while."""
     fs, output = store.filesystem(training.job.output)
-    root, name = f"{output}/checkpoints", f"best-{step:06}"
+    root, name = f"{output}/checkpoints", best_name(step)
     best = f"{root}/{name}"
     if training.rank == 0:
         if fs.get_file_info(best).type != pafs.FileType.NotFound:  # what a killed start left
             fs.delete_dir(best)
         fs.create_dir(best, recursive=True)
     distributed.barrier()
-    for file in directory.iterdir():
-        if not file.name.startswith("optimizer."):
-            pafs.copy_files(str(file), f"{best}/{file.name}", pafs.LocalFileSystem(), fs)
+    with tempfile.TemporaryDirectory(prefix="rankray-best-") as scratch:
+        _write_weights(training, Path(scratch))
+        pafs.copy_files(scratch, best, pafs.LocalFileSystem(), fs)
     distributed.barrier()
-    if training.rank > 0:
-        return
-    store.write_json(f"{root}/best.json", {"checkpoint": name, "step": step}, fs)
-    for info in fs.get_file_info(pafs.FileSelector(root)):
-        if info.base_name.startswith("best-") and info.base_name != name:
+    if training.rank == 0:
+        store.write_json(f"{root}/best.json", {"checkpoint": name, "step": step}, fs)
+
+
+def _remove_bests(job: TrainJob, state: RunState) -> None:
+    """Removes the best weights of old that neither this checkpoint knows nor the one before, from which a run goes on
+    if it is killed while this one is being stored."""
+    every, config = job.config.checkpoints.every, job.config.validation
+    before = [point for point in state.points if point.step <= (state.step - 1) // every * every]
+    known = {best_name(validation.best(points, config).step) for points in (state.points, before) if points}
+    fs, output = store.filesystem(job.output)
+    for info in fs.get_file_info(pafs.FileSelector(f"{output}/checkpoints", allow_not_found=True)):
+        if info.base_name.startswith("best-") and info.base_name not in known:
             fs.delete_dir(info.path)

@@ -264,6 +264,21 @@ class Average:
         finally:
             self._swap()
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Within, the model computes with the average too. At stage 3 that takes whole tensors: every worker's host
+        holds them for as long."""
+        try:
+            with self.swapped():
+                self._refresh()
+                yield
+        finally:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        stage = self._engine.zero_optimization_stage()
+        refresh(self._engine, gather(self._engine) if stage == 3 else {})
+
     def _swap(self) -> None:
         with torch.no_grad():
             for own, master in zip(self._values, masters(self._engine), strict=True):

@@ -50,7 +50,21 @@ class Curve:
 
 CURVES = (
     Curve("Loss", "mean of a step's prompts", {"loss": "loss"}),
-    Curve("Implicit accuracy", "% of pairs", {"accuracy": "implicit_accuracy"}, 100.0, 50.0),
+    Curve(
+        "Implicit accuracy",
+        "% of pairs",
+        {"training": "implicit_accuracy", "held out": "validation_implicit_accuracy"},
+        100.0,
+        50.0,
+    ),
+    Curve(
+        "Held-out errors over the reference's",
+        "%",
+        {"preferred": "validation_chosen_rise", "rejected": "validation_rejected_rise"},
+        100.0,
+        0.0,
+        noisy=False,
+    ),
     Curve("Margin", "β × difference of errors", {"margin": "margin"}),
     Curve("Denoising error", "mean squared error", {"model": "model_error", "reference": "ref_error"}),
     Curve("Gradient norm", "L2, before clipping", {"norm": "grad_norm"}),
@@ -172,9 +186,21 @@ def learnt(metrics: Metrics, skipped: Sequence[int]) -> dict[str, Floats]:
         found[name] = np.where(nothing, np.nan, found[name])
     if not np.nansum(np.abs(found["ref_error"])):
         found["ref_error"] = np.full(len(metrics.lines), np.nan)
+    for name in names:
+        if name.startswith("validation_"):
+            found[name] = _joined(metrics.steps, found[name])
     wait, step_s = column(metrics.lines, "data_wait_s"), column(metrics.lines, "step_s")
     share = np.divide(wait, step_s, out=np.full_like(wait, np.nan), where=step_s > 0)
     return found | {"data_wait_share": share}
+
+
+def _joined(steps: Floats, values: Floats) -> Floats:
+    """Straight lines between the steps that have a value, as one in 25 has it; NaN before the first and after the
+    last."""
+    known = ~np.isnan(values)
+    if not known.any():
+        return values
+    return np.interp(steps, steps[known], values[known], left=np.nan, right=np.nan)
 
 
 def ends(values: Floats) -> tuple[float, float] | None:

@@ -37,6 +37,7 @@ OPTIONS = {
     "training.encoding.num_gpus": "0.5",
     "training.checkpoints.every": "2",
     "training.checkpoints.sample_every": "0",
+    "training.validation.share": "0",
     "held_out.prompts.limit": "8",
 }
 # A phase has begun when something is in the first place, and is over when the second exists.

@@ -44,6 +44,7 @@ def settings(dataset: Path, output: Path, **changes: Any) -> RankDPOConfig:
         "rehearse": True,
         "encoding": {"num_cpus": 0.5},
         "checkpoints": {"every": 5},
+        "validation": {"share": 0.0},
     }
     return config.build(RankDPOConfig, config.with_options(tables, changes))
 

@@ -38,6 +38,7 @@ def test_checkpoints_are_measured_as_they_come(
             checkpoints__every=EVERY,
             checkpoints__keep=5,
             checkpoints__sample_every=0,
+            validation__share=0.0,
         ),
     )
     wait_for((trained / "config.toml").exists, training)

@@ -61,6 +61,7 @@ def test_a_model_is_trained_on_imported_choices(cluster: Cluster, tmp_path: Path
         "steps": 4,
         "batch_size": 12,
         "objective": {"name": "rank_dpo", "beta": 200.0},
+        "validation": {"share": 0.0},
         "optimizer": {"name": "adamw", "learning_rate": 3e-4},
         "workers": {"count": 1, "num_cpus": 0.5, "num_gpus": 1, "max_failures": 0},
         "encoding": {"num_gpus": 0.5},

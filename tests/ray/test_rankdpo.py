@@ -48,6 +48,7 @@ def settings(dataset: Path, output: Path, **changes: Any) -> RankDPOConfig:
         "workers": {"count": 1, "num_cpus": 0.5, "num_gpus": 1, "zero_stage": 2, "max_failures": 0},
         "encoding": {"num_gpus": 0.5},
         "checkpoints": {"sample_every": 0},
+        "validation": {"share": 0.0},
     }
     return config.build(RankDPOConfig, config.with_options(tables, changes))
 
@@ -91,11 +92,18 @@ def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-def test_weights_do_not_depend_on_how_a_batch_is_split(train: Run, by_workers: Run) -> None:
-    """8 at once at ZeRO 0, 2 + 2 + 2 + 2 accumulated at ZeRO 2, and two workers' 2 x 2 at ZeRO 3 (float32, SGD)."""
-    whole = train("whole", workers__zero_stage=0, workers__micro_batch=8)
-    accumulated = train("accumulated", workers__micro_batch=2)
-    split = by_workers("split", workers__count=2, workers__micro_batch=2, workers__zero_stage=3)
+HELD_OUT = {"validation__share": 0.2, "validation__min_prompts": 5, "validation__every": 2}
+
+
+def test_weights_and_validation_do_not_depend_on_how_a_batch_is_split(train: Run, by_workers: Run) -> None:
+    """8 at once at ZeRO 0, 2 + 2 + 2 + 2 accumulated at ZeRO 2, and two workers' 2 x 2 at ZeRO 3 (float32, SGD).
+
+    Five prompts are held out: the second worker's share of them is one less than the first's.
+    """
+    held_out = {**HELD_OUT, "tuned__ema": 0.5}
+    whole = train("whole", workers__zero_stage=0, workers__micro_batch=8, **held_out)
+    accumulated = train("accumulated", workers__micro_batch=2, **held_out)
+    split = by_workers("split", workers__count=2, workers__micro_batch=2, workers__zero_stage=3, **held_out)
     assert distance(weights(whole), initial_weights()) > 1e-3, "they moved a hundred times as far"
     assert all(line["grad_norm"] > 1.0 for line in lines(accumulated)), "all of them clip"
     for run in (split, accumulated):
@@ -103,8 +111,17 @@ def test_weights_do_not_depend_on_how_a_batch_is_split(train: Run, by_workers: R
         for ours, theirs in zip(lines(whole), lines(run), strict=True):
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-5)
             assert (ours["pairs"], ours["prompts"]) == (theirs["pairs"], theirs["prompts"])
+            for name in validated(ours) | validated(theirs):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=2e-5), name
+    assert [bool(validated(line)) for line in lines(split)] == [False, True, False, True]
+    assert lines(split)[-1]["validation_chosen_rise"] != 0.0
     assert [line["workers"] for line in lines(split)] == [2] * 4
     assert json.loads((split / "run.json").read_text())["cost"]["gpu_hours"] > 0
+
+
+def validated(line: dict[str, Any]) -> set[str]:
+    """Names of a validation's figures in a line."""
+    return {name for name in line if name.startswith("validation_")}
 
 
 @pytest.mark.slow
@@ -157,7 +174,11 @@ def test_what_comes_out_loads_with_diffusers_alone_and_draws(
 ) -> None:
     """One worker of Ray Train, its last checkpoint, its average, its pictures."""
     run = by_workers(
-        "exported", tuned__ema=0.5, checkpoints__sample_every=2, checkpoints__export_dtype="float32"
+        "exported",
+        tuned__ema=0.5,
+        checkpoints__sample_every=2,
+        checkpoints__export_dtype="float32",
+        **HELD_OUT,
     )
     code = (
         "import sys, torch, diffusers\n"
@@ -213,15 +234,25 @@ KILLED = {
     "tuned.ema": 0.9,
     "checkpoints.every": 5,
     "checkpoints.keep": 10,
+    "validation.share": 0.2,
+    "validation.min_prompts": 5,
+    "validation.every": 3,
 }
 
 
 def same(whole: Path, killed: Path, steps: int) -> None:
-    """The same weights and optimizer to the bit, and each step once with the same loss."""
+    """The same weights and optimizer to the bit, each step once with the same loss, the same validations."""
     for name in ("weights", "ema", "optimizer.exp_avg", "optimizer.exp_avg_sq"):
         assert distance(weights(whole, name), weights(killed, name)) == 0.0, name
     assert [line["step"] for line in lines(killed)] == list(range(1, steps + 1))
-    assert [line["loss"] for line in lines(whole)] == [line["loss"] for line in lines(killed)]
+    for ours, theirs in zip(lines(whole), lines(killed), strict=True):
+        assert ours["loss"] == theirs["loss"]
+        assert {name: ours[name] for name in validated(ours)} == {
+            name: theirs[name] for name in validated(theirs)
+        }
+    assert sum(bool(validated(line)) for line in lines(killed)) == -(-steps // 3)
+    first, second = (json.loads((run / "run.json").read_text())["validation"] for run in (whole, killed))
+    assert first == second
 
 
 def test_killed_before_its_third_checkpoint_it_goes_on_from_the_second(train: Run, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def prepared(root: Path, num_gpus: float, count: int, **changes: Any) -> tuple[l
         "batch_size": 2,
         "rehearse": True,
         "objective": {"reference": "precomputed"},
+        "validation": {"share": 0.0},
         "encoding": {"num_gpus": num_gpus, "min_size": count},
         "workers": {"count": 2, "num_gpus": 1, "num_cpus": 0.5},
     }

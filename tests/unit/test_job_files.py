@@ -19,10 +19,18 @@ from rankray.evals import EVALS, items_of
 JOBS = Path(__file__).parents[2] / "jobs"
 MAY_DIFFER = {"source", "height", "width", "steps", "dtype", "options", "models"}
 MODELS = {"generators", "rewards", "model", "models", "evals", "metrics"}
+TRAINING = {
+    "steps",
+    "batch_size",
+    "checkpoints.every",
+    "checkpoints.sample_every",
+    "validation.every",
+    "validation.min_prompts",
+}
 REHEARSED = {
     "synpic": {"execution.rows_per_block"},
-    "rankdpo-sdxl": {"steps", "batch_size", "checkpoints.every", "checkpoints.sample_every"},
-    "rankdpo-sd3": {"steps", "batch_size", "checkpoints.every", "checkpoints.sample_every"},
+    "rankdpo-sdxl": TRAINING,
+    "rankdpo-sd3": TRAINING,
     "evaluate": {f"prompts.{name}.samples" for name in ("geneval", "dpg", "compbench")},
 }
 JOB = {"synpic": SynPicConfig, "evaluate": EvaluateConfig}

@@ -96,6 +96,7 @@ def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) 
         ({"labels": {"rewards": ["shapes-mps"]}}, "'labels' would not be used; give"),
         ({"objective": {"beta": 3.0}}, "'beta' would not be used; give an objective's betas"),
         ({"optimizer": {"learning_rate": 0.1}}, "'learning_rate' would not be used"),
+        ({"validation": {"share": 0.1}}, "'validation' would not be used; trials learn from all prompts"),
     ],
 )
 def test_what_rows_and_objectives_say_is_not_said_of_training(table: dict[str, Any], told: str) -> None:

@@ -9,8 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rankray.config import ConfigError
+from rankray.config.rankdpo import ValidationConfig
 from rankray.rankdpo.encoded import RowPlace
-from rankray.rankdpo.feed import STEPS_AHEAD, epoch_order, epochs_of, feed, reads, share, step_rows
+from rankray.rankdpo.feed import (
+    STEPS_AHEAD,
+    epoch_order,
+    epochs_line,
+    feed,
+    held_out,
+    reads,
+    share,
+    step_rows,
+)
 
 
 class Rows:
@@ -67,7 +78,6 @@ def test_every_epoch_holds_each_row_once_whatever_the_batch(rows: int, batch: in
     seen = [pair for step in range(steps) for pair in step_rows(step, batch, rows, seed)]
     for epoch in range(3):
         assert sorted(row for e, row in seen if e == epoch) == list(range(rows))
-    assert epochs_of(steps, batch, rows) == max(e for e, _ in seen) + 1
 
 
 @given(st.integers(1, 40), st.integers(1, 17), st.integers(1, 12), st.integers(0, 5))
@@ -81,6 +91,56 @@ def test_reads_are_the_pairs_of_all_steps_and_no_others(rows: int, batch: int, s
 def test_the_paper_s_run_reads_its_eighth_epoch_in_part() -> None:
     found = reads(map(str, range(58_000)), 400, 1024, 0)
     assert (found.whole, len(found.last)) == (7, 3_600)
+
+
+def test_held_out_prompts_are_never_read_ahead() -> None:
+    ids = [f"p{row:02}" for row in range(10)]
+    found = reads(ids[3:], 3, 7, 0, frozenset(ids[:3]))
+    assert [len(found.epochs(name)) for name in ids] == [0, 0, 0, 3, 3, 3, 3, 3, 3, 3]
+
+
+IDS = [f"{number:016x}" for number in range(3_000)]
+
+
+@pytest.mark.parametrize(("prompts", "count"), [(200, 32), (1_000, 50), (3_000, 150)])
+def test_a_share_of_the_prompts_is_held_out_and_at_least_32(prompts: int, count: int) -> None:
+    found = held_out(IDS[:prompts], ValidationConfig())
+    assert len(found) == count
+    assert found == held_out(IDS[:prompts][::-1], ValidationConfig())
+
+
+def test_at_most_512_are_held_out() -> None:
+    assert len(held_out(IDS, ValidationConfig(share=0.4))) == 512
+
+
+def test_a_dataset_that_grows_holds_most_of_them_out_again() -> None:
+    less, more = (held_out(IDS[:rows], ValidationConfig(share=0.1)) for rows in (2_700, 3_000))
+    assert len(less & more) > 0.8 * len(less)
+
+
+def test_without_a_share_none_is_held_out() -> None:
+    assert held_out(IDS[:4], ValidationConfig(share=0.0)) == frozenset()
+
+
+def test_fewer_to_learn_from_than_to_validate_on_are_refused() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"validation would hold 32 of 40 prompts out and leave 8 to learn from; give more prompts, a lower "
+        r"validation\.share or validation\.min_prompts, or validation\.share = 0 to train without",
+    ):
+        held_out(IDS[:40], ValidationConfig())
+
+
+def test_epochs_are_said_beside_the_paper_s() -> None:
+    said = epochs_line(400, 1024, 58_000)
+    assert said == "400 steps of 1,024 over 58,000 prompts are 7.1 epochs (the paper: 7)"
+
+
+def test_many_epochs_are_warned_of() -> None:
+    said = epochs_line(450, 64, 475)
+    assert said.startswith(
+        "450 steps of 64 over 475 prompts are 60.6 epochs (the paper: 7); warning: above 30 "
+    )
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:

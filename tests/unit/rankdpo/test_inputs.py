@@ -58,7 +58,8 @@ def dataset(
 
 
 def settings(place: Path, **changes: Any) -> RankDPOConfig:
-    tables = {"dataset": str(place), "output": "/o", "model": {"model": "shapes-sdxl"}, "batch_size": 4}
+    tables: dict[str, Any] = {"dataset": str(place), "output": "/o", "model": {"model": "shapes-sdxl"}}
+    tables |= {"batch_size": 4, "validation": {"share": 0.0}}
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     return config.build(RankDPOConfig, config.with_options(tables, dotted))
 
@@ -68,6 +69,20 @@ def test_a_good_dataset_passes(tmp_path: Path) -> None:
     assert plan.spec.pipeline == "StableDiffusionXLPipeline"
     assert plan.revision.startswith("sha256:")
     assert (plan.reward, plan.device) == (None, "cpu")
+
+
+def test_validation_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    place = dataset(tmp_path / "d")
+    with pytest.raises(
+        ConfigError, match="validation would hold 32 of 1 prompts out and leave 0 to learn from"
+    ):
+        rankdpo.check(settings(place, validation__share=0.05))
+    with pytest.raises(ConfigError, match=r"validation\.share.*less than 1"):
+        settings(place, validation__share=1.0)
+    with pytest.raises(ConfigError, match=r"validation\.share = 0 holds none out: give a share"):
+        settings(place, validation__stop="patience")
+    with pytest.raises(ConfigError, match=r"min_prompts 600 is above validation\.max_prompts 512"):
+        settings(place, validation__share=0.05, validation__min_prompts=600)
 
 
 def test_datasets_that_cannot_be_trained_on(tmp_path: Path) -> None:

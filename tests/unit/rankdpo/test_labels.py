@@ -93,13 +93,13 @@ def test_a_share_of_prompts_is_about_that_share_and_grows_by_adding(share: float
     assert taken <= {row for row in IDS if more.takes(row)}
 
 
-def test_prompts_that_take_part_are_counted() -> None:
+def test_prompts_that_take_part_are_named() -> None:
     half = resolved(prompt_share=0.5)
-    assert half.count(IDS) == sum(half.takes(row) for row in IDS)
+    assert half.taken(IDS) == [row for row in IDS if half.takes(row)]
     with pytest.raises(
         ConfigError, match=r"labels\.prompt_share = 0\.5 leaves no prompt of the dataset; raise it"
     ):
-        half.count(row for row in IDS if not half.takes(row))
+        half.taken(row for row in IDS if not half.takes(row))
 
 
 @pytest.mark.parametrize(

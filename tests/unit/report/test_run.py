@@ -39,7 +39,11 @@ INFO: dict[str, Any] = {
     "held_parameters": 4_691_356,
     "throughput": {"wall_s": 300.0, "prompts_per_s": 2.133, "data_wait_share": 0.0125},
     "skipped_steps": 1,
-    "best": {"step": 30, "metric": "implicit_accuracy", "value": 0.625},
+    "validation": {
+        "exported": {"step": 30, "implicit_accuracy": 0.625},
+        "decision": "of step 30, the best on held-out prompts",
+        "warnings": {"memorising": "88.0 % of the training pairs are right"},
+    },
     "cost": {"usd": 0.25, "gpu_hours": 0.0833, "cpu_hours": 0.5, "runs": 3},
 }
 
@@ -57,6 +61,7 @@ def line(step: int, **changes: Any) -> dict[str, Any]:
         "pairs": 88,
         "prompts": 16,
         "skipped_prompts": 0,
+        **({} if step % 10 else {"validation_implicit_accuracy": 0.55, "validation_chosen_rise": 0.01}),
         "grad_norm": 0.9,
         "learning_rate": 1e-4,
         "step_s": 0.5,
@@ -114,7 +119,17 @@ def test_the_verdict_is_of_tenths(tmp_path: Path) -> None:
 
 def test_everything_known_is_on_the_page(tmp_path: Path) -> None:
     html, reader = whole(tmp_path)
-    stated = ["59.0 %", "step 30", "best: implicit accuracy 0.625", "2.133", "5.0 min", "1.2 %", "640"]
+    stated = [
+        "59.0 %",
+        "step 30",
+        "exported: 62.5 % of held-out pairs right",
+        "The pipeline is of step 30, the best on",
+        "Memorising: 88.0 % of the training pairs",
+        "2.133",
+        "5.0 min",
+        "1.2 %",
+        "640",
+    ]
     stated += [
         "prompts, 16 a step",
         "1.25 GB",
@@ -125,10 +140,10 @@ def test_everything_known_is_on_the_page(tmp_path: Path) -> None:
     assert [text for text in stated if text not in reader.text] == []
     labels = [attributes["aria-label"] for tag, attributes in reader.tags if "aria-label" in attributes]
     assert labels == [f"{curve.title} ({curve.unit}) by step" for curve in run_report.CURVES]
-    assert html.count('<div class="chart">') == len(run_report.CURVES) == 8
+    assert html.count('<div class="chart">') == len(run_report.CURVES) == 9
     assert "lowest 0.6 (step 40), highest 0.6975 (step 1), last 0.6" in reader.text
     # Every step of each chart has its strip; the loss of step 1 is 0.6975.
-    assert html.count("<title>step 1\n") == 8
+    assert html.count("<title>step 1\n") == 9
     assert "<title>step 1\nloss: 0.6975\nloss, averaged: 0.6975</title>" in html
     assert "wait: 2\n" in html
 

@@ -1,0 +1,149 @@
+"""What a run's held-out prompts say of it: errors of model and reference at fixed times and noises, as figures.
+
+`draws` predictions of each candidate of at most `max_prompts` prompts every `every` steps: of SDXL as the paper trains
+it half a step's time in 25. The reference's errors are the model's own before the first step, so no second model is
+asked, and objectives that have none are validated like all others. Errors are gathered from all workers before anything
+is computed from them: every worker comes to the same figures, and to the same decision (`validation`).
+
+    V held-out prompts, D draws of each, K candidates
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, distributed
+
+from rankray import losses, store
+from rankray.config.rankdpo import REFERENCE_FREE, ObjectiveConfig
+from rankray.losses import LossInputs
+from rankray.rankdpo import batches
+from rankray.rankdpo.feed import Rows, share
+from rankray.rankdpo.step import Training
+from rankray.rankdpo.train_job import RunState
+from rankray.rankdpo.validation import Point
+
+
+class HeldOut:
+    """A run's held-out prompts as one worker sees them: its share of the predictions, and everybody's figures.
+
+    Rows are kept in memory, 512 of SDXL's at most 1.4 GB over all workers.
+    """
+
+    def __init__(self, training: Training, rows: Rows) -> None:
+        self._training, model, job = training, training.model, training.job
+        self._config, self._objective = job.config.validation, job.config.objective
+        self._noising = replace(model.noising, dropout=0.0, strata=self._config.draws)
+        self._all = len(rows.held_out)
+        self._own = share(range(self._all), training.rank, training.world)
+        # One that has no share takes part in every pass with another's row, and keeps nothing of it.
+        self._rows = rows.read([rows.held_out[place] for place in self._own or [0]])
+        self._labels = self._gathered(
+            {
+                "win_probability": [row.win_probability for row in self._rows],
+                "rank": [row.rank for row in self._rows],
+                **(
+                    {}
+                    if job.reward is None
+                    else {"scores": [row.scores[:, job.reward] for row in self._rows]}
+                ),
+            }
+        )
+
+    def measure(self, state: RunState) -> Point:
+        """What they say of a run at `state`. Every worker must call it, and first of all before the first step."""
+        with self._training.averaged(computing=True):
+            model_error = self._errors()
+        ref_error = self._reference(model_error if state.step == 0 else None)
+        draws = self._config.draws
+        labels = {name: values.repeat(draws, 1) for name, values in self._labels.items()}
+        labels["rank"] = labels["rank"].long()
+        inputs = LossInputs(model_error, ref_error, mask=labels["rank"] > 0, **labels)
+        point = figures(state.step, inputs, draws, self._objective)
+        # Without a reference in training its pairs are judged by the model alone, which is another thing.
+        compared = self._objective.name not in REFERENCE_FREE
+        return replace(point, training_accuracy=state.training_accuracy if compared else None)
+
+    def _reference(self, errors: Tensor | None) -> Tensor:
+        """The reference's errors: these, which are kept for a run that goes on later, or the ones that were kept."""
+        fs, place = store.filesystem(f"{self._training.job.output}/_work/held-out.safetensors")
+        if errors is None:
+            with fs.open_input_stream(place) as stream:
+                return load(stream.read())["ref_error"]
+        if self._training.rank == 0:
+            fs.create_dir(place.rpartition("/")[0], recursive=True)
+            with fs.open_output_stream(place) as stream:
+                stream.write(save({"ref_error": errors}))
+        return errors
+
+    def _errors(self) -> Tensor:
+        """The model's error on every candidate in every draw: float64[D * V, K], on the CPU."""
+        training, found = self._training, []
+        at_once = training.engine.train_micro_batch_size_per_gpu()
+        largest = math.ceil(self._all / training.world)
+        passes = math.ceil(largest / at_once)  # as many on every worker
+        for draw in range(self._config.draws):
+            own: list[Any] = []
+            for start in range(0, passes * at_once, at_once):
+                rows = self._rows[start : start + at_once]
+                batch = batches.make_batch(
+                    rows or self._rows[:1],
+                    [draw] * max(1, len(rows)),
+                    self._noising,
+                    training.model.empty,
+                    training.model.device,
+                )
+                with torch.no_grad():
+                    errors = training.model.errors(training.engine, batch, batch.mask)
+                own += list(errors.double().cpu().numpy())[: len(rows)]
+            found.append(self._gathered({"error": own})["error"])
+        return torch.cat(found)
+
+    def _gathered(self, own: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
+        """Of each name this worker's rows [K_v] beside all others', padded with zeros: float64[V, K], on the CPU."""
+        device = self._training.model.device
+        most = torch.tensor(max(len(row) for rows in own.values() for row in rows), device=device)
+        if distributed.is_initialized():
+            distributed.all_reduce(most, distributed.ReduceOp.MAX)
+        found = {}
+        for name, rows in own.items():
+            values = torch.zeros(self._all, int(most), dtype=torch.float64)
+            for place, row in zip(self._own, rows, strict=False):
+                values[place, : len(row)] = torch.as_tensor(row, dtype=torch.float64)
+            values = values.to(device)
+            if distributed.is_initialized():
+                distributed.all_reduce(values)
+            found[name] = values.cpu()
+        return found
+
+
+def figures(step: int, inputs: LossInputs, draws: int, objective: ObjectiveConfig) -> Point:
+    """The point of these errors, rows in the order (draw, prompt): D * V of them."""
+    loss = losses.LOSSES[objective.name](inputs, beta=objective.beta, **objective.options)
+    sums = losses.metric_sums(inputs, loss, beta=objective.beta)
+    means = losses.metrics({key: float(value) for key, value in sums.items()})
+    right, pairs = (part.view(draws, -1).sum(0) for part in losses.implicitly_right(inputs))
+    accuracy = means["implicit_accuracy"]
+    asked = int((pairs > 0).sum())
+    spread = float((right - accuracy * pairs).square().sum().sqrt() / pairs.sum().clamp(min=1.0))
+    return Point(
+        step=step,
+        implicit_accuracy=round(accuracy, 6),
+        accuracy_error=round(spread * (asked / max(asked - 1, 1)) ** 0.5, 6),
+        **{key: round(means[key], 6) for key in ("margin", "loss", "model_error", "ref_error")},
+        chosen_rise=_rise(inputs, losses.best(inputs)),
+        rejected_rise=_rise(inputs, losses.best_and_worst(inputs).any(1)),
+    )
+
+
+def _rise(inputs: LossInputs, those: Tensor) -> float:
+    """The model's error on `those` (bool[B, K]) over the reference's, less one; 0 where there are none."""
+    model, reference = (
+        torch.where(those, error.double(), 0.0).sum() for error in (inputs.model_error, inputs.ref_error)
+    )
+    return round(float(model / reference) - 1.0, 6) if float(reference) else 0.0

@@ -1,0 +1,151 @@
+"""When a run has learnt what it can, which of its steps is exported, what to warn of: rules over what was validated.
+
+A preference loss falls and the training's own implicit accuracy rises whether or not the model gets better: on 500
+prompts of the shapes world 450 steps of Eq. 7 end at 88 % of the training pairs, and the pictures are 4 points worse.
+What is held out tells (`held_out` measures it). The price is the prompts, 5 % of them.
+
+Nothing here needs torch: workers decide by it, and the driver says afterwards what was decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rankray.config.rankdpo import ValidationConfig
+from rankray.words import percent
+
+SURE = 2.0
+"""Standard errors by which held-out pairs must be right more often than by chance before a step counts as learnt."""
+MEMORISED = 0.15
+"""By how much training pairs are right more often than held-out ones where a run remembers instead of learns."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What held-out prompts say after `step` steps.
+
+    Attributes:
+        implicit_accuracy: share of pairs whose preferred picture the model, against the reference, denoises better.
+        accuracy_error: its standard error, over prompts.
+        margin, loss: a pair's and a prompt's, under the run's objective.
+        model_error, ref_error: mean of all candidates.
+        chosen_rise, rejected_rise: the error on the best-ranked and the worst-ranked candidates over the reference's,
+            less one: 0.05 is five per cent above it.
+        training_accuracy: of the training pairs since the point before; None where there was none.
+    """
+
+    step: int
+    implicit_accuracy: float
+    accuracy_error: float
+    margin: float
+    loss: float
+    model_error: float
+    ref_error: float
+    chosen_rise: float
+    rejected_rise: float
+    training_accuracy: float | None = None
+
+    def line(self) -> dict[str, float]:
+        """Its figures by the names that `metrics.jsonl` and trackers have for them."""
+        left_out = ("step", "training_accuracy")
+        return {f"validation_{key}": value for key, value in asdict(self).items() if key not in left_out}
+
+
+def best(points: Sequence[Point], config: ValidationConfig) -> Point:
+    """The point that is exported: of those whose `chosen_rise` is within `max_rise`, that with the highest implicit
+    accuracy, the first of equals. The start, which has risen by nothing, is always one of them."""
+    allowed = [point for point in points if point.chosen_rise <= config.max_rise]
+    return max(allowed, key=lambda point: (point.implicit_accuracy, -point.step))
+
+
+def learnt(point: Point) -> bool:
+    """Whether a point's pairs are right more often than chance would have it, by `SURE` standard errors."""
+    return point.implicit_accuracy - SURE * point.accuracy_error > 0.5
+
+
+def chosen(points: Sequence[Point], config: ValidationConfig) -> Point:
+    """The point whose weights are exported: the last, or with `stop = "patience"` the best if it has `learnt`, and
+    the start if it has not."""
+    if config.stop == "none":
+        return points[-1]
+    found = best(points, config)
+    return found if learnt(found) else points[0]
+
+
+def stops(points: Sequence[Point], config: ValidationConfig) -> bool:
+    """Whether `patience` points in a row were no better than one before them."""
+    if config.stop == "none" or not points:
+        return False
+    first = best(points, config).step
+    return sum(point.step > first for point in points) >= config.patience
+
+
+def decision(points: Sequence[Point], config: ValidationConfig, steps: int) -> str:
+    """Which step is exported and why, in one line."""
+    if not points:
+        return "of the last step; validation.share = 0 holds no prompts out, so nothing says whether it is the best"
+    last, first, found = points[-1], best(points, config), chosen(points, config)
+    what = f"{percent(first.implicit_accuracy)} of held-out pairs right"
+    if config.stop == "none":
+        beside = ""
+        if first.step == 0:
+            beside = "; no step was better than the start on held-out prompts"
+        elif first.step < last.step:
+            beside = (
+                f"; step {first.step} was better on held-out prompts, {what}, and is kept in checkpoints/ "
+                "(validation.stop = 'patience' exports it)"
+            )
+        return f"of step {last.step}, the last, as validation.stop = 'none' has it{beside}"
+    ended = (
+        f"stopped after step {last.step} of {steps}, as the last {config.patience} validations were no better"
+        if last.step < steps
+        else f"all {steps} steps were taken"
+    )
+    if found.step == 0:
+        return (
+            f"the model as it started, since no step is better than chance on held-out prompts (at best {what} after "
+            f"step {first.step}); {ended}"
+        )
+    return f"of step {found.step}, the best on held-out prompts ({what}); {ended}"
+
+
+def sentence(point: Point, steps: int) -> str:
+    """A point in one line of the log."""
+    training = "" if point.training_accuracy is None else f" ({percent(point.training_accuracy)} in training)"
+    return (
+        f"step {point.step}/{steps}  validation: {percent(point.implicit_accuracy)} of held-out pairs right{training}, "
+        f"error {point.chosen_rise:+.1%} on the preferred, {point.rejected_rise:+.1%} on the rejected candidates"
+    )
+
+
+def warnings(points: Sequence[Point], config: ValidationConfig) -> dict[str, str]:
+    """What is wrong with a run, by the kind of fault, in words that a user can act on."""
+    last, found = points[-1], {}
+    if last.chosen_rise > config.max_rise:
+        both = (
+            "errors rise on preferred and rejected candidates alike"
+            if last.rejected_rise > 0
+            else "the error rises"
+        )
+        found["collapse"] = (
+            f"{both}: {last.chosen_rise:.1%} above the reference on the preferred ones of held-out prompts "
+            f"(validation.max_rise is {config.max_rise:.1%}). Pairs part while both get worse: lower "
+            "optimizer.learning_rate, raise objective.beta, or hold the preferred ones down by objective.options "
+            "(nll, dpop)"
+        )
+    gap = 0.0 if last.training_accuracy is None else last.training_accuracy - last.implicit_accuracy
+    if gap > MEMORISED and last.step > best(points, config).step:
+        found["memorising"] = (
+            f"{percent(last.training_accuracy)} of the training pairs are right and {percent(last.implicit_accuracy)} "
+            "of held-out ones, which no longer rise: the run remembers its prompts. Take fewer steps, more prompts, or "
+            "validation.stop = 'patience'"
+        )
+    if len(points) > config.patience and not any(learnt(point) for point in points):
+        top = max(points, key=lambda point: point.implicit_accuracy)
+        found["nothing learnt"] = (
+            f"after {last.step} steps held-out pairs are right {percent(last.implicit_accuracy)} of the time "
+            f"(at best {percent(top.implicit_accuracy)} ± {percent(top.accuracy_error)}), no better than chance. Look "
+            "whether the labels mean anything, raise optimizer.learning_rate, or give more prompts"
+        )
+    return found

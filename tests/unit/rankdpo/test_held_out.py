@@ -1,0 +1,106 @@
+"""Figures of held-out prompts: by hand, and the same whatever the engine, the batch and the average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from rankray.config.rankdpo import ObjectiveConfig
+from rankray.losses import LossInputs
+from rankray.rankdpo import zero
+from rankray.rankdpo.feed import Rows
+from rankray.rankdpo.held_out import HeldOut, figures
+from rankray.rankdpo.step import begin
+from rankray.rankdpo.train_job import RunState, TrainJob
+from rankray.rankdpo.validation import Point
+
+Make = Callable[..., TrainJob]
+HELD_OUT = {"validation__share": 0.5, "validation__min_prompts": 2, "batch_size": 2, "steps": 3}
+
+
+def inputs(model: list[list[float]], reference: list[list[float]], rank: list[list[int]]) -> LossInputs:
+    ranks = torch.tensor(rank)
+    phi = torch.where(ranks > 0, 1.0 - ranks.double() / 10.0, 0.0)
+    errors = (torch.tensor(value, dtype=torch.float64) for value in (model, reference))
+    return LossInputs(*errors, phi, ranks, ranks > 0)
+
+
+def test_figures_by_hand() -> None:
+    """Two prompts in two draws: of the first both draws are right, of the second one is; s is 0.1 apart each time."""
+    model = [[0.9, 1.0], [2.2, 2.1], [0.9, 1.0], [2.0, 2.1]]
+    reference = [[1.0, 1.0], [2.1, 2.1], [1.0, 1.0], [2.1, 2.1]]
+    rank = [[1, 2]] * 4
+    point = figures(50, inputs(model, reference, rank), 2, ObjectiveConfig(name="dpo", beta=10.0))
+    assert point.step == 50
+    assert point.implicit_accuracy == 0.75
+    # Prompts are right 2 of 2 and 1 of 2 times: their shares 1 and 1/2 spread by sqrt(1/8), the mean by half a sqrt(2)
+    assert point.accuracy_error == pytest.approx(math.sqrt(1 / 8) / math.sqrt(2), abs=1e-6)
+    assert point.margin == pytest.approx(10.0 * (0.1 - 0.1 + 0.1 + 0.1) / 4)
+    wrong, right = (math.log1p(math.exp(sign * 1.0)) for sign in (1, -1))
+    assert point.loss == pytest.approx((wrong + 3 * right) / 4, abs=1e-6)
+    assert point.chosen_rise == pytest.approx((0.9 + 2.2 + 0.9 + 2.0) / 6.2 - 1.0, abs=1e-6)
+    assert point.rejected_rise == 0.0
+    assert (point.model_error, point.ref_error) == (pytest.approx(12.2 / 8), pytest.approx(12.4 / 8))
+
+
+def test_prompts_without_a_preference_have_no_part_in_the_accuracy() -> None:
+    tied = inputs([[0.9, 1.0, 0.0], [1.5, 1.0, 0.0]], [[1.0, 1.0, 0.0]] * 2, [[1, 2, 0], [0, 1, 0]])
+    point = figures(1, tied, 1, ObjectiveConfig(beta=10.0))
+    assert (point.implicit_accuracy, point.accuracy_error) == (1.0, 0.0)
+
+
+def run(make: Make, **changes: object) -> list[Point]:
+    """Points before the first step and after the last, of a run on two prompts that validates on two."""
+    job = make(**HELD_OUT, **changes)
+    zero.alone()
+    rows = Rows(job)
+    assert (len(rows.places), len(rows.held_out)) == (2, 2)
+    training = begin(job, rows)
+    held_out = HeldOut(training, rows)
+    points = [held_out.measure(RunState())]
+    for step in training.steps(rows):
+        last = step.number
+    points.append(HeldOut(training, rows).measure(RunState(step=last)))  # as a run that goes on would
+    return points
+
+
+def test_before_the_first_step_the_model_is_the_reference(make: Make) -> None:
+    start, end = run(make, optimizer__learning_rate=1e-3)
+    assert (start.implicit_accuracy, start.chosen_rise, start.margin) == (0.5, 0.0, 0.0)
+    assert start.model_error == start.ref_error == end.ref_error
+    assert end.chosen_rise != 0.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workers__zero_stage": 2},
+        {"workers__zero_stage": 3},
+        {"workers__micro_batch": 1},
+        {"objective__reference": "copy", "objective__name": "sft"},
+    ],
+    ids=["ZeRO 2", "ZeRO 3", "one at once", "without a reference"],
+)
+def test_figures_do_not_depend_on_the_engine(make: Make, changes: dict[str, object]) -> None:
+    same = {
+        "tuned__dtype": "float32",
+        "optimizer__name": "sgd",
+        "optimizer__learning_rate": 0.05,
+        "tuned__ema": 0.5,
+    }
+    named = {"objective__name": changes.get("objective__name", "rank_dpo")}
+    first = run(make, **{"workers__zero_stage": 0}, **same, **named)
+    second = run(make, **{"workers__zero_stage": 0, **same, **changes})
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours.line() == pytest.approx(theirs.line(), rel=1e-4, abs=1e-5)
+
+
+def test_with_an_average_it_is_the_average_that_is_validated(make: Make) -> None:
+    """An average that hardly follows stays at the reference, whatever the weights do."""
+    float32 = {"tuned__dtype": "float32", "workers__zero_stage": 2, "optimizer__learning_rate": 1e-3}
+    _, still = run(make, tuned__ema=0.999999, **float32)
+    _, moved = run(make, **float32)
+    assert abs(still.chosen_rise) < 1e-5 < abs(moved.chosen_rise)

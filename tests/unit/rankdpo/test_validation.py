@@ -1,0 +1,131 @@
+"""Rules over validation's points: the best step, when to stop, what to export, what to say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankray.config.rankdpo import ValidationConfig
+from rankray.rankdpo import validation
+from rankray.rankdpo.validation import Point
+
+START = Point(0, 0.5, 0.0, 0.0, 0.7, 0.2, 0.2, 0.0, 0.0)
+PATIENT = ValidationConfig(stop="patience", patience=2)
+PAPER = ValidationConfig()
+
+
+def at(
+    step: int, accuracy: float, rise: float = 0.0, training: float | None = None, sure: float = 0.02
+) -> Point:
+    return replace(
+        START,
+        step=step,
+        implicit_accuracy=accuracy,
+        accuracy_error=sure,
+        chosen_rise=rise,
+        rejected_rise=rise + 0.01,
+        training_accuracy=training,
+    )
+
+
+def points(*accuracies: float) -> list[Point]:
+    return [START, *(at(25 * (n + 1), value) for n, value in enumerate(accuracies))]
+
+
+def test_the_best_has_the_highest_accuracy_and_comes_first() -> None:
+    assert validation.best(points(0.55, 0.6, 0.6, 0.58), PATIENT).step == 50
+
+
+def test_one_whose_preferred_error_rose_is_no_best() -> None:
+    found = [START, at(25, 0.56, rise=0.05), at(50, 0.7, rise=0.0501)]
+    assert validation.best(found, PATIENT).step == 25
+
+
+def test_the_start_is_best_where_all_have_risen() -> None:
+    assert validation.best([START, at(25, 0.9, rise=0.2)], PATIENT).step == 0
+
+
+@given(st.lists(st.tuples(st.floats(0.3, 0.9), st.floats(-0.1, 0.2)), max_size=12))
+def test_what_is_exported_is_the_start_or_learnt_within_the_bound(made: list[tuple[float, float]]) -> None:
+    found = [START, *(at(25 * (n + 1), value, rise) for n, (value, rise) in enumerate(made))]
+    chosen = validation.chosen(found, PATIENT)
+    assert chosen.step == 0 or (chosen.chosen_rise <= PATIENT.max_rise and validation.learnt(chosen))
+    assert validation.chosen(found, PAPER) == found[-1]
+
+
+def test_patience_counts_validations_without_a_better_one() -> None:
+    stops = [validation.stops(points(*([0.55, 0.6, 0.59, 0.6, 0.61][:n])), PATIENT) for n in range(6)]
+    assert stops == [False, False, False, False, True, False]
+    assert not validation.stops(points(0.4, 0.4, 0.4), PAPER)
+    assert not validation.stops([], PATIENT)
+
+
+def test_a_step_no_better_than_chance_is_not_exported() -> None:
+    found = [START, at(25, 0.53, sure=0.02), at(50, 0.52)]
+    assert validation.chosen(found, PATIENT) == START
+    assert validation.decision(found, PATIENT, 100) == (
+        "the model as it started, since no step is better than chance on held-out prompts (at best 53.0 % of held-out "
+        "pairs right after step 25); stopped after step 50 of 100, as the last 2 validations were no better"
+    )
+
+
+def test_the_decision_names_the_step_and_why() -> None:
+    assert validation.decision(points(0.55, 0.6, 0.58, 0.57), PATIENT, 450) == (
+        "of step 50, the best on held-out prompts (60.0 % of held-out pairs right); stopped after step 100 of 450, as "
+        "the last 2 validations were no better"
+    )
+    assert validation.decision(points(0.55, 0.6), PATIENT, 50).endswith(
+        "pairs right); all 50 steps were taken"
+    )
+
+
+def test_the_paper_s_fixed_steps_say_which_would_have_been_better() -> None:
+    assert validation.decision(points(0.6, 0.55), PAPER, 50) == (
+        "of step 50, the last, as validation.stop = 'none' has it; step 25 was better on held-out prompts, 60.0 % of "
+        "held-out pairs right, and is kept in checkpoints/ (validation.stop = 'patience' exports it)"
+    )
+    assert validation.decision(points(0.55, 0.6), PAPER, 50) == (
+        "of step 50, the last, as validation.stop = 'none' has it"
+    )
+    assert validation.decision(points(0.45), PAPER, 25).endswith(
+        "'none' has it; no step was better than the start on held-out prompts"
+    )
+    assert "validation.share = 0" in validation.decision([], PAPER, 50)
+
+
+def test_a_run_that_learns_is_not_warned_of() -> None:
+    found = [START, at(25, 0.56, training=0.58), at(50, 0.6, training=0.66)]
+    assert validation.warnings(found, PAPER) == {}
+
+
+def test_memorising_is_warned_of() -> None:
+    found = [START, at(25, 0.56, training=0.6), at(50, 0.54, training=0.88)]
+    text = validation.warnings(found, PAPER)["memorising"]
+    assert text.startswith(
+        "88.0 % of the training pairs are right and 54.0 % of held-out ones, which no longer rise"
+    )
+    rising = [START, at(25, 0.56, training=0.6), at(50, 0.6, training=0.88)]
+    assert "memorising" not in validation.warnings(rising, PAPER)
+
+
+def test_errors_that_rise_are_warned_of() -> None:
+    text = validation.warnings([START, at(25, 0.7, rise=0.175)], PAPER)["collapse"]
+    assert text.startswith(
+        "errors rise on preferred and rejected candidates alike: 17.5% above the reference on the preferred ones"
+    )
+
+
+@pytest.mark.parametrize(("accuracy", "warned"), [(0.53, True), (0.57, False)])
+def test_nothing_learnt_is_warned_of(accuracy: float, warned: bool) -> None:
+    found = points(0.5, 0.51, accuracy, 0.5, 0.51)
+    assert ("nothing learnt" in validation.warnings(found, PAPER)) is warned
+
+
+def test_a_point_in_one_line() -> None:
+    assert validation.sentence(at(75, 0.612, rise=-0.0123, training=0.7), 450) == (
+        "step 75/450  validation: 61.2 % of held-out pairs right (70.0 % in training), error -1.2% on the preferred, "
+        "-0.2% on the rejected candidates"
+    )
