@@ -106,9 +106,14 @@ def _sum(terms: Tensor, pairs: Tensor) -> Tensor:
     return torch.where(pairs, terms, torch.zeros_like(terms)).sum(dim=(-2, -1))
 
 
-def _dpo_terms(inputs: LossInputs, beta: float) -> Tensor:
-    """-log sigmoid(-beta * (s_i - s_j)) (paper Eq. 4): float[B, K, K]."""
-    return -logsigmoid(-beta * _difference(_s(inputs, usable(inputs))))
+def _dpo_terms(inputs: LossInputs, beta: float, dpop: float = 0.0, clamp: float | None = None) -> Tensor:
+    """-log sigmoid(-beta * (s_i - s_j)) (paper Eq. 4), with the remedies of `rank_dpo`: float[B, K, K]."""
+    usable_ = usable(inputs)
+    s = _s(inputs, usable_)
+    preferred_, rejected = s + dpop * s.clamp(min=0.0) if dpop else s, s
+    if clamp is not None:
+        rejected = torch.minimum(s, clamp * _clean(inputs.ref_error, usable_).detach())
+    return -logsigmoid(-beta * (preferred_[:, :, None] - rejected[:, None, :]))
 
 
 GAINS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -141,40 +146,82 @@ def pair_weight(inputs: LossInputs, gain: str = "exp2", discount: str = "log") -
     return gains * _difference(1.0 / DISCOUNTS[discount](rank)).abs()
 
 
+def _plus_nll(ranked: Tensor, inputs: LossInputs, nll: float) -> Tensor:
+    return ranked + nll * sft(inputs) if nll else ranked
+
+
 def rank_dpo(
-    inputs: LossInputs, *, beta: float, gain: str = "exp2", discount: str = "log", nll: float = 0.0
+    inputs: LossInputs,
+    *,
+    beta: float,
+    gain: str = "exp2",
+    discount: str = "log",
+    nll: float = 0.0,
+    dpop: float = 0.0,
+    clamp: float | None = None,
 ) -> Tensor:
     """RankDPO (paper Eq. 7): sum over i > j of Delta_ij * -log sigmoid(-beta * (s_i - s_j)).
 
     `gain` and `discount` are LambdaRank's choices (Burges 2010); the paper's are the defaults; discount "none" leaves
-    the gain alone. `nll` times the best candidate's error (`sft`) is added, as Iterative RPO does it (Pang et al. 2024;
-    a diffusion model's error is its bound on the likelihood): pairs ask only that the difference grows, and it can
-    grow while both errors do. The paper has none of it: 0.
+    the gain alone.
+
+    Pairs ask only that s_j - s_i grows, and it can grow while both errors do. Three remedies, none of which the paper
+    has (0, 0, None), and which `dpo` and `dpo_gain` know too:
+
+    - `nll` times the best candidate's error (`sft`) is added, as Iterative RPO does it (Pang et al. 2024, Eq. 1; a
+      diffusion model's error is its bound on the likelihood);
+    - `dpop`, the lambda of DPO-Positive (Pal et al. 2024, "Smaug", Eq. 3), adds to s_i, within the sigmoid, lambda *
+      max(0, s_i): max(0, log(pi_ref / pi)) of the preferred one. Above the reference's error its gradient is 1 +
+      lambda times as large, below it is Eq. 7's;
+    - `clamp` takes min(s_j, clamp * ref_error_j) for s_j: no gradient drives a rejected candidate's error beyond
+      1 + clamp times the reference's. It is measured in the reference's error as errors of a model differ tenfold
+      between times. (Diffusion-SDPO, Fu et al. 2025, scales the rejected one's gradient instead, by the inner product
+      of a pair's residuals, which errors do not tell.)
 
     Returns:
         float[B].
     """
     delta = pair_weight(inputs, gain, discount)
-    ranked = _sum(delta * _dpo_terms(inputs, beta), preferred(inputs))
-    return ranked + nll * sft(inputs) if nll else ranked
+    ranked = _sum(delta * _dpo_terms(inputs, beta, dpop, clamp), preferred(inputs))
+    return _plus_nll(ranked, inputs, nll)
 
 
-def dpo(inputs: LossInputs, *, beta: float, pairs: str = "best_worst") -> Tensor:
+def dpo(
+    inputs: LossInputs,
+    *,
+    beta: float,
+    pairs: str = "best_worst",
+    nll: float = 0.0,
+    dpop: float = 0.0,
+    clamp: float | None = None,
+) -> Tensor:
     """Diffusion-DPO (paper Eq. 4; Wallace et al. 2023): the best against the worst, or with "all" every pair's sum.
 
-    Returns:
-        float[B].
-    """
-    return _sum(_dpo_terms(inputs, beta), _pairs(inputs, pairs))
-
-
-def dpo_gain(inputs: LossInputs, *, beta: float, pairs: str = "best_worst", gain: str = "exp2") -> Tensor:
-    """`dpo`'s pairs, each times |G_i - G_j| (paper Table 5, "DPO + gain").
+    `nll`, `dpop`, `clamp`: as of `rank_dpo`.
 
     Returns:
         float[B].
     """
-    return _sum(gain_difference(inputs, gain) * _dpo_terms(inputs, beta), _pairs(inputs, pairs))
+    return _plus_nll(_sum(_dpo_terms(inputs, beta, dpop, clamp), _pairs(inputs, pairs)), inputs, nll)
+
+
+def dpo_gain(
+    inputs: LossInputs,
+    *,
+    beta: float,
+    pairs: str = "best_worst",
+    gain: str = "exp2",
+    nll: float = 0.0,
+    dpop: float = 0.0,
+    clamp: float | None = None,
+) -> Tensor:
+    """`dpo`'s pairs, each times |G_i - G_j| (paper Table 5, "DPO + gain"); `nll`, `dpop`, `clamp` as of `rank_dpo`.
+
+    Returns:
+        float[B].
+    """
+    terms = gain_difference(inputs, gain) * _dpo_terms(inputs, beta, dpop, clamp)
+    return _plus_nll(_sum(terms, _pairs(inputs, pairs)), inputs, nll)
 
 
 def sft(inputs: LossInputs, *, beta: float = 0.0) -> Tensor:
@@ -289,7 +336,8 @@ def needed(name: str, inputs: LossInputs, options: Mapping[str, Any]) -> Tensor:
         return best(inputs)
     if name in {"dpo", "dpo_gain", "mapo"} and options.get("pairs", "best_worst") == "best_worst":
         pair = best_and_worst(inputs)
-        return pair.any(-1) | pair.any(-2)
+        found = pair.any(-1) | pair.any(-2)
+        return found | best(inputs) if options.get("nll") else found  # tied with the worst, it is in no pair
     return usable(inputs)
 
 

@@ -35,7 +35,11 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("rank_dpo", {"gain": "linear", "discount": "log2"}),
     ("rank_dpo", {"discount": "none"}),
     ("rank_dpo", {"discount": "reciprocal"}),
-    ("rank_dpo", {"nll": 2.5}),
+    *((name, {"nll": 2.5}) for name in ("rank_dpo", "dpo", "dpo_gain")),
+    *((name, {"dpop": 4.0}) for name in ("rank_dpo", "dpo", "dpo_gain")),
+    *((name, {"clamp": 0.5}) for name in ("rank_dpo", "dpo", "dpo_gain")),
+    ("rank_dpo", {"clamp": 0.0, "dpop": 50.0, "nll": 0.1}),
+    ("dpo", {"pairs": "all", "clamp": 0.1, "dpop": 1.0, "nll": 3.0}),
 ]
 
 
@@ -115,20 +119,22 @@ def oracle(  # noqa: C901, PLR0911
         pairs = [(i, j) for i, j in pairs if i == here[0] and j == here[-1]]
 
     def term(i: int, j: int) -> float:
-        x = beta * (s[i] - s[j])
+        ceiling = options.get("clamp", math.inf) * row["ref"][j]
+        x = beta * (s[i] + options.get("dpop", 0.0) * max(0.0, s[i]) - min(s[j], ceiling))
         return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
+    nll = options.get("nll", 0.0) * row["model"][here[0]]
     if name == "rank_dpo":
         plain = options.get("discount") == "none"
         ranked = sum(
             abs(gain[i] - gain[j]) * (1.0 if plain else abs(inverse[i] - inverse[j])) * term(i, j)
             for i, j in pairs
         )
-        return ranked + options.get("nll", 0.0) * row["model"][here[0]]
+        return ranked + nll
     if name == "dpo":
-        return sum(term(i, j) for i, j in pairs)
+        return sum(term(i, j) for i, j in pairs) + nll
     if name == "dpo_gain":
-        return sum(abs(gain[i] - gain[j]) * term(i, j) for i, j in pairs)
+        return sum(abs(gain[i] - gain[j]) * term(i, j) for i, j in pairs) + nll
     if name == "sft":
         return row["model"][here[0]]
     if name == "weighted_sft":
@@ -284,6 +290,59 @@ def test_learning_raises_the_preferred_one(name: str) -> None:
     assert error.grad is not None
     best = int(batch.rank[0].argmin())
     assert error.grad[0, best] > 0 > error.grad[0, 1 - best]
+
+
+def pair_of(model: list[float], ref: list[float]) -> tuple[LossInputs, torch.Tensor]:
+    """Two candidates, the first preferred, and the tensor that their gradient will be of."""
+    error = torch.tensor([model], dtype=torch.float64, requires_grad=True)
+    phi, rank = torch.tensor([[1.0, 0.0]]), torch.tensor([[1, 2]])
+    known = torch.tensor([ref], dtype=torch.float64)
+    return LossInputs(error, known, phi, rank, torch.ones(1, 2, dtype=torch.bool)), error
+
+
+def gradient(row: LossInputs, error: torch.Tensor, **options: Any) -> list[float]:
+    error.grad = None
+    LOSSES["dpo"](row, beta=2.0, **options).sum().backward()
+    assert error.grad is not None
+    return [float(value) for value in error.grad[0]]
+
+
+def test_dpo_positive_by_hand() -> None:
+    # s = (0.1, 0.3): -log sigmoid(-2 (0.1 + 5 * 0.1 - 0.3)) = log(1 + e^0.6) = 1.0374879505
+    row, error = pair_of([0.6, 0.7], [0.5, 0.4])
+    assert LOSSES["dpo"](row, beta=2.0, dpop=5.0).item() == pytest.approx(1.0374879505, abs=1e-10)
+    # slopes: beta * sigmoid(0.6) = 1.2913126125, and 1 + 5 times that of the preferred one
+    assert gradient(row, error, dpop=5.0) == pytest.approx([6 * 1.2913126125, -1.2913126125], abs=1e-9)
+
+
+def test_dpo_positive_pulls_only_above_the_references_error() -> None:
+    below, error = pair_of([0.4, 0.7], [0.5, 0.4])
+    assert gradient(below, error, dpop=5.0) == gradient(below, error)
+    above, error = pair_of([0.6, 1.4], [0.5, 0.4])  # a margin of 0.9, which DPO is content with
+    plain, pulled = gradient(above, error), gradient(above, error, dpop=20.0)
+    assert pulled[0] > 30 * plain[0] > 0  # downhill is a lower error of the preferred one
+
+
+def test_clamp_by_hand() -> None:
+    # s = (0.1, 0.3), and 0.3 is above half of 0.4: -log sigmoid(-2 (0.1 - 0.2)) = log(1 + e^-0.2) = 0.5981388693
+    row, error = pair_of([0.6, 0.7], [0.5, 0.4])
+    assert LOSSES["dpo"](row, beta=2.0, clamp=0.5).item() == pytest.approx(0.5981388693, abs=1e-10)
+    # 2 * sigmoid(-0.2) = 0.9003320054 on the preferred one, and none on the other
+    assert gradient(row, error, clamp=0.5) == pytest.approx([0.9003320054, 0.0], abs=1e-9)
+
+
+def test_clamp_lets_go_beyond_its_share_of_the_references_error_and_changes_nothing_before() -> None:
+    row, error = pair_of([0.4, 0.7], [0.5, 0.4])
+    assert gradient(row, error, clamp=0.76) == gradient(row, error)
+    assert gradient(row, error, clamp=0.74)[1] == 0.0 > gradient(row, error)[1]
+
+
+def test_nll_asks_the_best_ones_error_where_best_and_worst_are_tied() -> None:
+    row, _ = pair_of([0.6, 0.7], [0.5, 0.4])
+    tied = replace(row, win_probability=torch.tensor([[0.5, 0.5]]))
+    assert needed("dpo", tied, {}).tolist() == [[False, False]]
+    assert needed("dpo", tied, {"nll": 2.0}).tolist() == [[True, False]]
+    assert LOSSES["dpo"](tied, beta=2.0, nll=2.0).tolist() == [pytest.approx(1.2)]
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
