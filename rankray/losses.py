@@ -352,12 +352,31 @@ def implicitly_right(inputs: LossInputs) -> tuple[Tensor, Tensor]:
     return _sum(right, pairs), pairs.sum((-2, -1)).double()
 
 
+def loss_parts(
+    name: str, inputs: LossInputs, *, beta: float, options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """What the objective's loss is the sum of, by name: float[B] each.
+
+    "preference" is the objective itself, which no weight of an added term changes; an added term ("nll") stands beside
+    it where it is asked for, times its weight.
+    """
+    preference = LOSSES[name](inputs, beta=beta, **{k: v for k, v in options.items() if k != "nll"})
+    nll = options.get("nll", 0.0)
+    return {"preference": preference, "nll": nll * sft(inputs)} if nll else {"preference": preference}
+
+
 def metric_sums(
-    inputs: LossInputs, loss: Tensor, *, beta: float, computed: Tensor | None = None
+    inputs: LossInputs,
+    loss: Tensor,
+    *,
+    beta: float,
+    computed: Tensor | None = None,
+    parts: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Sums over B, in float64, which add up over micro-batches and workers; `metrics` makes means of them.
 
-    `computed` says where there are errors (bool[B, K], `needed`); None is everywhere.
+    `computed` says where there are errors (bool[B, K], `needed`); None is everywhere. `parts` are the loss's, as
+    `loss_parts` gives them; where there are several, each has a sum of its own.
 
     A pair is implicitly right where the model, against the reference, denoises the preferred candidate better than the
     other: s_i < s_j; equal counts one half, so an untrained model stands at 0.5. The margin is beta * (s_j - s_i).
@@ -370,8 +389,10 @@ def metric_sums(
     difference = _difference(-s)  # s_j - s_i
     right = (difference > 0).double() + 0.5 * (difference == 0).double()
     zero = torch.zeros((), dtype=torch.float64, device=s.device)
+    several = parts if parts is not None and len(parts) > 1 else {}
+    losses = {"loss": loss, **{f"loss_{part}": values for part, values in several.items()}}
     return {
-        "loss": torch.where(rows, loss.detach().double(), zero).sum(),
+        **{key: torch.where(rows, values.detach().double(), zero).sum() for key, values in losses.items()},
         "right": torch.where(pairs, right, zero).sum(),
         "margin": torch.where(pairs, beta * difference, zero).sum(),
         "model_error": _clean(inputs.model_error, usable_).detach().double().sum(),
@@ -384,11 +405,12 @@ def metric_sums(
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """Means over what `metric_sums` summed: loss a usable prompt, accuracy and margin a pair, errors a candidate."""
+    """Means over what `metric_sums` summed: loss and its parts a usable prompt, accuracy and margin a pair, errors a
+    candidate."""
     prompts, pairs = max(sums["prompts"], 1.0), max(sums["pairs"], 1.0)
     candidates = max(sums["candidates"], 1.0)
     return {
-        "loss": sums["loss"] / prompts,
+        **{key: value / prompts for key, value in sums.items() if key.startswith("loss")},
         "implicit_accuracy": sums["right"] / pairs,
         "margin": sums["margin"] / pairs,
         "model_error": sums["model_error"] / candidates,

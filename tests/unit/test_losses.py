@@ -19,6 +19,7 @@ from rankray.losses import (
     GAINS,
     LOSSES,
     LossInputs,
+    loss_parts,
     metric_sums,
     metrics,
     needed,
@@ -390,6 +391,31 @@ def test_metrics_by_hand() -> None:
     assert found["margin"] == pytest.approx(10.0 * (0.4 + 0.2 - 0.2) / 3, rel=1e-5)
     assert found["model_error"] == pytest.approx(1.4 / 3)
     assert (found["pairs"], found["loss"]) == (3, pytest.approx(0.7))
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_parts_sum_to_the_loss_and_added_terms_do_not_change_the_preference(
+    name: str, options: dict[str, Any]
+) -> None:
+    batch = inputs(4, b=12)
+    found = loss_parts(name, batch, beta=BETA, options=options)
+    torch.testing.assert_close(sum(found.values()), LOSSES[name](batch, beta=BETA, **options))
+    assert set(found) == ({"preference", "nll"} if options.get("nll") else {"preference"})
+    bare = {key: value for key, value in options.items() if key != "nll"}
+    torch.testing.assert_close(found["preference"], LOSSES[name](batch, beta=BETA, **bare), rtol=0, atol=0)
+    assert set(loss_parts(name, batch, beta=BETA, options={**options, "nll": 0})) == {"preference"}
+
+
+def test_parts_have_metrics_of_their_own_where_there_are_several() -> None:
+    row, _ = pair_of([0.6, 0.7], [0.5, 0.4])
+    # preference: -log sigmoid(-2 (0.1 - 0.3)) = log(1 + e^-0.4) = 0.5130152524; nll: 100 * 0.6
+    for nll, due in ((100.0, {"loss_preference": 0.5130152524, "loss_nll": 60.0}), (0.0, {})):
+        apart = loss_parts("dpo", row, beta=2.0, options={"nll": nll})
+        loss = torch.stack(tuple(apart.values())).sum(0)
+        sums = metric_sums(row, loss, beta=2.0, parts=apart)
+        found = metrics({key: 3 * float(value) for key, value in sums.items()})  # three such rows
+        assert {key: found[key] for key in found if key.startswith("loss_")} == pytest.approx(due)
+        assert found["loss"] == pytest.approx(sum(due.values()) or 0.5130152524)
 
 
 def test_an_untrained_model_stands_at_one_half() -> None:
