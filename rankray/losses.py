@@ -106,16 +106,6 @@ def _sum(terms: Tensor, pairs: Tensor) -> Tensor:
     return torch.where(pairs, terms, torch.zeros_like(terms)).sum(dim=(-2, -1))
 
 
-def _dpo_terms(inputs: LossInputs, beta: float, dpop: float = 0.0, clamp: float | None = None) -> Tensor:
-    """-log sigmoid(-beta * (s_i - s_j)) (paper Eq. 4), with the remedies of `rank_dpo`: float[B, K, K]."""
-    usable_ = usable(inputs)
-    s = _s(inputs, usable_)
-    preferred_, rejected = s + dpop * s.clamp(min=0.0) if dpop else s, s
-    if clamp is not None:
-        rejected = torch.minimum(s, clamp * _clean(inputs.ref_error, usable_).detach())
-    return -logsigmoid(-beta * (preferred_[:, :, None] - rejected[:, None, :]))
-
-
 GAINS: dict[str, Callable[[Tensor], Tensor]] = {
     "exp2": lambda phi: torch.exp2(phi) - 1.0,
     "linear": lambda phi: phi,
@@ -146,82 +136,83 @@ def pair_weight(inputs: LossInputs, gain: str = "exp2", discount: str = "log") -
     return gains * _difference(1.0 / DISCOUNTS[discount](rank)).abs()
 
 
-def _plus_nll(ranked: Tensor, inputs: LossInputs, nll: float) -> Tensor:
+def _pairwise(
+    inputs: LossInputs,
+    beta: float,
+    pairs: Tensor,
+    weight: Tensor | float = 1.0,
+    *,
+    nll: float = 0.0,
+    dpop: float = 0.0,
+    clamp: float | None = None,
+    safeguard: float | None = None,
+) -> Tensor:
+    """Sum over `pairs` (bool[B, K, K]) of weight * -log sigmoid(-beta * (s_i - s_j)) (paper Eq. 4): float[B].
+
+    Pairs ask only that s_j - s_i grows, and it can grow while both errors do. Four remedies, none of which the paper
+    has and which are off here:
+
+    - `nll` times the best candidate's error (`sft`) is added, as Iterative RPO does it (Pang et al. 2024; a diffusion
+      model's error is its bound on the likelihood);
+    - `dpop`, the lambda of DPO-Positive (Pal et al. 2024, "Smaug", Eq. 3), adds to s_i, within the sigmoid, lambda *
+      max(0, s_i): max(0, log(pi_ref / pi)) of the preferred one. Above the reference's error its gradient is 1 +
+      lambda times as large, below it is Eq. 4's;
+    - `clamp` takes min(s_j, clamp * ref_error_j) for s_j: no gradient drives a rejected candidate's error beyond
+      1 + clamp times the reference's. Measured in the reference's error, it means the same at every time;
+    - `safeguard`, the mu of Diffusion-SDPO (Fu et al. 2025, arXiv 2511.03317), 0 to 1, scales the rejected one's
+      gradient so that a step on both predictions alike does not raise the preferred one's error, to first order. Theirs
+      is min(1, (1 - mu) * |g_i|^2 / <g_i, g_j>) of the errors' gradients by the predictions. <g_i, g_j> is at most
+      |g_i| * |g_j|, and |g|^2 goes as the error: (1 - mu) * sqrt(error_i / error_j) is never above theirs, so it is
+      safe whatever the angle, and damps more than theirs where residuals are not parallel.
+    """
+    usable_ = usable(inputs)
+    s = _s(inputs, usable_)
+    chosen, rejected = s + dpop * s.clamp(min=0.0) if dpop else s, s
+    if clamp is not None:
+        rejected = torch.minimum(s, clamp * _clean(inputs.ref_error, usable_).detach())
+    rejected = rejected[:, None, :]
+    if safeguard is not None:
+        error = _clean(inputs.model_error, usable_).detach().clamp(min=1e-12)
+        scale = ((1.0 - safeguard) * (error[:, :, None] / error[:, None, :]).sqrt()).clamp(max=1.0)
+        rejected = scale * rejected + ((1.0 - scale) * rejected).detach()  # of the gradient, not of the value
+    ranked = _sum(weight * -logsigmoid(-beta * (chosen[:, :, None] - rejected)), pairs)
     return ranked + nll * sft(inputs) if nll else ranked
 
 
 def rank_dpo(
-    inputs: LossInputs,
-    *,
-    beta: float,
-    gain: str = "exp2",
-    discount: str = "log",
-    nll: float = 0.0,
-    dpop: float = 0.0,
-    clamp: float | None = None,
+    inputs: LossInputs, *, beta: float, gain: str = "exp2", discount: str = "log", **remedies: float
 ) -> Tensor:
     """RankDPO (paper Eq. 7): sum over i > j of Delta_ij * -log sigmoid(-beta * (s_i - s_j)).
 
     `gain` and `discount` are LambdaRank's choices (Burges 2010); the paper's are the defaults; discount "none" leaves
-    the gain alone.
-
-    Pairs ask only that s_j - s_i grows, and it can grow while both errors do. Three remedies, none of which the paper
-    has (0, 0, None), and which `dpo` and `dpo_gain` know too:
-
-    - `nll` times the best candidate's error (`sft`) is added, as Iterative RPO does it (Pang et al. 2024, Eq. 1; a
-      diffusion model's error is its bound on the likelihood);
-    - `dpop`, the lambda of DPO-Positive (Pal et al. 2024, "Smaug", Eq. 3), adds to s_i, within the sigmoid, lambda *
-      max(0, s_i): max(0, log(pi_ref / pi)) of the preferred one. Above the reference's error its gradient is 1 +
-      lambda times as large, below it is Eq. 7's;
-    - `clamp` takes min(s_j, clamp * ref_error_j) for s_j: no gradient drives a rejected candidate's error beyond
-      1 + clamp times the reference's. It is measured in the reference's error as errors of a model differ tenfold
-      between times. (Diffusion-SDPO, Fu et al. 2025, scales the rejected one's gradient instead, by the inner product
-      of a pair's residuals, which errors do not tell.)
+    the gain alone. `remedies` are `_pairwise`'s: nll, dpop, clamp, safeguard; the paper has none of them.
 
     Returns:
         float[B].
     """
-    delta = pair_weight(inputs, gain, discount)
-    ranked = _sum(delta * _dpo_terms(inputs, beta, dpop, clamp), preferred(inputs))
-    return _plus_nll(ranked, inputs, nll)
+    return _pairwise(inputs, beta, preferred(inputs), pair_weight(inputs, gain, discount), **remedies)
 
 
-def dpo(
-    inputs: LossInputs,
-    *,
-    beta: float,
-    pairs: str = "best_worst",
-    nll: float = 0.0,
-    dpop: float = 0.0,
-    clamp: float | None = None,
-) -> Tensor:
+def dpo(inputs: LossInputs, *, beta: float, pairs: str = "best_worst", **remedies: float) -> Tensor:
     """Diffusion-DPO (paper Eq. 4; Wallace et al. 2023): the best against the worst, or with "all" every pair's sum.
 
-    `nll`, `dpop`, `clamp`: as of `rank_dpo`.
+    `remedies` are those of `rank_dpo`.
 
     Returns:
         float[B].
     """
-    return _plus_nll(_sum(_dpo_terms(inputs, beta, dpop, clamp), _pairs(inputs, pairs)), inputs, nll)
+    return _pairwise(inputs, beta, _pairs(inputs, pairs), **remedies)
 
 
 def dpo_gain(
-    inputs: LossInputs,
-    *,
-    beta: float,
-    pairs: str = "best_worst",
-    gain: str = "exp2",
-    nll: float = 0.0,
-    dpop: float = 0.0,
-    clamp: float | None = None,
+    inputs: LossInputs, *, beta: float, pairs: str = "best_worst", gain: str = "exp2", **remedies: float
 ) -> Tensor:
-    """`dpo`'s pairs, each times |G_i - G_j| (paper Table 5, "DPO + gain"); `nll`, `dpop`, `clamp` as of `rank_dpo`.
+    """`dpo`'s pairs, each times |G_i - G_j| (paper Table 5, "DPO + gain"); `remedies` are those of `rank_dpo`.
 
     Returns:
         float[B].
     """
-    terms = gain_difference(inputs, gain) * _dpo_terms(inputs, beta, dpop, clamp)
-    return _plus_nll(_sum(terms, _pairs(inputs, pairs)), inputs, nll)
+    return _pairwise(inputs, beta, _pairs(inputs, pairs), gain_difference(inputs, gain), **remedies)
 
 
 def sft(inputs: LossInputs, *, beta: float = 0.0) -> Tensor:

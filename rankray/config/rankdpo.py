@@ -38,7 +38,7 @@ WITHOUT_PAIRS = frozenset({"sft", "weighted_sft"})
 """Objectives that learn where no candidate is preferred to another: from a dataset of ties."""
 
 
-_REMEDIES = ("nll", "dpop", "clamp")
+_REMEDIES = ("nll", "dpop", "clamp", "safeguard")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "rank_dpo": ("gain", "discount", *_REMEDIES),
     "dpo": ("pairs", *_REMEDIES),
@@ -60,6 +60,7 @@ class ObjectiveOptions(Strict):
     nll: float = Field(0.0, ge=0)
     dpop: float = Field(0.0, ge=0)
     clamp: float | None = Field(None, ge=0)
+    safeguard: float | None = Field(None, ge=0, le=1)
 
 
 class ObjectiveConfig(Strict):

@@ -39,6 +39,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((name, {"nll": 2.5}) for name in ("rank_dpo", "dpo", "dpo_gain")),
     *((name, {"dpop": 4.0}) for name in ("rank_dpo", "dpo", "dpo_gain")),
     *((name, {"clamp": 0.5}) for name in ("rank_dpo", "dpo", "dpo_gain")),
+    *((name, {"safeguard": 0.25}) for name in ("rank_dpo", "dpo", "dpo_gain")),
     ("rank_dpo", {"clamp": 0.0, "dpop": 50.0, "nll": 0.1}),
     ("dpo", {"pairs": "all", "clamp": 0.1, "dpop": 1.0, "nll": 3.0}),
 ]
@@ -194,7 +195,9 @@ def test_gradients_equal_the_oracles_differences(name: str, options: dict[str, A
     LOSSES[name](replace(batch, model_error=error), beta=BETA, **options).sum().backward()
     assert error.grad is not None
     step = 1e-6
-    if name == "kto":  # z carries no gradient, so differences of the whole loss are another thing
+    if (
+        name == "kto" or "safeguard" in options
+    ):  # z and its scale carry no gradient: differences are another thing
         assert torch.isfinite(error.grad).all()
         return
     for b, row in enumerate(rows_of(batch)):
@@ -336,6 +339,47 @@ def test_clamp_lets_go_beyond_its_share_of_the_references_error_and_changes_noth
     row, error = pair_of([0.4, 0.7], [0.5, 0.4])
     assert gradient(row, error, clamp=0.76) == gradient(row, error)
     assert gradient(row, error, clamp=0.74)[1] == 0.0 > gradient(row, error)[1]
+
+
+def test_safeguard_by_hand() -> None:
+    # the rejected one's slope times 0.75 * sqrt(0.2 / 0.8) = 0.375, and the loss as it was
+    row, error = pair_of([0.2, 0.8], [0.3, 0.4])
+    plain = gradient(row, error)
+    assert LOSSES["dpo"](row, beta=2.0, safeguard=0.25).item() == LOSSES["dpo"](row, beta=2.0).item()
+    assert gradient(row, error, safeguard=0.25) == pytest.approx([plain[0], 0.375 * plain[1]], rel=1e-12)
+    better, error = pair_of([0.8, 0.2], [0.3, 0.4])  # sqrt(4), held to 1
+    assert gradient(better, error, safeguard=0.0) == pytest.approx(gradient(better, error), rel=1e-12)
+
+
+@given(st.integers(0, 10_000), st.floats(0.0, 0.9), st.floats(-1.0, 1.0), st.floats(0.1, 5.0))
+def test_safeguard_never_raises_the_preferred_ones_error(
+    seed: int, mu: float, angle: float, size: float
+) -> None:
+    """Both predictions moved alike, as Diffusion-SDPO's analysis has it: <dL, dA> >= mu * weight * |dA|^2."""
+    rng = torch.Generator().manual_seed(seed)
+    one, other = torch.randn(2, 64, generator=rng, dtype=torch.float64)
+    rejected = size * (angle * one + (1 - abs(angle)) * other)
+    moved = torch.zeros(64, dtype=torch.float64, requires_grad=True)
+    errors = torch.stack([(one + moved).square().mean(), (rejected + moved).square().mean()])[None]
+    row = replace(pair_of([0.0, 0.0], [1.0, 1.0])[0], model_error=errors)
+    (best_one,) = torch.autograd.grad(errors[0, 0], moved, retain_graph=True)
+    (by,) = torch.autograd.grad(LOSSES["dpo"](row, beta=1.0, safeguard=mu).sum(), moved)
+    weight = torch.sigmoid(errors[0, 0] - errors[0, 1])
+    assert best_one @ by >= weight * mu * best_one @ best_one - 1e-9
+
+
+def test_without_a_safeguard_a_larger_parallel_residual_raises_the_preferred_ones_error() -> None:
+    one = torch.ones(4, dtype=torch.float64)
+    moved = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    errors = torch.stack([(one + moved).square().mean(), (3 * one + moved).square().mean()])[None]
+    row = replace(pair_of([0.0, 0.0], [1.0, 1.0])[0], model_error=errors)
+    slopes = {}
+    for mu in (None, 0.0, 0.5):
+        loss = LOSSES["dpo"](row, beta=1.0, safeguard=mu).sum()
+        (by,) = torch.autograd.grad(loss, moved, retain_graph=True)
+        slopes[mu] = float(by[0] / torch.sigmoid(torch.tensor(-8.0, dtype=torch.float64)))
+    # (2 - 6 * scale) / 4 with scale 1, 1/3 and 1/6: uphill, level, downhill for the preferred one
+    assert list(slopes.values()) == pytest.approx([-1.0, 0.0, 0.25], abs=1e-12)
 
 
 def test_nll_asks_the_best_ones_error_where_best_and_worst_are_tied() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,11 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rankray import config, schema
+from rankray import config, losses, schema
 from rankray.cli import run_rankdpo
 from rankray.config import ConfigError
 from rankray.config.rankdpo import OPTIONS, AlignConfig, ObjectiveOptions, RankDPOConfig
-from rankray.losses import DISCOUNTS, GAINS, LOSSES
 from rankray.rankdpo import job as rankdpo
 
 
@@ -239,15 +239,17 @@ def test_settings_that_do_not_fit(changes: dict[str, Any], message: str) -> None
 
 
 def test_each_objectives_options_are_those_of_its_loss() -> None:
-    for name, loss in LOSSES.items():
-        given = {p.name: p.default for p in inspect.signature(loss).parameters.values() if p.name != "inputs"}
-        del given["beta"]
-        assert set(given) == set(OPTIONS.get(name, ()))
-        own = ObjectiveOptions()
-        assert given == {key: getattr(own, key) for key in given}
+    def keywords(function: Callable[..., Any]) -> dict[str, Any]:
+        found = inspect.signature(function).parameters.values()
+        remedies = keywords(losses._pairwise) if any(one.kind == one.VAR_KEYWORD for one in found) else {}
+        return {one.name: one.default for one in found if one.kind == one.KEYWORD_ONLY} | remedies
+
+    for name, loss in losses.LOSSES.items():
+        own = {key: value for key, value in keywords(loss).items() if key != "beta"}
+        assert own == {key: getattr(ObjectiveOptions(), key) for key in OPTIONS.get(name, ())}
     fields = ObjectiveOptions.model_fields
-    assert get_args(fields["gain"].annotation) == tuple(GAINS)
-    assert get_args(fields["discount"].annotation) == (*DISCOUNTS, "none")
+    assert get_args(fields["gain"].annotation) == tuple(losses.GAINS)
+    assert get_args(fields["discount"].annotation) == (*losses.DISCOUNTS, "none")
 
 
 def test_options_are_kept_as_they_were_given() -> None:
