@@ -106,11 +106,6 @@ def _sum(terms: Tensor, pairs: Tensor) -> Tensor:
     return torch.where(pairs, terms, torch.zeros_like(terms)).sum(dim=(-2, -1))
 
 
-def _dpo_terms(inputs: LossInputs, beta: float) -> Tensor:
-    """-log sigmoid(-beta * (s_i - s_j)) (paper Eq. 4): float[B, K, K]."""
-    return -logsigmoid(-beta * _difference(_s(inputs, usable(inputs))))
-
-
 GAINS: dict[str, Callable[[Tensor], Tensor]] = {
     "exp2": lambda phi: torch.exp2(phi) - 1.0,
     "linear": lambda phi: phi,
@@ -141,40 +136,83 @@ def pair_weight(inputs: LossInputs, gain: str = "exp2", discount: str = "log") -
     return gains * _difference(1.0 / DISCOUNTS[discount](rank)).abs()
 
 
+def _pairwise(
+    inputs: LossInputs,
+    beta: float,
+    pairs: Tensor,
+    weight: Tensor | float = 1.0,
+    *,
+    nll: float = 0.0,
+    dpop: float = 0.0,
+    clamp: float | None = None,
+    safeguard: float | None = None,
+) -> Tensor:
+    """Sum over `pairs` (bool[B, K, K]) of weight * -log sigmoid(-beta * (s_i - s_j)) (paper Eq. 4): float[B].
+
+    Pairs ask only that s_j - s_i grows, and it can grow while both errors do. Four remedies, none of which the paper
+    has and which are off here:
+
+    - `nll` times the best candidate's error (`sft`) is added, as Iterative RPO does it (Pang et al. 2024; a diffusion
+      model's error is its bound on the likelihood);
+    - `dpop`, the lambda of DPO-Positive (Pal et al. 2024, "Smaug", Eq. 3), adds to s_i, within the sigmoid, lambda *
+      max(0, s_i): max(0, log(pi_ref / pi)) of the preferred one. Above the reference's error its gradient is 1 +
+      lambda times as large, below it is Eq. 4's;
+    - `clamp` takes min(s_j, clamp * ref_error_j) for s_j: no gradient drives a rejected candidate's error beyond
+      1 + clamp times the reference's. Measured in the reference's error, it means the same at every time;
+    - `safeguard`, the mu of Diffusion-SDPO (Fu et al. 2025, arXiv 2511.03317), 0 to 1, scales the rejected one's
+      gradient so that a step on both predictions alike does not raise the preferred one's error, to first order. Theirs
+      is min(1, (1 - mu) * |g_i|^2 / <g_i, g_j>) of the errors' gradients by the predictions. <g_i, g_j> is at most
+      |g_i| * |g_j|, and |g|^2 goes as the error: (1 - mu) * sqrt(error_i / error_j) is never above theirs, so it is
+      safe whatever the angle, and damps more than theirs where residuals are not parallel.
+    """
+    usable_ = usable(inputs)
+    s = _s(inputs, usable_)
+    chosen, rejected = s + dpop * s.clamp(min=0.0) if dpop else s, s
+    if clamp is not None:
+        rejected = torch.minimum(s, clamp * _clean(inputs.ref_error, usable_).detach())
+    rejected = rejected[:, None, :]
+    if safeguard is not None:
+        error = _clean(inputs.model_error, usable_).detach().clamp(min=1e-12)
+        scale = ((1.0 - safeguard) * (error[:, :, None] / error[:, None, :]).sqrt()).clamp(max=1.0)
+        rejected = scale * rejected + ((1.0 - scale) * rejected).detach()  # of the gradient, not of the value
+    ranked = _sum(weight * -logsigmoid(-beta * (chosen[:, :, None] - rejected)), pairs)
+    return ranked + nll * sft(inputs) if nll else ranked
+
+
 def rank_dpo(
-    inputs: LossInputs, *, beta: float, gain: str = "exp2", discount: str = "log", nll: float = 0.0
+    inputs: LossInputs, *, beta: float, gain: str = "exp2", discount: str = "log", **remedies: float
 ) -> Tensor:
     """RankDPO (paper Eq. 7): sum over i > j of Delta_ij * -log sigmoid(-beta * (s_i - s_j)).
 
     `gain` and `discount` are LambdaRank's choices (Burges 2010); the paper's are the defaults; discount "none" leaves
-    the gain alone. `nll` times the best candidate's error (`sft`) is added, as Iterative RPO does it (Pang et al. 2024;
-    a diffusion model's error is its bound on the likelihood): pairs ask only that the difference grows, and it can
-    grow while both errors do. The paper has none of it: 0.
+    the gain alone. `remedies` are `_pairwise`'s: nll, dpop, clamp, safeguard; the paper has none of them.
 
     Returns:
         float[B].
     """
-    delta = pair_weight(inputs, gain, discount)
-    ranked = _sum(delta * _dpo_terms(inputs, beta), preferred(inputs))
-    return ranked + nll * sft(inputs) if nll else ranked
+    return _pairwise(inputs, beta, preferred(inputs), pair_weight(inputs, gain, discount), **remedies)
 
 
-def dpo(inputs: LossInputs, *, beta: float, pairs: str = "best_worst") -> Tensor:
+def dpo(inputs: LossInputs, *, beta: float, pairs: str = "best_worst", **remedies: float) -> Tensor:
     """Diffusion-DPO (paper Eq. 4; Wallace et al. 2023): the best against the worst, or with "all" every pair's sum.
 
-    Returns:
-        float[B].
-    """
-    return _sum(_dpo_terms(inputs, beta), _pairs(inputs, pairs))
-
-
-def dpo_gain(inputs: LossInputs, *, beta: float, pairs: str = "best_worst", gain: str = "exp2") -> Tensor:
-    """`dpo`'s pairs, each times |G_i - G_j| (paper Table 5, "DPO + gain").
+    `remedies` are those of `rank_dpo`.
 
     Returns:
         float[B].
     """
-    return _sum(gain_difference(inputs, gain) * _dpo_terms(inputs, beta), _pairs(inputs, pairs))
+    return _pairwise(inputs, beta, _pairs(inputs, pairs), **remedies)
+
+
+def dpo_gain(
+    inputs: LossInputs, *, beta: float, pairs: str = "best_worst", gain: str = "exp2", **remedies: float
+) -> Tensor:
+    """`dpo`'s pairs, each times |G_i - G_j| (paper Table 5, "DPO + gain"); `remedies` are those of `rank_dpo`.
+
+    Returns:
+        float[B].
+    """
+    return _pairwise(inputs, beta, _pairs(inputs, pairs), gain_difference(inputs, gain), **remedies)
 
 
 def sft(inputs: LossInputs, *, beta: float = 0.0) -> Tensor:
@@ -289,7 +327,8 @@ def needed(name: str, inputs: LossInputs, options: Mapping[str, Any]) -> Tensor:
         return best(inputs)
     if name in {"dpo", "dpo_gain", "mapo"} and options.get("pairs", "best_worst") == "best_worst":
         pair = best_and_worst(inputs)
-        return pair.any(-1) | pair.any(-2)
+        found = pair.any(-1) | pair.any(-2)
+        return found | best(inputs) if options.get("nll") else found  # tied with the worst, it is in no pair
     return usable(inputs)
 
 
@@ -304,12 +343,31 @@ def implicitly_right(inputs: LossInputs) -> tuple[Tensor, Tensor]:
     return _sum(right, pairs), pairs.sum((-2, -1)).double()
 
 
+def loss_parts(
+    name: str, inputs: LossInputs, *, beta: float, options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """What the objective's loss is the sum of, by name: float[B] each.
+
+    "preference" is the objective itself, which no weight of an added term changes; an added term ("nll") stands beside
+    it where it is asked for, times its weight.
+    """
+    preference = LOSSES[name](inputs, beta=beta, **{k: v for k, v in options.items() if k != "nll"})
+    nll = options.get("nll", 0.0)
+    return {"preference": preference, "nll": nll * sft(inputs)} if nll else {"preference": preference}
+
+
 def metric_sums(
-    inputs: LossInputs, loss: Tensor, *, beta: float, computed: Tensor | None = None
+    inputs: LossInputs,
+    loss: Tensor,
+    *,
+    beta: float,
+    computed: Tensor | None = None,
+    parts: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Sums over B, in float64, which add up over micro-batches and workers; `metrics` makes means of them.
 
-    `computed` says where there are errors (bool[B, K], `needed`); None is everywhere.
+    `computed` says where there are errors (bool[B, K], `needed`); None is everywhere. `parts` are the loss's, as
+    `loss_parts` gives them; where there are several, each has a sum of its own.
 
     A pair is implicitly right where the model, against the reference, denoises the preferred candidate better than the
     other: s_i < s_j; equal counts one half, so an untrained model stands at 0.5. The margin is beta * (s_j - s_i).
@@ -322,8 +380,10 @@ def metric_sums(
     difference = _difference(-s)  # s_j - s_i
     right = (difference > 0).double() + 0.5 * (difference == 0).double()
     zero = torch.zeros((), dtype=torch.float64, device=s.device)
+    several = parts if parts is not None and len(parts) > 1 else {}
+    losses = {"loss": loss, **{f"loss_{part}": values for part, values in several.items()}}
     return {
-        "loss": torch.where(rows, loss.detach().double(), zero).sum(),
+        **{key: torch.where(rows, values.detach().double(), zero).sum() for key, values in losses.items()},
         "right": torch.where(pairs, right, zero).sum(),
         "margin": torch.where(pairs, beta * difference, zero).sum(),
         "model_error": _clean(inputs.model_error, usable_).detach().double().sum(),
@@ -336,11 +396,12 @@ def metric_sums(
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """Means over what `metric_sums` summed: loss a usable prompt, accuracy and margin a pair, errors a candidate."""
+    """Means over what `metric_sums` summed: loss and its parts a usable prompt, accuracy and margin a pair, errors a
+    candidate."""
     prompts, pairs = max(sums["prompts"], 1.0), max(sums["pairs"], 1.0)
     candidates = max(sums["candidates"], 1.0)
     return {
-        "loss": sums["loss"] / prompts,
+        **{key: value / prompts for key, value in sums.items() if key.startswith("loss")},
         "implicit_accuracy": sums["right"] / pairs,
         "margin": sums["margin"] / pairs,
         "model_error": sums["model_error"] / candidates,

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from rankray.config import (
     MAX_CANDIDATES,
     REHEARSE,
+    ConfigError,
     DrawingJob,
     GeneratorChoice,
     Gpus,
@@ -22,7 +23,9 @@ from rankray.config import (
     RewardChoice,
     Strict,
     SynPicConfig,
+    build,
     flatten,
+    nearest,
 )
 
 REFERENCE_FREE = frozenset({"sft", "weighted_sft", "mapo"})
@@ -30,6 +33,34 @@ REFERENCE_FREE = frozenset({"sft", "weighted_sft", "mapo"})
 
 SCORED = frozenset({"weighted_sft"})
 """Objectives that need one reward's scores."""
+
+WITHOUT_PAIRS = frozenset({"sft", "weighted_sft"})
+"""Objectives that learn where no candidate is preferred to another: from a dataset of ties."""
+
+
+_REMEDIES = ("nll", "dpop", "clamp", "safeguard")
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "rank_dpo": ("gain", "discount", *_REMEDIES),
+    "dpo": ("pairs", *_REMEDIES),
+    "dpo_gain": ("pairs", "gain", *_REMEDIES),
+    "mapo": ("snr", "pairs"),
+}
+"""The options of each objective that has any."""
+
+
+class ObjectiveOptions(Strict):
+    """What values an objective's options may have; their defaults are the loss's own."""
+
+    model_config = ConfigDict(strict=True)
+
+    gain: Literal["exp2", "linear"] = "exp2"
+    discount: Literal["log", "log2", "reciprocal", "none"] = "log"
+    pairs: Literal["best_worst", "all"] = "best_worst"
+    snr: float = Field(0.5, gt=0)
+    nll: float = Field(0.0, ge=0)
+    dpop: float = Field(0.0, ge=0)
+    clamp: float | None = Field(None, ge=0)
+    safeguard: float | None = Field(None, ge=0, le=1)
 
 
 class ObjectiveConfig(Strict):
@@ -48,6 +79,22 @@ class ObjectiveConfig(Strict):
         description="where reference errors come from: a second model, the model without LoRA, a stage ahead; "
         "auto takes a second model where the GPUs have room for it",
     )
+
+    @field_validator("options")
+    @classmethod
+    def _known(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        name = info.data.get("name")  # None where that was found wrong itself
+        allowed = OPTIONS.get(name or "", ())
+        for key in options:
+            if name is not None and key not in allowed:
+                raise ValueError(
+                    f"{name} has no option '{key}'{nearest(key, allowed)}; it has: {', '.join(allowed) or 'none'}"
+                )
+        try:
+            build(ObjectiveOptions, options)
+        except ConfigError as error:
+            raise ValueError(str(error).replace("\n", "; ")) from None
+        return options
 
     @model_validator(mode="after")
     def _reward(self) -> ObjectiveConfig:

@@ -24,7 +24,14 @@ import rankray
 from rankray import schema, store
 from rankray.cluster.job import Job, Result, Say, connect, open_output
 from rankray.config import ConfigError, GeneratorChoice, device_of, nearest
-from rankray.config.rankdpo import REFERENCE_FREE, SCORED, RankDPOConfig, TrainingSettings
+from rankray.config.rankdpo import (
+    REFERENCE_FREE,
+    SCORED,
+    WITHOUT_PAIRS,
+    ObjectiveConfig,
+    RankDPOConfig,
+    TrainingSettings,
+)
 from rankray.data import place
 from rankray.data.place import Output, Publish
 from rankray.models import denoisers, generators
@@ -99,6 +106,7 @@ def check(config: RankDPOConfig) -> Plan:
     ids = [row["prompt_id"] for row in dataset.rows()]
     if labelling is not None:
         ids = labelling.taken(ids)
+    _check_pairs(dataset, labelling, config.objective)
     held_out = feed.held_out(ids, config.validation)
     return Plan(
         config, spec, revision, dataset, reward, labelling, len(ids) - len(held_out), held_out, device
@@ -119,15 +127,6 @@ def _dataset(path: str) -> store.RankedDataset:
             f"dataset {dataset.path} has schema version {version}, and this rankray reads "
             f"{schema.SCHEMA_VERSION}; make it again, or take the rankray that wrote it"
         )
-    usable = total = 0
-    for row in dataset.rows():
-        total += 1
-        usable += sum(candidate["rank"] > 0 for candidate in row["candidates"]) >= 2
-    if not usable:
-        raise ConfigError(
-            f"dataset {dataset.path}: none of {total:,} prompts has two ranked candidates, so there is nothing to "
-            "prefer; look at the failures in its report"
-        )
     missing = store.missing_images(dataset)
     if missing:
         raise ConfigError(
@@ -135,6 +134,39 @@ def _dataset(path: str) -> store.RankedDataset:
             "directory back"
         )
     return dataset
+
+
+def _check_pairs(
+    dataset: store.RankedDataset, labelling: labels.Labelling | None, objective: ObjectiveConfig
+) -> None:
+    """Whether any prompt has what the objective learns from: two ranked candidates, one preferred to the other.
+
+    Raises:
+        ConfigError: none has.
+    """
+    ranked = total = 0
+    for row in dataset.rows():
+        if labelling is not None and not labelling.takes(row["prompt_id"]):
+            continue
+        found, total = row["candidates"], total + 1
+        rank, phi = [one["rank"] for one in found], [one["win_probability"] for one in found]
+        if labelling is not None:
+            taken, ranks = labelling(row["prompt_id"], [one["scores"] for one in found], rank)
+            rank, phi = ranks.tolist(), taken.tolist()
+        usable = [value for value, place in zip(phi, rank, strict=True) if place > 0]
+        ranked += len(usable) >= 2
+        if len(usable) >= 2 and (len(set(usable)) >= 2 or objective.name in WITHOUT_PAIRS):
+            return
+    if not ranked:
+        raise ConfigError(
+            f"dataset {dataset.path}: none of {total:,} prompts has two ranked candidates, so there is nothing to "
+            "prefer; look at the failures in its report"
+        )
+    raise ConfigError(
+        f"dataset {dataset.path}: the candidates of each of {total:,} prompts are tied, as where a reward says the "
+        f"same of every picture, and {objective.name} learns from preferences; look at the scores in its report, give "
+        "other [labels], or take objective.name = 'sft'"
+    )
 
 
 def check_model(choice: GeneratorChoice) -> tuple[GeneratorSpec, str]:

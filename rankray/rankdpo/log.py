@@ -163,7 +163,13 @@ def _memory_gb(device: str) -> float:
 
 
 def _sentence(line: Mapping[str, Any], steps: int) -> str:
-    loss = "skipped" if line["loss"] is None else f"loss {line['loss']:.4f}"
+    apart = [
+        f"{k.removeprefix('loss_')} {v:.4f}"
+        for k, v in line.items()
+        if k.startswith("loss_") and v is not None
+    ]
+    sum_of = f" = {' + '.join(apart)}" if apart else ""
+    loss = "skipped" if line["loss"] is None else f"loss {line['loss']:.4f}{sum_of}"
     accuracy = (
         "" if line["implicit_accuracy"] is None else f"  implicit accuracy {line['implicit_accuracy']:.1%}"
     )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rankray.config.rankdpo import REFERENCE_FREE, OptimizerConfig, RankDPOConfig
-from rankray.losses import LOSSES, metric_sums, needed, usable
+from rankray.losses import loss_parts, metric_sums, needed, usable
 from rankray.models import hardware
 from rankray.models.denoisers import parts
 from rankray.models.generators import GeneratorSpec
@@ -120,12 +120,13 @@ class Training:
             computed = _some(needed(objective.name, batch.without_errors(), objective.options))
             ref_error = model.ref_errors(self.engine, batch, computed)
             inputs = batch.inputs(model.errors(self.engine, batch, computed), ref_error)
-            loss = LOSSES[objective.name](inputs, beta=objective.beta, **objective.options)
+            apart = loss_parts(objective.name, inputs, beta=objective.beta, options=objective.options)
+            loss = torch.stack(tuple(apart.values())).sum(0)
             mean = loss.sum() / max(float(usable(inputs).any(-1).sum()), 1.0)
             if not float(mean.detach()) <= job.config.checkpoints.explode_at:
                 loss = loss * torch.nan
             self.engine.backward(loss.sum() * (self.world / max(count.item(), 1.0)), scale_wrt_gas=False)
-            sums = metric_sums(inputs, loss, beta=objective.beta, computed=computed)
+            sums = metric_sums(inputs, loss, beta=objective.beta, computed=computed, parts=apart)
             total = {key: value + total.get(key, 0.0) for key, value in sums.items()}
             if batch is not micro[-1]:
                 self.engine.step()

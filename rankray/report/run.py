@@ -27,7 +27,16 @@ SHOWN_GRIDS = 8
 GRID_SIDES = (1536, 1024, 768, 512, 256)
 """Largest sides that a grid is tried at, until it fits its share of `PICTURE_BYTES`."""
 _GRID = re.compile(r"step-(\d+)\.png")
-_LEARNT = ("loss", "implicit_accuracy", "margin", "model_error", "ref_error", "grad_norm")
+_LEARNT = (
+    "loss",
+    "loss_preference",
+    "loss_nll",
+    "implicit_accuracy",
+    "margin",
+    "model_error",
+    "ref_error",
+    "grad_norm",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ class Curve:
 
 
 CURVES = (
-    Curve("Loss", "mean of a step's prompts", {"loss": "loss"}),
+    Curve("Loss", "mean of a step's prompts", {"loss": "loss", "nll × its weight": "loss_nll"}),
+    Curve("Preference", "the loss without added terms", {"preference": "loss_preference"}),
     Curve(
         "Implicit accuracy",
         "% of pairs",
@@ -218,7 +228,11 @@ def verdict(info: dict[str, Any], metrics: Metrics, columns: dict[str, Floats]) 
     done = int(metrics.lines[-1]["step"])
     of = "" if due is None or due == done else f" of {due:,}"
     said = [f"{done:,}{of} {'step' if (due or done) == 1 else 'steps'}"]
-    for label, key, text in (("implicit accuracy", "implicit_accuracy", percent), ("loss", "loss", compact)):
+    for label, key, text in (
+        ("implicit accuracy", "implicit_accuracy", percent),
+        ("loss", "loss", compact),
+        ("its preference part", "loss_preference", compact),
+    ):
         if moved := ends(columns[key]):
             first, last = (text(value) for value in moved)
             said.append(f"{label} {last}" if first == last else f"{label} {first} → {last}")

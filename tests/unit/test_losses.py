@@ -19,6 +19,7 @@ from rankray.losses import (
     GAINS,
     LOSSES,
     LossInputs,
+    loss_parts,
     metric_sums,
     metrics,
     needed,
@@ -35,7 +36,12 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("rank_dpo", {"gain": "linear", "discount": "log2"}),
     ("rank_dpo", {"discount": "none"}),
     ("rank_dpo", {"discount": "reciprocal"}),
-    ("rank_dpo", {"nll": 2.5}),
+    *((name, {"nll": 2.5}) for name in ("rank_dpo", "dpo", "dpo_gain")),
+    *((name, {"dpop": 4.0}) for name in ("rank_dpo", "dpo", "dpo_gain")),
+    *((name, {"clamp": 0.5}) for name in ("rank_dpo", "dpo", "dpo_gain")),
+    *((name, {"safeguard": 0.25}) for name in ("rank_dpo", "dpo", "dpo_gain")),
+    ("rank_dpo", {"clamp": 0.0, "dpop": 50.0, "nll": 0.1}),
+    ("dpo", {"pairs": "all", "clamp": 0.1, "dpop": 1.0, "nll": 3.0}),
 ]
 
 
@@ -115,20 +121,22 @@ def oracle(  # noqa: C901, PLR0911
         pairs = [(i, j) for i, j in pairs if i == here[0] and j == here[-1]]
 
     def term(i: int, j: int) -> float:
-        x = beta * (s[i] - s[j])
+        ceiling = options.get("clamp", math.inf) * row["ref"][j]
+        x = beta * (s[i] + options.get("dpop", 0.0) * max(0.0, s[i]) - min(s[j], ceiling))
         return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
+    nll = options.get("nll", 0.0) * row["model"][here[0]]
     if name == "rank_dpo":
         plain = options.get("discount") == "none"
         ranked = sum(
             abs(gain[i] - gain[j]) * (1.0 if plain else abs(inverse[i] - inverse[j])) * term(i, j)
             for i, j in pairs
         )
-        return ranked + options.get("nll", 0.0) * row["model"][here[0]]
+        return ranked + nll
     if name == "dpo":
-        return sum(term(i, j) for i, j in pairs)
+        return sum(term(i, j) for i, j in pairs) + nll
     if name == "dpo_gain":
-        return sum(abs(gain[i] - gain[j]) * term(i, j) for i, j in pairs)
+        return sum(abs(gain[i] - gain[j]) * term(i, j) for i, j in pairs) + nll
     if name == "sft":
         return row["model"][here[0]]
     if name == "weighted_sft":
@@ -187,7 +195,9 @@ def test_gradients_equal_the_oracles_differences(name: str, options: dict[str, A
     LOSSES[name](replace(batch, model_error=error), beta=BETA, **options).sum().backward()
     assert error.grad is not None
     step = 1e-6
-    if name == "kto":  # z carries no gradient, so differences of the whole loss are another thing
+    if (
+        name == "kto" or "safeguard" in options
+    ):  # z and its scale carry no gradient: differences are another thing
         assert torch.isfinite(error.grad).all()
         return
     for b, row in enumerate(rows_of(batch)):
@@ -286,6 +296,100 @@ def test_learning_raises_the_preferred_one(name: str) -> None:
     assert error.grad[0, best] > 0 > error.grad[0, 1 - best]
 
 
+def pair_of(model: list[float], ref: list[float]) -> tuple[LossInputs, torch.Tensor]:
+    """Two candidates, the first preferred, and the tensor that their gradient will be of."""
+    error = torch.tensor([model], dtype=torch.float64, requires_grad=True)
+    phi, rank = torch.tensor([[1.0, 0.0]]), torch.tensor([[1, 2]])
+    known = torch.tensor([ref], dtype=torch.float64)
+    return LossInputs(error, known, phi, rank, torch.ones(1, 2, dtype=torch.bool)), error
+
+
+def gradient(row: LossInputs, error: torch.Tensor, **options: Any) -> list[float]:
+    error.grad = None
+    LOSSES["dpo"](row, beta=2.0, **options).sum().backward()
+    assert error.grad is not None
+    return [float(value) for value in error.grad[0]]
+
+
+def test_dpo_positive_by_hand() -> None:
+    # s = (0.1, 0.3): -log sigmoid(-2 (0.1 + 5 * 0.1 - 0.3)) = log(1 + e^0.6) = 1.0374879505
+    row, error = pair_of([0.6, 0.7], [0.5, 0.4])
+    assert LOSSES["dpo"](row, beta=2.0, dpop=5.0).item() == pytest.approx(1.0374879505, abs=1e-10)
+    # slopes: beta * sigmoid(0.6) = 1.2913126125, and 1 + 5 times that of the preferred one
+    assert gradient(row, error, dpop=5.0) == pytest.approx([6 * 1.2913126125, -1.2913126125], abs=1e-9)
+
+
+def test_dpo_positive_pulls_only_above_the_references_error() -> None:
+    below, error = pair_of([0.4, 0.7], [0.5, 0.4])
+    assert gradient(below, error, dpop=5.0) == gradient(below, error)
+    above, error = pair_of([0.6, 1.4], [0.5, 0.4])  # a margin of 0.9, which DPO is content with
+    plain, pulled = gradient(above, error), gradient(above, error, dpop=20.0)
+    assert pulled[0] > 30 * plain[0] > 0  # downhill is a lower error of the preferred one
+
+
+def test_clamp_by_hand() -> None:
+    # s = (0.1, 0.3), and 0.3 is above half of 0.4: -log sigmoid(-2 (0.1 - 0.2)) = log(1 + e^-0.2) = 0.5981388693
+    row, error = pair_of([0.6, 0.7], [0.5, 0.4])
+    assert LOSSES["dpo"](row, beta=2.0, clamp=0.5).item() == pytest.approx(0.5981388693, abs=1e-10)
+    # 2 * sigmoid(-0.2) = 0.9003320054 on the preferred one, and none on the other
+    assert gradient(row, error, clamp=0.5) == pytest.approx([0.9003320054, 0.0], abs=1e-9)
+
+
+def test_clamp_lets_go_beyond_its_share_of_the_references_error_and_changes_nothing_before() -> None:
+    row, error = pair_of([0.4, 0.7], [0.5, 0.4])
+    assert gradient(row, error, clamp=0.76) == gradient(row, error)
+    assert gradient(row, error, clamp=0.74)[1] == 0.0 > gradient(row, error)[1]
+
+
+def test_safeguard_by_hand() -> None:
+    # the rejected one's slope times 0.75 * sqrt(0.2 / 0.8) = 0.375, and the loss as it was
+    row, error = pair_of([0.2, 0.8], [0.3, 0.4])
+    plain = gradient(row, error)
+    assert LOSSES["dpo"](row, beta=2.0, safeguard=0.25).item() == LOSSES["dpo"](row, beta=2.0).item()
+    assert gradient(row, error, safeguard=0.25) == pytest.approx([plain[0], 0.375 * plain[1]], rel=1e-12)
+    better, error = pair_of([0.8, 0.2], [0.3, 0.4])  # sqrt(4), held to 1
+    assert gradient(better, error, safeguard=0.0) == pytest.approx(gradient(better, error), rel=1e-12)
+
+
+@given(st.integers(0, 10_000), st.floats(0.0, 0.9), st.floats(-1.0, 1.0), st.floats(0.1, 5.0))
+def test_safeguard_never_raises_the_preferred_ones_error(
+    seed: int, mu: float, angle: float, size: float
+) -> None:
+    """Both predictions moved alike, as Diffusion-SDPO's analysis has it: <dL, dA> >= mu * weight * |dA|^2."""
+    rng = torch.Generator().manual_seed(seed)
+    one, other = torch.randn(2, 64, generator=rng, dtype=torch.float64)
+    rejected = size * (angle * one + (1 - abs(angle)) * other)
+    moved = torch.zeros(64, dtype=torch.float64, requires_grad=True)
+    errors = torch.stack([(one + moved).square().mean(), (rejected + moved).square().mean()])[None]
+    row = replace(pair_of([0.0, 0.0], [1.0, 1.0])[0], model_error=errors)
+    (best_one,) = torch.autograd.grad(errors[0, 0], moved, retain_graph=True)
+    (by,) = torch.autograd.grad(LOSSES["dpo"](row, beta=1.0, safeguard=mu).sum(), moved)
+    weight = torch.sigmoid(errors[0, 0] - errors[0, 1])
+    assert best_one @ by >= weight * mu * best_one @ best_one - 1e-9
+
+
+def test_without_a_safeguard_a_larger_parallel_residual_raises_the_preferred_ones_error() -> None:
+    one = torch.ones(4, dtype=torch.float64)
+    moved = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    errors = torch.stack([(one + moved).square().mean(), (3 * one + moved).square().mean()])[None]
+    row = replace(pair_of([0.0, 0.0], [1.0, 1.0])[0], model_error=errors)
+    slopes = {}
+    for mu in (None, 0.0, 0.5):
+        loss = LOSSES["dpo"](row, beta=1.0, safeguard=mu).sum()
+        (by,) = torch.autograd.grad(loss, moved, retain_graph=True)
+        slopes[mu] = float(by[0] / torch.sigmoid(torch.tensor(-8.0, dtype=torch.float64)))
+    # (2 - 6 * scale) / 4 with scale 1, 1/3 and 1/6: uphill, level, downhill for the preferred one
+    assert list(slopes.values()) == pytest.approx([-1.0, 0.0, 0.25], abs=1e-12)
+
+
+def test_nll_asks_the_best_ones_error_where_best_and_worst_are_tied() -> None:
+    row, _ = pair_of([0.6, 0.7], [0.5, 0.4])
+    tied = replace(row, win_probability=torch.tensor([[0.5, 0.5]]))
+    assert needed("dpo", tied, {}).tolist() == [[False, False]]
+    assert needed("dpo", tied, {"nll": 2.0}).tolist() == [[True, False]]
+    assert LOSSES["dpo"](tied, beta=2.0, nll=2.0).tolist() == [pytest.approx(1.2)]
+
+
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_what_is_not_needed_is_not_looked_at(name: str, options: dict[str, Any]) -> None:
     batch = inputs(5, b=12)
@@ -331,6 +435,31 @@ def test_metrics_by_hand() -> None:
     assert found["margin"] == pytest.approx(10.0 * (0.4 + 0.2 - 0.2) / 3, rel=1e-5)
     assert found["model_error"] == pytest.approx(1.4 / 3)
     assert (found["pairs"], found["loss"]) == (3, pytest.approx(0.7))
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_parts_sum_to_the_loss_and_added_terms_do_not_change_the_preference(
+    name: str, options: dict[str, Any]
+) -> None:
+    batch = inputs(4, b=12)
+    found = loss_parts(name, batch, beta=BETA, options=options)
+    torch.testing.assert_close(sum(found.values()), LOSSES[name](batch, beta=BETA, **options))
+    assert set(found) == ({"preference", "nll"} if options.get("nll") else {"preference"})
+    bare = {key: value for key, value in options.items() if key != "nll"}
+    torch.testing.assert_close(found["preference"], LOSSES[name](batch, beta=BETA, **bare), rtol=0, atol=0)
+    assert set(loss_parts(name, batch, beta=BETA, options={**options, "nll": 0})) == {"preference"}
+
+
+def test_parts_have_metrics_of_their_own_where_there_are_several() -> None:
+    row, _ = pair_of([0.6, 0.7], [0.5, 0.4])
+    # preference: -log sigmoid(-2 (0.1 - 0.3)) = log(1 + e^-0.4) = 0.5130152524; nll: 100 * 0.6
+    for nll, due in ((100.0, {"loss_preference": 0.5130152524, "loss_nll": 60.0}), (0.0, {})):
+        apart = loss_parts("dpo", row, beta=2.0, options={"nll": nll})
+        loss = torch.stack(tuple(apart.values())).sum(0)
+        sums = metric_sums(row, loss, beta=2.0, parts=apart)
+        found = metrics({key: 3 * float(value) for key, value in sums.items()})  # three such rows
+        assert {key: found[key] for key in found if key.startswith("loss_")} == pytest.approx(due)
+        assert found["loss"] == pytest.approx(sum(due.values()) or 0.5130152524)
 
 
 def test_an_untrained_model_stands_at_one_half() -> None:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rankray import config, schema
+from rankray import config, losses, schema
 from rankray.cli import run_rankdpo
 from rankray.config import ConfigError
-from rankray.config.rankdpo import AlignConfig, RankDPOConfig
+from rankray.config.rankdpo import OPTIONS, AlignConfig, ObjectiveOptions, RankDPOConfig
 from rankray.rankdpo import job as rankdpo
 
 
 def dataset(
-    place: Path, ranks: tuple[int, int] = (1, 2), image: dict[str, Any] | None = None, **changes: Any
+    place: Path,
+    ranks: tuple[int, int] = (1, 2),
+    image: dict[str, Any] | None = None,
+    scores: tuple[float, float] = (2.0, 1.0),
+    **changes: Any,
 ) -> Path:
-    """A finished dataset of one prompt and two candidates."""
+    """A finished dataset of one prompt and two candidates, which are tied if their scores are."""
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "PNG")
     picture = image or {"bytes": buffer.getvalue(), "path": None}
@@ -34,8 +40,8 @@ def dataset(
             "image": picture,
             "width": 64,
             "height": 64,
-            "scores": [float(rank)],
-            "win_probability": 1.0 if rank == 1 else 0.0,
+            "scores": [scores[n]],
+            "win_probability": 0.5 if scores[0] == scores[1] else float(rank == 1),
             "rank": rank,
             "error": None,
         }
@@ -109,6 +115,28 @@ def test_datasets_that_cannot_be_trained_on(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_dataset_of_ties_is_refused_by_what_learns_from_preferences(tmp_path: Path) -> None:
+    place = dataset(tmp_path / "d", scores=(2.0, 2.0))
+    tied = (
+        r"dataset .*: the candidates of each of 1 prompts are tied, .* and rank_dpo learns from preferences"
+    )
+    with pytest.raises(ConfigError, match=tied) as caught:
+        rankdpo.check(settings(place))
+    assert "\n" not in str(caught.value)
+    assert rankdpo.check(settings(place, objective__name="sft")).rows == 1
+    assert rankdpo.check(settings(place, objective__name="weighted_sft", objective__reward="r")).rows == 1
+    with pytest.raises(ConfigError, match="and kto learns from preferences"):
+        rankdpo.check(settings(place, objective__name="kto"))
+
+
+def test_ties_are_those_of_the_labels_that_are_learnt(tmp_path: Path) -> None:
+    tied, ranked = dataset(tmp_path / "t", scores=(2.0, 2.0)), dataset(tmp_path / "r")
+    with pytest.raises(ConfigError, match="are tied"):
+        rankdpo.check(settings(tied, labels__rewards=["r"]))
+    assert rankdpo.check(settings(tied, labels__aggregation="random")).rows == 1
+    assert rankdpo.check(settings(ranked, labels__rewards=["r"])).rows == 1
+
+
 def test_models_that_cannot_be_trained(tmp_path: Path) -> None:
     place = dataset(tmp_path / "d")
     empty = tmp_path / "empty"
@@ -168,6 +196,34 @@ def test_a_loss_that_needs_scores_which_the_dataset_lacks(tmp_path: Path) -> Non
             "weighted_sft weighs by one reward's scores: give objective.reward",
         ),
         ({"objective__name": "rank_dop"}, "objective.name = 'rank_dop'"),
+        (
+            {"objective__options": {"nl": 100.0}},
+            r"objective.options: rank_dpo has no option 'nl' \(did you mean 'nll'\?\); it has: gain, discount, nll",
+        ),
+        (
+            {"objective__options": {"nll": "a"}},
+            "objective.options: nll = 'a': input should be a valid number",
+        ),
+        (
+            {"objective__options": {"nll": "3"}},
+            "objective.options: nll = '3': input should be a valid number",
+        ),
+        ({"objective__options": {"nll": -1}}, "nll = -1: input should be greater than or equal to 0"),
+        ({"objective__options": {"dpop": float("nan")}}, "dpop = nan: input should be a finite number"),
+        (
+            {"objective__options": {"clamp": -0.1, "nll": True}},
+            r"nll = True: .*; clamp = -0.1: input should be",
+        ),
+        ({"objective__options": {"gain": "exp"}}, "gain = 'exp': input should be 'exp2' or 'linear'"),
+        (
+            {"objective__name": "mapo", "objective__options": {"snr": 0}},
+            "snr = 0: input should be greater than",
+        ),
+        (
+            {"objective__name": "kto", "objective__options": {"pairs": "all"}},
+            "kto has no option 'pairs'; it has: none",
+        ),
+        ({"objective__name": "dop", "objective__options": {"pairs": "all"}}, "objective.name = 'dop'"),
         ({"optimizer__name": "adafactor"}, "optimizer.name: adafactor looks at whole tensors or blocks"),
         ({"optimizer__name": "adamw_8bit"}, "steps would depend on workers.count; take adamw"),
         ({"optimizer__learning_rate": -1e-5}, "optimizer.learning_rate = -1e-05"),
@@ -177,8 +233,29 @@ def test_a_loss_that_needs_scores_which_the_dataset_lacks(tmp_path: Path) -> Non
     ],
 )
 def test_settings_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         settings(Path("/d"), **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_each_objectives_options_are_those_of_its_loss() -> None:
+    def keywords(function: Callable[..., Any]) -> dict[str, Any]:
+        found = inspect.signature(function).parameters.values()
+        remedies = keywords(losses._pairwise) if any(one.kind == one.VAR_KEYWORD for one in found) else {}
+        return {one.name: one.default for one in found if one.kind == one.KEYWORD_ONLY} | remedies
+
+    for name, loss in losses.LOSSES.items():
+        own = {key: value for key, value in keywords(loss).items() if key != "beta"}
+        assert own == {key: getattr(ObjectiveOptions(), key) for key in OPTIONS.get(name, ())}
+    fields = ObjectiveOptions.model_fields
+    assert get_args(fields["gain"].annotation) == tuple(losses.GAINS)
+    assert get_args(fields["discount"].annotation) == (*losses.DISCOUNTS, "none")
+
+
+def test_options_are_kept_as_they_were_given() -> None:
+    given = {"nll": 100, "clamp": 0.5}  # a run's identity has them as they were written
+    assert settings(Path("/d"), objective__options=given).objective.options == given
+    assert settings(Path("/d"), objective__options=given).identity()["objective.options.nll"] == 100
 
 
 def test_the_command_says_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -162,6 +162,22 @@ def test_a_part_without_rows_changes_nothing(make: Make) -> None:
     assert any(not torch.allclose(learnt[3][name], value.float(), atol=1e-5) for name, value in start.items())
 
 
+def test_a_step_tells_the_parts_of_its_loss(make: Make) -> None:
+    zero.alone()
+    found = {}
+    for nll in (0.0, 100.0):
+        job = make(
+            objective__options={"nll": nll}, optimizer__learning_rate=0.0, steps=1, workers__micro_batch=2
+        )
+        (step,) = begin(job, Rows(job)).steps(Rows(job))
+        found[nll] = step.sums
+    assert "loss_preference" not in found[0.0]
+    apart = found[100.0]
+    assert apart["loss_preference"] == pytest.approx(found[0.0]["loss"], rel=1e-6)
+    assert apart["loss_nll"] == pytest.approx(100 * apart["model_error"] / 2, rel=0.5)  # of the best of two
+    assert apart["loss"] == pytest.approx(apart["loss_preference"] + apart["loss_nll"], rel=1e-6)
+
+
 def test_a_step_needs_no_ray() -> None:
     """A GPU can be measured where it is not installed; only what starts workers or asks actors imports it."""
     modules = "rankdpo.step, rankdpo.feed, models.denoisers.parts, models.generators.diffusers_pipeline"

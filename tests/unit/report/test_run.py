@@ -139,8 +139,9 @@ def test_everything_known_is_on_the_page(tmp_path: Path) -> None:
     stated += ["weights themselves, no LoRA", "1,234,567", "2,345,678", "4,691,356", "sha256:ab", "0.0833"]
     assert [text for text in stated if text not in reader.text] == []
     labels = [attributes["aria-label"] for tag, attributes in reader.tags if "aria-label" in attributes]
-    assert labels == [f"{curve.title} ({curve.unit}) by step" for curve in run_report.CURVES]
-    assert html.count('<div class="chart">') == len(run_report.CURVES) == 9
+    curves = [curve for curve in run_report.CURVES if curve.title != "Preference"]  # all of the loss is that
+    assert labels == [f"{curve.title} ({curve.unit}) by step" for curve in curves]
+    assert html.count('<div class="chart">') == len(curves) == 9
     assert "lowest 0.6 (step 40), highest 0.6975 (step 1), last 0.6" in reader.text
     # Every step of each chart has its strip; the loss of step 1 is 0.6975.
     assert html.count("<title>step 1\n") == 9
@@ -247,6 +248,20 @@ def test_a_resumed_run_is_drawn_once(tmp_path: Path) -> None:
     html, reader = written(tmp_path, {})
     assert "3 steps, implicit accuracy 50.0 %, loss 0.6975 → 0.25," in reader.text
     assert html.count("<title>step 3\nloss: 0.25\n") == 1
+
+
+def test_a_loss_of_several_parts_is_drawn_part_by_part(tmp_path: Path) -> None:
+    parts = [{"loss": 36.0 - step, "loss_preference": 0.5, "loss_nll": 35.5 - step} for step in range(1, 5)]
+    lines = [line(step + 1, **part) for step, part in enumerate(parts)]
+    lines.append(line(5, loss=None, loss_preference=7000.0, loss_nll=8000.0))
+    (tmp_path / "metrics.jsonl").write_text(text_of(lines))
+    html, reader = written(tmp_path)
+    assert html.count('<div class="chart">') == 9
+    assert "loss: lowest 32 (step 4), highest 35 (step 1), last 32" in reader.text
+    assert "nll × its weight: lowest 31.5 (step 4), highest 34.5 (step 1), last 31.5" in reader.text
+    assert "Preference" in reader.text
+    assert "its preference part 0.5" in reader.text
+    assert "7,000" not in html  # a skipped step
 
 
 def test_skipped_steps_are_null_or_counted() -> None:
