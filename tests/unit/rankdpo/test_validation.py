@@ -35,8 +35,12 @@ def points(*accuracies: float) -> list[Point]:
     return [START, *(at(25 * (n + 1), value) for n, value in enumerate(accuracies))]
 
 
-def test_the_best_has_the_highest_accuracy_and_comes_first() -> None:
-    assert validation.best(points(0.55, 0.6, 0.6, 0.58), PATIENT).step == 50
+def test_the_best_is_the_last_that_is_no_worse_than_chance_allows() -> None:
+    """The highest is 60 % ± 2: what comes later and is at least 58 % is as good, and has learnt for longer."""
+    assert validation.highest(points(0.55, 0.6, 0.6, 0.58), PATIENT).step == 50
+    assert validation.best(points(0.55, 0.6, 0.6, 0.58), PATIENT).step == 100
+    assert validation.best(points(0.55, 0.6, 0.6, 0.579), PATIENT).step == 75
+    assert validation.best(points(0.58, 0.6, 0.55), PATIENT).step == 50
 
 
 def test_one_whose_preferred_error_rose_is_no_best() -> None:
@@ -52,30 +56,43 @@ def test_the_start_is_best_where_all_have_risen() -> None:
 def test_what_is_exported_is_the_start_or_learnt_within_the_bound(made: list[tuple[float, float]]) -> None:
     found = [START, *(at(25 * (n + 1), value, rise) for n, (value, rise) in enumerate(made))]
     chosen = validation.chosen(found, PATIENT)
-    assert chosen.step == 0 or (chosen.chosen_rise <= PATIENT.max_rise and validation.learnt(chosen))
+    assert chosen.step == 0 or (chosen.chosen_rise <= PATIENT.max_rise and validation.learnt(found, PATIENT))
     assert validation.chosen(found, PAPER) == found[-1]
 
 
-def test_patience_counts_validations_without_a_better_one() -> None:
-    stops = [validation.stops(points(*([0.55, 0.6, 0.59, 0.6, 0.61][:n])), PATIENT) for n in range(6)]
-    assert stops == [False, False, False, False, True, False]
+@given(st.lists(st.tuples(st.floats(0.3, 0.9), st.floats(-0.1, 0.2), st.floats(0.0, 0.1)), max_size=12))
+def test_the_best_is_never_one_whose_weights_were_not_kept(made: list[tuple[float, float, float]]) -> None:
+    """Weights are kept when a point is the best as it is measured, and the last kept stay: no later one goes back."""
+    found, kept = [START], 0
+    for n, (value, rise, sure) in enumerate(made):
+        found.append(at(25 * (n + 1), value, rise, sure=sure))
+        if validation.best(found, PATIENT).step == found[-1].step:
+            kept = found[-1].step
+        assert validation.best(found, PATIENT).step == kept
+
+
+def test_patience_counts_validations_that_are_worse() -> None:
+    stops = [validation.stops(points(*([0.55, 0.6, 0.59, 0.57, 0.5, 0.61][:n])), PATIENT) for n in range(7)]
+    assert stops == [False, False, False, False, False, True, False]
+    risen = [START, at(25, 0.6), at(50, 0.7, rise=0.06), at(75, 0.7, rise=0.07)]
+    assert validation.stops(risen, PATIENT)
     assert not validation.stops(points(0.4, 0.4, 0.4), PAPER)
     assert not validation.stops([], PATIENT)
 
 
 def test_a_step_no_better_than_chance_is_not_exported() -> None:
-    found = [START, at(25, 0.53, sure=0.02), at(50, 0.52)]
+    found = [START, at(25, 0.51, sure=0.02), at(50, 0.47), at(75, 0.48)]
     assert validation.chosen(found, PATIENT) == START
     assert validation.decision(found, PATIENT, 100) == (
-        "the model as it started, since no step is better than chance on held-out prompts (at best 53.0 % of held-out "
-        "pairs right after step 25); stopped after step 50 of 100, as the last 2 validations were no better"
+        "the model as it started, since no step is better than chance on held-out prompts (at best 51.0 % of pairs "
+        "right after step 25); stopped after step 75 of 100, as the last 2 validations were worse"
     )
 
 
 def test_the_decision_names_the_step_and_why() -> None:
-    assert validation.decision(points(0.55, 0.6, 0.58, 0.57), PATIENT, 450) == (
+    assert validation.decision(points(0.55, 0.6, 0.57, 0.56), PATIENT, 450) == (
         "of step 50, the best on held-out prompts (60.0 % of held-out pairs right); stopped after step 100 of 450, as "
-        "the last 2 validations were no better"
+        "the last 2 validations were worse"
     )
     assert validation.decision(points(0.55, 0.6), PATIENT, 50).endswith(
         "pairs right); all 50 steps were taken"
@@ -118,7 +135,7 @@ def test_errors_that_rise_are_warned_of() -> None:
     )
 
 
-@pytest.mark.parametrize(("accuracy", "warned"), [(0.53, True), (0.57, False)])
+@pytest.mark.parametrize(("accuracy", "warned"), [(0.51, True), (0.57, False)])
 def test_nothing_learnt_is_warned_of(accuracy: float, warned: bool) -> None:
     found = points(0.5, 0.51, accuracy, 0.5, 0.51)
     assert ("nothing learnt" in validation.warnings(found, PAPER)) is warned
