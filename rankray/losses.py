@@ -332,13 +332,21 @@ def needed(name: str, inputs: LossInputs, options: Mapping[str, Any]) -> Tensor:
     return usable(inputs)
 
 
-def implicitly_right(inputs: LossInputs) -> tuple[Tensor, Tensor]:
+def _pair_differences(inputs: LossInputs, computed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """([b, i, j] is s_j - s_i, where it is a preference between errors that are there), in float64: [B, K, K] both."""
+    usable_ = usable(inputs) if computed is None else usable(inputs) & computed
+    pairs = preferred(inputs) & usable_[:, :, None] & usable_[:, None, :]
+    return _difference(-_s(inputs, usable_).detach().double()), pairs
+
+
+def implicitly_right(inputs: LossInputs, computed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(pairs that are implicitly right, pairs) of each row, float64[B] both.
 
     A pair is right where the model, against the reference, denoises the preferred candidate better than the other:
-    s_i < s_j; equal counts one half, so an untrained model stands at 0.5.
+    s_i < s_j; equal counts one half, so an untrained model stands at 0.5. `computed` says where there are errors
+    (bool[B, K], `needed`); None is everywhere.
     """
-    difference, pairs = _difference(-_s(inputs, usable(inputs)).detach()), preferred(inputs)
+    difference, pairs = _pair_differences(inputs, computed)
     right = (difference > 0).double() + 0.5 * (difference == 0).double()
     return _sum(right, pairs), pairs.sum((-2, -1)).double()
 
@@ -369,23 +377,20 @@ def metric_sums(
     `computed` says where there are errors (bool[B, K], `needed`); None is everywhere. `parts` are the loss's, as
     `loss_parts` gives them; where there are several, each has a sum of its own.
 
-    A pair is implicitly right where the model, against the reference, denoises the preferred candidate better than the
-    other: s_i < s_j; equal counts one half, so an untrained model stands at 0.5. The margin is beta * (s_j - s_i).
-    Pairs are those with a preference, which ties have not.
+    What "right" counts `implicitly_right` says; the margin is beta * (s_j - s_i). Pairs are those with a preference,
+    which ties have not.
     """
     rows = usable(inputs).any(-1)
     usable_ = usable(inputs) if computed is None else usable(inputs) & computed
-    s = _s(inputs, usable_).detach().double()
-    pairs = preferred(inputs) & usable_[:, :, None] & usable_[:, None, :]
-    difference = _difference(-s)  # s_j - s_i
-    right = (difference > 0).double() + 0.5 * (difference == 0).double()
-    zero = torch.zeros((), dtype=torch.float64, device=s.device)
+    difference, pairs = _pair_differences(inputs, computed)
+    right, _ = implicitly_right(inputs, computed)
+    zero = torch.zeros((), dtype=torch.float64, device=difference.device)
     several = parts if parts is not None and len(parts) > 1 else {}
     losses = {"loss": loss, **{f"loss_{part}": values for part, values in several.items()}}
     return {
         **{key: torch.where(rows, values.detach().double(), zero).sum() for key, values in losses.items()},
-        "right": torch.where(pairs, right, zero).sum(),
-        "margin": torch.where(pairs, beta * difference, zero).sum(),
+        "right": right.sum(),
+        "margin": beta * _sum(difference, pairs).sum(),
         "model_error": _clean(inputs.model_error, usable_).detach().double().sum(),
         "ref_error": _clean(inputs.ref_error, usable_).detach().double().sum(),
         "pairs": pairs.sum().double(),

@@ -124,8 +124,8 @@ class HeldOut:
 
 def figures(step: int, inputs: LossInputs, draws: int, objective: ObjectiveConfig) -> Point:
     """The point of these errors, rows in the order (draw, prompt): D * V of them."""
-    loss = losses.LOSSES[objective.name](inputs, beta=objective.beta, **objective.options)
-    sums = losses.metric_sums(inputs, loss, beta=objective.beta)
+    parts = losses.loss_parts(objective.name, inputs, beta=objective.beta, options=objective.options)
+    sums = losses.metric_sums(inputs, parts["preference"], beta=objective.beta)
     means = losses.metrics({key: float(value) for key, value in sums.items()})
     right, pairs = (part.view(draws, -1).sum(0) for part in losses.implicitly_right(inputs))
     accuracy = means["implicit_accuracy"]
