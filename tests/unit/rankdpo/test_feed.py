@@ -139,7 +139,7 @@ def test_epochs_are_said_beside_the_paper_s() -> None:
 def test_many_epochs_are_warned_of() -> None:
     said = epochs_line(450, 64, 475)
     assert said.startswith(
-        "450 steps of 64 over 475 prompts are 60.6 epochs (the paper: 7); warning: above 30 "
+        "450 steps of 64 over 475 prompts are 60.6 epochs (the paper: 7); warning: above 50 "
     )
 
 
