@@ -1,6 +1,7 @@
 """RankDPO as a job (paper section 3.3, Algorithm 2): check, encode, compute the reference, train, export.
 
     OUTPUT/pipeline/        the better model, as `save_pretrained` writes it
+    OUTPUT/pytorch_lora_weights*.safetensors    the adapters by themselves, with tuned.train = "lora"
     OUTPUT/checkpoints/     Ray Train's, the last N and the best
     OUTPUT/samples/         picture grids while it trained
     OUTPUT/metrics.jsonl    a line a step
@@ -203,6 +204,12 @@ def check_reward(config: TrainingSettings, names: list[str]) -> int | None:
 
 
 def _settled(plan: Plan, say: Say) -> Plan:
+    row = denoisers.DENOISERS[denoisers.family(plan.spec)]
+    if plan.config.tuned.train == "lora" and row.lora_form == "peft":
+        say(
+            f"{row.pipeline} has no load_lora_weights: beside the merged pipeline, the adapters leave in peft's form "
+            f"(adapter_model.safetensors), for PeftModel.from_pretrained(pipe.{row.denoiser}, OUTPUT)"
+        )
     found = training_forecast.settled(plan.config, plan.spec, plan.dataset, plan.device, say)
     return replace(plan, config=found)
 
@@ -233,7 +240,8 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
     else:
         weights = output.uri_of("checkpoints", best_name(chosen.step)) if chosen.step else None
     say(f"writing the pipeline: {validation.decision(state.points, config.validation, config.steps)}")
-    export_pipeline(plan.spec, config, weights, output.uri_of("pipeline"))
+    lora = output.uri if config.tuned.train == "lora" else None
+    export_pipeline(plan.spec, config, weights, output.uri_of("pipeline"), lora)
     return _summary(plan, output, state)
 
 
@@ -244,11 +252,11 @@ def _state(output: Output, checkpoint: str) -> RunState:
 
 
 def export_pipeline(
-    spec: GeneratorSpec, config: RankDPOConfig, checkpoint: str | None, pipeline: str
+    spec: GeneratorSpec, config: RankDPOConfig, checkpoint: str | None, pipeline: str, lora: str | None = None
 ) -> None:
-    """Writes the tuned pipeline of a checkpoint to `pipeline` (both URIs), in a task of its own: no driver loads a
-    model. Without a checkpoint it is the model as it started."""
-    ray.get(ray.remote(num_cpus=0.5)(_export).remote(spec, config, checkpoint, pipeline))
+    """Writes the tuned pipeline of a checkpoint to `pipeline`, and adapters into `lora` (all are URIs), in a task: no
+    driver loads a model. Without a checkpoint it is the model as it started."""
+    ray.get(ray.remote(num_cpus=0.5)(_export).remote(spec, config, checkpoint, pipeline, lora))
 
 
 def _export(*arguments: Any) -> None:

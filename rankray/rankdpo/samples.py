@@ -34,8 +34,8 @@ GRID_SEED = 0
 
 
 def denoiser_with(spec: GeneratorSpec, config: RankDPOConfig, weights: Mapping[str, Tensor] | None) -> Any:
-    """The denoiser with trained weights in place (None: as it starts), adapters merged: in float32 on the CPU, where
-    nothing is rounded."""
+    """The denoiser with trained weights in place (None: as it starts), adapters not merged: in float32 on the CPU,
+    where nothing is rounded."""
     denoiser = tuned_denoiser(spec, config)
     own = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
     weights = own if weights is None else weights
@@ -45,8 +45,6 @@ def denoiser_with(spec: GeneratorSpec, config: RankDPOConfig, weights: Mapping[s
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)
-    if config.tuned.train == "lora":
-        parts.merge_lora(denoiser)
     return denoiser.eval().requires_grad_(False)
 
 
@@ -58,6 +56,7 @@ def place_weights(
     name, dtype = parts.row_of(spec).denoiser, getattr(torch, spec.dtype)
     if config.tuned.train == "lora":
         denoiser = denoiser_with(spec, config, {key: value.cpu() for key, value in weights})
+        parts.merge_lora(denoiser)
         setattr(pipe, name, parts.cast(denoiser, str(pipe.device), dtype))
         return
     own = dict(getattr(pipe, name).named_parameters())
@@ -124,10 +123,11 @@ def draw_grid(spec: GeneratorSpec, painter: Any, prompts: Sequence[str], rank: i
 
 
 def export_pipeline(
-    spec: GeneratorSpec, config: RankDPOConfig, checkpoint: str | None, pipeline: str
+    spec: GeneratorSpec, config: RankDPOConfig, checkpoint: str | None, pipeline: str, lora: str | None = None
 ) -> None:
-    """Writes the tuned pipeline of a checkpoint to `pipeline` (both URIs), replacing what is there, as
-    `save_pretrained` does. Without a checkpoint it is the model as it started."""
+    """Writes the tuned pipeline of a checkpoint to `pipeline`, replacing what is there, as `save_pretrained` does; and
+    the adapters by themselves into the directory `lora`, where one is given (all are URIs). Without a checkpoint it is
+    the model as it started."""
     local = pafs.LocalFileSystem()
     with tempfile.TemporaryDirectory(prefix="rankray-export-") as scratch:
         name, weights = "ema" if config.tuned.ema else "weights", None
@@ -138,8 +138,14 @@ def export_pipeline(
                     pafs.copy_files(info.path, f"{scratch}/{info.base_name}", fs, local)
             weights = zero.Stored(Path(scratch), name)
         denoiser = denoiser_with(spec, config, weights)
-        dtype = config.checkpoints.export_dtype
-        parts.export(spec, denoiser, Path(scratch, "pipeline"), getattr(torch, dtype) if dtype else None)
+        asked = config.checkpoints.export_dtype
+        dtype = getattr(torch, asked) if asked else None
+        if lora is not None:
+            parts.export_lora(spec, denoiser, Path(scratch, "lora"), dtype)
+            fs, place = store.filesystem(lora)
+            pafs.copy_files(f"{scratch}/lora", place, local, fs)
+        parts.merge_lora(denoiser)
+        parts.export(spec, denoiser, Path(scratch, "pipeline"), dtype)
         fs, place = store.filesystem(pipeline)
         if fs.get_file_info(place).type != pafs.FileType.NotFound:
             fs.delete_dir(place)

@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rankray.config import ConfigError
 from rankray.models import weights
@@ -64,6 +64,8 @@ class DenoiserSpec:
         module: where `encode_prompts` and `predict` stand.
         text: what `encode_prompts` gives for a prompt, by the components' configurations and the row's `call`.
         lora_targets: names of the layers that get an adapter.
+        lora_form: whose names a run's adapters leave it under: "diffusers"; "kohya", which is both; "peft", where the
+            pipeline has no `load_lora_weights`.
     """
 
     pipeline: str
@@ -71,11 +73,16 @@ class DenoiserSpec:
     module: str
     text: Callable[[Configs, Mapping[str, Any]], Shapes]
     lora_targets: tuple[str, ...] = _ATTENTION
+    lora_form: Literal["diffusers", "kohya", "peft"] = "diffusers"
 
 
 DENOISERS: dict[str, DenoiserSpec] = {
-    "sd15": DenoiserSpec("StableDiffusionPipeline", "unet", "rankray.models.denoisers.sd15", _sd15_text),
-    "sdxl": DenoiserSpec("StableDiffusionXLPipeline", "unet", "rankray.models.denoisers.sdxl", _sdxl_text),
+    "sd15": DenoiserSpec(
+        "StableDiffusionPipeline", "unet", "rankray.models.denoisers.sd15", _sd15_text, lora_form="kohya"
+    ),
+    "sdxl": DenoiserSpec(
+        "StableDiffusionXLPipeline", "unet", "rankray.models.denoisers.sdxl", _sdxl_text, lora_form="kohya"
+    ),
     "sd3": DenoiserSpec(
         "StableDiffusion3Pipeline",
         "transformer",
@@ -84,7 +91,11 @@ DENOISERS: dict[str, DenoiserSpec] = {
         (*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     ),
     "pixart_sigma": DenoiserSpec(
-        "PixArtSigmaPipeline", "transformer", "rankray.models.denoisers.pixart_sigma", _pixart_text
+        "PixArtSigmaPipeline",
+        "transformer",
+        "rankray.models.denoisers.pixart_sigma",
+        _pixart_text,
+        lora_form="peft",
     ),
 }
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankray import diffusion
@@ -202,17 +203,50 @@ def merge_lora(denoiser: nn.Module) -> None:
         denoiser.get_submodule(parent).register_module(own, layer.get_base_layer())
 
 
+def export_lora(
+    spec: GeneratorSpec, denoiser: nn.Module, directory: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Saves adapters by themselves, before they are merged, in `dtype` or that of the published denoiser.
+
+        pytorch_lora_weights.safetensors         what `pipe.load_lora_weights(directory)` reads; rank, alpha and targets
+                                                 are in its metadata, which others (ComfyUI) do not read
+        pytorch_lora_weights_kohya.safetensors   of a UNet: kohya's names, alpha beside each layer
+        adapter_model.safetensors, adapter_config.json   of a pipeline without loader: peft's own
+
+    By diffusers' and peft's own writers.
+    """
+    from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+    from peft import get_peft_model_state_dict
+
+    row, config = row_of(spec), denoiser.peft_config["default"]
+    dtype = dtype or _published_dtypes(_published(spec), spec.variant)[row.denoiser]
+    learnt = get_peft_model_state_dict(denoiser)
+    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in learnt.items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    if row.lora_form == "peft":
+        named = {f"base_model.model.{name}": value for name, value in weights.items()}
+        save_file(named, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(directory)
+        return
+    about = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
+    layers = {f"{row.denoiser}_lora_layers": weights, f"{row.denoiser}_lora_adapter_metadata": about}
+    getattr(diffusers, spec.pipeline).save_lora_weights(directory, **layers)
+    if row.lora_form == "kohya":
+        named = convert_state_dict_to_kohya(
+            {f"{row.denoiser}.{key}": value for key, value in weights.items()}
+        )
+        # The converter takes alpha for the rank.
+        alphas = {name: torch.tensor(float(config.lora_alpha)) for name in named if name.endswith(".alpha")}
+        save_file({**named, **alphas}, directory / "pytorch_lora_weights_kohya.safetensors")
+
+
 def export(
     spec: GeneratorSpec, denoiser: nn.Module, directory: Path, dtype: torch.dtype | None = None
 ) -> None:
     """Saves the whole pipeline around a trained denoiser, as `save_pretrained` does, every part in the dtype of its
     published weights; the denoiser in `dtype` where that is given."""
-    place = locate(spec.source)
-    if not Path(place).is_dir():
-        place = diffusers.DiffusionPipeline.download(
-            place, use_safetensors=True, variant=spec.variant, revision=spec.revision
-        )
-    own, name = _published_dtypes(Path(place), spec.variant), row_of(spec).denoiser
+    place, name = _published(spec), row_of(spec).denoiser
+    own = _published_dtypes(place, spec.variant)
     parts: Mapping[str, Any] = {name: cast(denoiser, "cpu", dtype or own[name])}
     with strictly(spec.source, spec.revision):
         pipe = getattr(diffusers, spec.pipeline).from_pretrained(
@@ -225,9 +259,19 @@ def export(
             **parts,
         )
     pipe.save_pretrained(directory, safe_serialization=True)
-    for config in (Path(place) / part / "config.json" for part in own.keys() - parts.keys()):
+    for config in (place / part / "config.json" for part in own.keys() - parts.keys()):
         # As published: transformers would write the weights' dtype into it, and then load them so unasked.
         shutil.copyfile(config, directory / config.parent.name / "config.json")
+
+
+def _published(spec: GeneratorSpec) -> Path:
+    """The directory of the published pipeline, fetched where it is not here."""
+    place = locate(spec.source)
+    if not Path(place).is_dir():
+        place = diffusers.DiffusionPipeline.download(
+            place, use_safetensors=True, variant=spec.variant, revision=spec.revision
+        )
+    return Path(place)
 
 
 def _published_dtypes(place: Path, variant: str | None) -> dict[str, torch.dtype]:

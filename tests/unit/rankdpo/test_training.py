@@ -98,6 +98,30 @@ def test_adapters_are_merged_into_unrounded_weights(make: Make, published: Path,
         assert torch.linalg.matrix_rank(found[name].double() - start[name].double(), rtol=1e-3) <= 4, name
 
 
+def test_adapters_leave_a_run_by_themselves(make: Make, published: Path, tmp_path: Path) -> None:
+    """What the file adds to the published weights is what the pipeline holds."""
+    tuned = {"tuned__train": "lora", "tuned__lora_rank": 4, "tuned__lora_alpha": 8, "tuned__ema": 0.5}
+    job = make(optimizer__learning_rate=1e-2, checkpoints__export_dtype="float32", **tuned)
+    save_file(trained(job), tmp_path / "ema.safetensors")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    samples.export_pipeline(job.spec, job.config, str(tmp_path), str(run / "pipeline"), str(run))
+    start, merged = load_file(published / UNET), load_file(run / "pipeline" / UNET)
+    learnt = load_file(run / "pytorch_lora_weights.safetensors")
+    layers = [key.removesuffix(".lora_A.weight") for key in learnt if key.endswith(".lora_A.weight")]
+    moves = []
+    for layer in layers:
+        name = f"{layer.removeprefix('unet.')}.weight"
+        move = 8 / 4 * learnt[f"{layer}.lora_B.weight"] @ learnt[f"{layer}.lora_A.weight"]
+        torch.testing.assert_close(start[name].float() + move, merged[name], atol=1e-6, rtol=1e-6)
+        moves.append(float(move.abs().max()))
+    assert max(moves) > 1e-3
+    changed = {name for name, value in start.items() if not torch.equal(merged[name], value.float())}
+    assert len(changed) == len(layers)
+    assert (run / "notes.txt").read_text() == "mine", "what else lies there stays"
+
+
 def test_each_part_is_loaded_as_it_computes(published: Path) -> None:
     pipe = parts.load_encoders(
         generators.resolve(GeneratorChoice(model="shapes-sdxl", source=str(published))).kwargs["spec"],
