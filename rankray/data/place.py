@@ -168,7 +168,8 @@ def claim(output: Output, marker: str, identity: Mapping[str, Any], config: JobC
     if config is None:
         foreign += [path.rpartition("/")[2] for path in output.files()]
     else:  # notes and logs of the user's may stand beside what a job makes
-        foreign += [name for name in ("config.toml", "report.html", "pipeline") if output.exists(name)]
+        ours = ("config.toml", "report.html", "pipeline", "pytorch_lora_weights.safetensors")
+        foreign += [name for name in ours if output.exists(name)]
     if foreign:
         raise ConfigError(
             f"{output.uri}/{foreign[0]} is there, and no rankray job began it; take another output"

@@ -89,6 +89,7 @@ class Spec:
         num_gpus, num_cpus: of one actor.
         full_size: file of `full_size/` that says what it is made of, from which a plan gets memory and speed.
         environment: overlay environment of its actors (`rankray.models.environments`), None for the job's own.
+        licence: what the page of its weights states, by the hub's short names; None: it states none, or was not read.
     """
 
     target: str
@@ -100,10 +101,11 @@ class Spec:
     num_cpus: float = 1.0
     full_size: str | None = None
     environment: str | None = None
+    licence: str | None = None
 
     def elsewhere(self: S) -> S:
         """The row as it is for another source: what was said of the table's own is not true of it."""
-        return replace(self, revision="main")
+        return replace(self, revision="main", licence=None)
 
     def with_options(self: S, choice: Any) -> S:
         """The row with what else its choice says.

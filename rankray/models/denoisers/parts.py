@@ -204,7 +204,7 @@ def merge_lora(denoiser: nn.Module) -> None:
 
 
 def export_lora(
-    spec: GeneratorSpec, denoiser: nn.Module, directory: Path, dtype: torch.dtype | None = None
+    spec: GeneratorSpec, denoiser: Any, directory: Path, dtype: torch.dtype | None = None
 ) -> None:
     """Saves adapters by themselves, before they are merged, in `dtype` or that of the published denoiser.
 

@@ -73,7 +73,7 @@ class GeneratorSpec(Spec):
 
     def elsewhere(self) -> GeneratorSpec:
         """Another source has other variants, and nothing that the row connects to it."""
-        return replace(self, variant=None, revision="main", connected={}, connected_revisions={})
+        return replace(super().elsewhere(), variant=None, connected={}, connected_revisions={})
 
     def with_options(self, choice: GeneratorChoice) -> GeneratorSpec:
         """`options` may hold any field that is no setting of its own; its tables are merged into the row's."""
@@ -129,6 +129,7 @@ _SDXL = GeneratorSpec(
     dtype="float16",
     variant="fp16",
     full_size="sdxl",
+    licence="openrail++",
     load={"add_watermarker": False},
 )
 _SD3 = GeneratorSpec(
@@ -200,6 +201,7 @@ def _shapes(spec: GeneratorSpec, name: str, **changes: Any) -> GeneratorSpec:
         "num_gpus": 0.0,
         "num_cpus": 0.05,
         "full_size": None,
+        "licence": "apache-2.0",
     }
     return replace(spec, **{**small, **changes})
 
@@ -225,6 +227,7 @@ GENERATORS: dict[str, GeneratorSpec] = {
     "sdxl-turbo": replace(
         _SDXL,
         source="stabilityai/sdxl-turbo",
+        licence=None,
         steps=1,
         guidance=0.0,
         height=512,

@@ -76,6 +76,7 @@ def _shapes(spec: RewardSpec, name: str, **options: Any) -> RewardSpec:
         num_gpus=0.0,
         num_cpus=0.05,
         full_size=None,
+        licence="apache-2.0",
         options={**spec.options, **options},
     )
 
@@ -108,6 +109,7 @@ _QALIGN = RewardSpec(
     dtype="float16",
     batch_size=8,
     full_size="qalign",
+    licence="mit",
     options={"aspect": "quality", "vocabulary": 32000},
     pickled=True,
 )
@@ -134,6 +136,7 @@ REWARDS: dict[str, RewardSpec] = {
         target="rankray.models.rewards.hpsv2:Hpsv2",
         source="xswu/HPSv2",
         full_size="clip-h",
+        licence="apache-2.0",
         options={"file": "HPS_v2.1_compressed.pt", "architecture": "ViT-H-14", "antialias": False},
         environment="hpsv2",
         pickled=True,
@@ -142,6 +145,7 @@ REWARDS: dict[str, RewardSpec] = {
         target="rankray.models.rewards.hpsv2:Hpsv2",
         source="xswu/HPSv2",
         full_size="clip-h",
+        licence="apache-2.0",
         options={"file": "HPS_v2_compressed.pt", "architecture": "ViT-H-14", "antialias": False},
         environment="hpsv2",
         pickled=True,
@@ -150,6 +154,7 @@ REWARDS: dict[str, RewardSpec] = {
         target="rankray.models.rewards.imagereward:ImageReward",
         source="THUDM/ImageReward",
         full_size="imagereward",
+        licence="apache-2.0",
         options={
             "file": "ImageReward.pt",
             "med_config": "med_config.json",
@@ -167,6 +172,7 @@ REWARDS: dict[str, RewardSpec] = {
         dtype="bfloat16",
         batch_size=8,
         full_size="clip-flant5-xxl",
+        licence="apache-2.0",
         options={
             "model": "clip-flant5-xxl",
             "tokenizer": "google/flan-t5-xxl",
