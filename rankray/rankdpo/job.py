@@ -35,7 +35,7 @@ from rankray.config.rankdpo import (
 )
 from rankray.data import place
 from rankray.data.place import Output, Publish
-from rankray.models import denoisers, generators
+from rankray.models import denoisers, generators, rewards
 from rankray.models.generators import GeneratorSpec
 from rankray.rankdpo import encoding, feed, labels, validation
 from rankray.rankdpo import forecast as training_forecast
@@ -374,6 +374,24 @@ def _some_prompts(dataset: store.RankedDataset) -> tuple[str, ...]:
     return tuple(row["prompt"] for row, _ in zip(rows, range(SAMPLE_PROMPTS), strict=False))
 
 
+def _model(plan: Plan) -> dict[str, Any]:
+    """What was tuned, and how it is loaded and called, for `run.json`."""
+    spec, family = plan.spec, denoisers.family(plan.spec)
+    row = denoisers.DENOISERS[family]
+    size = {"height": spec.height, "width": spec.width}
+    return {
+        "source": spec.source,
+        "revision": plan.revision,
+        "family": family,
+        "licence": spec.licence,
+        "pipeline": spec.pipeline,
+        "denoiser": row.denoiser,
+        "lora_form": row.lora_form,
+        "load": {**({"variant": spec.variant} if spec.variant else {}), **spec.load},
+        "call": {spec.steps_argument: spec.steps, spec.guidance_argument: spec.guidance, **size, **spec.call},
+    }
+
+
 def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
     """The contents of `run.json`."""
     import json
@@ -389,11 +407,16 @@ def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "identity": place.claimed(output),
         "dataset": plan.dataset.path,
-        "model": {
-            "source": plan.spec.source,
-            "revision": plan.revision,
-            "family": denoisers.family(plan.spec),
+        "model": _model(plan),
+        "data": {
+            "rows": plan.rows,
+            "generators": plan.dataset.info["generators"],
+            "rewards": [
+                {**item, "licence": rewards.licence(item.get("model"))}
+                for item in plan.dataset.info["rewards"]
+            ],
         },
+        "objective": config.objective.model_dump(mode="json", exclude={"reference"}),
         "loss": config.objective.name,
         "beta": config.objective.beta,
         "steps": state.step,
@@ -401,6 +424,7 @@ def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
         "workers": config.workers.count,
         "zero_stage": config.workers.zero_stage,
         "lora_rank": config.tuned.lora_rank if config.tuned.train == "lora" else 0,
+        "lora_alpha": config.tuned.lora_alpha or config.tuned.lora_rank,
         "reference": config.objective.reference,  # as it was chosen, where "auto" left it open
         "encode": config.encoding.mode,
         "parameters": {"trained": parameters["trained"], "total": parameters["total"]},

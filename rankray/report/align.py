@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from rankray import store
 from rankray.config.ablate import CHECKER
 from rankray.evals import scores as evaluation
+from rankray.report.card import write_cards
 from rankray.report.pages import difference, picture, write_page
 
 PAIRS = 6
@@ -19,7 +21,8 @@ PAIRS = 6
 
 
 def write_align_report(uri: str, info: dict[str, Any]) -> None:
-    """Writes `uri/report.html` from align.json's contents and the evaluations beside it."""
+    """Writes `uri/report.html` from align.json's contents and the evaluations beside it; and each round's gain into the
+    cards of its model."""
     rounds = [
         {**found, "table": [_row(name, row) for name, row in found["gain"].items()]}
         for found in info["rounds"]
@@ -31,12 +34,20 @@ def write_align_report(uri: str, info: dict[str, Any]) -> None:
         "pairs": changed(f"{uri}/evaluation/before", f"{uri}/evaluation/{last}"),
     }
     write_page(uri, "align.html.j2", values)
+    fs, place = store.filesystem(uri)
+    for number, found in enumerate(rounds, 1):
+        run, gain = f"round-{number}/rankdpo", {row["name"]: _gained(row) for row in found["table"]}
+        write_cards(f"{uri}/{run}", store.read_json(f"{place}/{run}/run.json", fs), gain)
 
 
 def verdict(gain: dict[str, Any]) -> str:
     """The result in one line: the checker's where there is one, else the first reward's."""
     name = CHECKER if CHECKER in gain else next(iter(gain))
     return "{name}: {before} before, {after} after: {verdict}".format(**_row(name, gain[name]))
+
+
+def _gained(row: dict[str, Any]) -> str:
+    return f"{row['before']} → {row['after']}: {row['gain']} ({row['interval']}), {row['verdict']}"
 
 
 def _row(name: str, row: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`report.html` of a training run: its curves, its sample pictures, its settings. No script.
+"""`report.html` of a training run: its curves, its sample pictures, its settings. No script. And its model cards.
 
 Everything is read from the run's directory, so the page can be written again at any time, also for a run that was
 cut short. Sample grids share 4 MB (5.3 MB as base64): eight grids of sixteen 1024-pixel pictures take 170 MB as they
@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 
 from rankray import store
 from rankray.report import charts
+from rankray.report.card import write_cards
 from rankray.report.charts import Floats
 from rankray.report.pages import PICTURE_BYTES, PIXELATED_PIXELS, picture, spread, write_page
 from rankray.words import compact, percent
@@ -98,7 +99,7 @@ class Metrics:
 
 
 def write_run_report(uri: str, info: dict[str, Any]) -> None:
-    """Writes `report.html` into the run's directory, whole.
+    """Writes `report.html` into the run's directory, whole, and the cards of the models that lie there.
 
     Args:
         uri: the run's output, a directory or URI on any Arrow filesystem.
@@ -125,6 +126,7 @@ def write_run_report(uri: str, info: dict[str, Any]) -> None:
         "config": _text(fs, f"{place}/config.toml"),
     }
     write_page(uri, "run.html.j2", values)
+    write_cards(uri, info)
 
 
 def _text(fs: pafs.FileSystem, path: str) -> str | None:

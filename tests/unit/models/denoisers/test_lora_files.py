@@ -31,8 +31,8 @@ ALPHAS = (4, 6)
 DIFFUSERS, KOHYA = "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors"
 MODELS = {"sdxl": "shapes-sdxl", "sd3": "shapes-sd3", "pixart_sigma": "shapes-pixart"}
 
-# One process for all, as importing diffusers takes longest. `-I` leaves PYTHONPATH out, and an editable installation loses
-# its names.
+# One process for all, as importing diffusers takes longest. `-I` leaves PYTHONPATH out, and of an editable installation
+# the names are taken.
 PLAIN = """
 import json, sys
 sys.modules.update(dict.fromkeys(("rankray", "recipes")))

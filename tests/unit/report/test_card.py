@@ -1,0 +1,169 @@
+"""A model's card: the hub's YAML, what a run knows of itself, and a snippet that draws with what lies there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+from rankray.config import GeneratorChoice
+from rankray.models import generators, rewards, targets
+from rankray.models.denoisers import DENOISERS, family, parts
+from rankray.report import card
+
+
+def info_of(spec: Any, **changes: Any) -> dict[str, Any]:
+    row = DENOISERS[family(spec)]
+    return {
+        "rankray_version": "0.2.0",
+        "created": "2026-01-02T03:04:05+00:00",
+        "identity": {"steps": 40, "optimizer.learning_rate": 1e-4, "labels.reward": None},
+        "dataset": "/data/set",
+        "model": {
+            "source": spec.source,
+            "revision": "0123456789abcdef0123456789abcdef01234567",
+            "licence": spec.licence,
+            "pipeline": spec.pipeline,
+            "denoiser": row.denoiser,
+            "lora_form": row.lora_form,
+            "load": {**({"variant": spec.variant} if spec.variant else {}), **spec.load},
+            "call": {
+                spec.steps_argument: 2,
+                spec.guidance_argument: 2.5,
+                "height": 64,
+                "width": 64,
+                **spec.call,
+            },
+        },
+        "data": {
+            "rows": 1834,
+            "generators": [{"name": "a|b", "samples": 4}, {"name": "theirs", "samples": 0}],
+            "rewards": [
+                {"name": "r", "revision": "x", "licence": rewards.licence("imagereward")},
+                {"name": "s", "revision": "y", "licence": rewards.licence("pickscore")},
+            ],
+        },
+        "objective": {"name": "rank_dpo", "beta": 100.0, "options": {"nll": 100.0}},
+        "lora_rank": 4,
+        "lora_alpha": 6,
+        "parameters": {"trained": 1234, "total": 5678},
+        "steps": 40,
+        "batch_size": 16,
+        **changes,
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "pipeline").mkdir()
+    return tmp_path
+
+
+def spec_of(name: str) -> Any:
+    return targets.configured(GeneratorChoice(model=name), generators.GENERATORS, "generator")
+
+
+def test_the_hub_reads_what_stands_in_front(run: Path) -> None:
+    card.write_cards(str(run), info_of(spec_of("sdxl")))
+    for name, relation in (("pipeline/README.md", "finetune"), ("README.md", "adapter")):
+        text = (run / name).read_text()
+        front = yaml.safe_load(text.split("---\n")[1])
+        assert front == ModelCard(text).data.to_dict()
+        assert front["base_model"] == "stabilityai/stable-diffusion-xl-base-1.0"
+        assert (front["base_model_relation"], front["license"]) == (relation, "openrail++")
+        assert (front["library_name"], front["pipeline_tag"]) == ("diffusers", "text-to-image")
+        assert ("lora" in front["tags"]) == (relation == "adapter")
+
+
+def test_what_is_not_known_is_no_claim(run: Path) -> None:
+    """No licence that nobody stated, no base model that the hub does not have, no figures that nobody measured."""
+    own = info_of(spec_of("sd3-medium"), lora_rank=0)
+    own["model"] |= {"source": "own/directory", "revision": "sha256:ab"}
+    card.write_cards(str(run), own)
+    text = (run / "pipeline" / "README.md").read_text()
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert not {"license", "base_model", "base_model_relation"} & front.keys()
+    assert "| licence of the base model | not stated |" in text
+    assert "left out of training" not in text
+    assert "Before and after" not in text
+    assert not (run / "README.md").exists()
+
+
+def test_what_is_known_stands_there(run: Path) -> None:
+    validation = {"step": 30, "implicit_accuracy": 0.625, "loss": 0.5, "rule": "best within 2 %"}
+    card.write_cards(str(run), info_of(spec_of("sdxl"), validation=validation), {"checker": "+8.0 points"})
+    text = (run / "pipeline" / "README.md").read_text()
+    due = [
+        "| dataset | /data/set: 1,834 prompts |",
+        "| pictures by | a\\|b (4 a prompt), theirs |",
+        "| r | x | apache-2.0 |",
+        "| s | y | not stated |",
+        "| objective | rank_dpo, beta 100, nll = 100.0 |",
+        "| trained | LoRA, rank 4, alpha 6; 1,234 parameters |",
+        "| revision | 0123456789abcdef0123456789abcdef01234567 |",
+        "| implicit accuracy | 62.5 % |",
+        "| rule | best within 2 % |",
+        "| checker | +8.0 points |",
+        "optimizer.learning_rate = 0.0001",
+    ]
+    assert [line for line in due if line not in text.splitlines()] == []
+    assert "labels.reward" not in text
+
+
+def test_the_users_own_readme_stays(run: Path) -> None:
+    (run / "README.md").write_text("my notes on rankray\n")
+    for steps in (40, 41):
+        card.write_cards(str(run), info_of(spec_of("sdxl"), steps=steps))
+    assert (run / "README.md").read_text() == "my notes on rankray\n"
+    assert "| steps | 41 of 16 prompts |" in (run / "pipeline" / "README.md").read_text()
+
+
+def test_a_summary_of_an_older_version_has_no_card(tmp_path: Path) -> None:
+    card.write_cards(str(tmp_path), {"rankray_version": "0.0.1", "steps": 3})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_licences_are_of_the_tables_own_weights() -> None:
+    assert rewards.licence("qalign-aesthetic") == "mit"
+    assert rewards.licence("their_package:Reward") is None
+    other = targets.configured(
+        GeneratorChoice(model="sdxl", source="/own"), generators.GENERATORS, "generator"
+    )
+    assert other.licence is None
+    assert spec_of("sdxl-turbo").licence is None, "another page than the model's that its row was made from"
+
+
+@pytest.mark.parametrize("name", ["shapes-sdxl", "shapes-sd3", "shapes-pixart"])
+def test_the_snippets_draw_with_what_lies_there(tmp_path: Path, name: str) -> None:
+    """Run where the card lies, they give one picture: the pipeline's, and the published one's with the adapters."""
+    spec = spec_of(name)
+    denoiser: Any = parts.load_denoiser(spec, "cpu", torch.float32).eval()
+    parts.add_lora(denoiser, spec, 4, 6)
+    for key, parameter in denoiser.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.3)
+    parts.export_lora(spec, denoiser, tmp_path, torch.float32)
+    parts.merge_lora(denoiser)
+    parts.export(spec, denoiser, tmp_path / "pipeline", torch.float32)
+    card.write_cards(str(tmp_path), info_of(spec))
+    code = "import numpy, os, torch\n"
+    for place in (tmp_path, tmp_path / "pipeline"):
+        snippet = (place / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        snippet = snippet.replace("image = pipe(", "torch.manual_seed(0)\nimage = pipe(")
+        code += f"os.chdir({str(place)!r})\n{snippet}numpy.save('drawn.npy', image)\n"
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **paths}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    pictures = [np.load(place / "drawn.npy").astype(int) for place in (tmp_path, tmp_path / "pipeline")]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    assert pictures[0].std() > 1
