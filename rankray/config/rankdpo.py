@@ -226,10 +226,12 @@ class CheckpointsConfig(Strict):
     sample_prompts: tuple[str, ...] = Field(
         (), description="prompts of the grids; four of the dataset's if empty"
     )
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="curves in OUTPUT/tensorboard")
     wandb: str | None = Field(
         None, description="a Weights & Biases project; needs that package and its login"
     )
+    mlflow: str | None = Field(None, description="an MLflow experiment; needs that package and a server")
+    mlflow_uri: str | None = Field(None, description="where MLflow is; None is MLFLOW_TRACKING_URI")
     bad_steps: int = Field(
         10, ge=0, description="steps with a loss that is not finite, or explodes, before it stops"
     )

@@ -37,7 +37,7 @@ from rankray.data import place
 from rankray.data.place import Output, Publish
 from rankray.models import denoisers, generators, rewards
 from rankray.models.generators import GeneratorSpec
-from rankray.rankdpo import encoding, feed, labels, validation
+from rankray.rankdpo import encoding, feed, labels, trackers, validation
 from rankray.rankdpo import forecast as training_forecast
 from rankray.rankdpo import nodes as training_nodes
 from rankray.rankdpo.encoding import EncodeActor, EncodeJob, ReferenceJob
@@ -99,10 +99,7 @@ def check(config: RankDPOConfig) -> Plan:
     dataset = _dataset(config.dataset)
     labelling = labels.resolve(dataset.info, config.seed, **config.labels.model_dump())
     reward = check_reward(config, [item["name"] for item in dataset.info["rewards"]])
-    if config.checkpoints.tensorboard and "://" in config.output:
-        raise ConfigError(
-            f"checkpoints.tensorboard writes to directories, and output is '{config.output}'; turn it off"
-        )
+    trackers.check(config.checkpoints, config.output)
     device = device_of(config.workers.num_gpus, config.rehearse)
     ids = [row["prompt_id"] for row in dataset.rows()]
     if labelling is not None:

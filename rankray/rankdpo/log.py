@@ -1,4 +1,4 @@
-"""What a run says of itself: a line a step in `metrics.jsonl`, and where asked for TensorBoard and Weights & Biases.
+"""What a run says of itself: a line a step in `metrics.jsonl`, and in the trackers that are asked for (`trackers`).
 
 Only rank 0 writes. The file is written whole at every checkpoint and every few seconds between: object stores cannot
 append, and 400 lines are 150 KB. A resumed run takes up the lines of its checkpoint and drops those after it.
@@ -20,7 +20,8 @@ import torch
 from rankray import losses, store
 from rankray.rankdpo import validation
 from rankray.rankdpo.step import Step, Training
-from rankray.rankdpo.train_job import RunState, TrainJob
+from rankray.rankdpo.trackers import Trackers
+from rankray.rankdpo.train_job import RunState
 
 FLUSH_S = 10.0
 SAY_S = 15.0
@@ -39,11 +40,9 @@ class RunLog:
         self._cpu_s = time.process_time()
         self._flushed_s = self._said_s = time.monotonic()
         self._lines: list[dict[str, Any]] = []
-        self._board: Any = None
-        self._wandb: Any = None
         if self._writes:
             self._lines = [line for line in self._kept_lines() if line["step"] <= state.step]
-            self._board, self._wandb = _tensorboard(self._job), _wandb(self._job)
+            self._trackers = Trackers(self._job)
 
     def _kept_lines(self) -> list[dict[str, Any]]:
         path = f"{self._output}/metrics.jsonl"
@@ -59,21 +58,13 @@ class RunLog:
             return
         line, steps = self._line(state, step), self._job.config.steps
         self._lines.append(line)
-        self._track(line, state.step)
+        self._trackers.log(line, state.step)
         now = time.monotonic()
         if now - self._said_s > SAY_S or state.step in (1, steps):
             self._said_s = now
             print(_sentence(line, steps), flush=True)
         if now - self._flushed_s > FLUSH_S:
             self.flush()
-
-    def _track(self, figures: Mapping[str, float | None], step: int) -> None:
-        if self._board is not None:
-            for name, value in figures.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(dict(figures), step=step)
 
     def _line(self, state: RunState, step: Step) -> dict[str, Any]:
         job, spent, cpu_s = self._job, self.spent(state), time.process_time()
@@ -121,7 +112,7 @@ class RunLog:
             return
         if self._lines and self._lines[-1]["step"] == point.step:
             self._lines[-1] |= point.line()
-        self._track(point.line(), point.step)
+        self._trackers.log(point.line(), point.step)
         print(f"[rankray] {validation.sentence(point, config.steps)}", flush=True)
         for kind, text in validation.warnings(state.points, config.validation).items():
             if kind not in self._warned:
@@ -134,6 +125,7 @@ class RunLog:
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
         store.write_text(f"{self._output}/metrics.jsonl", text, self._fs)
         store.write_json(f"{self._output}/_work/parameters.json", self._parameters, self._fs)
+        self._trackers.flush()
 
     def diverged(self, state: RunState) -> None:
         """Notes that the run stopped for too many bad steps; the driver says so."""
@@ -144,11 +136,9 @@ class RunLog:
         self.close()
 
     def close(self) -> None:
-        """Ends the writers."""
-        if self._board is not None:
-            self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        """Ends the trackers."""
+        if self._writes:
+            self._trackers.close()
 
 
 def _finite(value: float) -> float | None:
@@ -174,21 +164,3 @@ def _sentence(line: Mapping[str, Any], steps: int) -> str:
         "" if line["implicit_accuracy"] is None else f"  implicit accuracy {line['implicit_accuracy']:.1%}"
     )
     return f"[rankray] step {line['step']}/{steps}  {loss}{accuracy}  {line['prompts_per_s']:.1f} prompts/s"
-
-
-def _tensorboard(job: TrainJob) -> Any:
-    if not job.config.checkpoints.tensorboard:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(f"{job.output}/tensorboard")
-
-
-def _wandb(job: TrainJob) -> Any:
-    if job.config.checkpoints.wandb is None:
-        return None
-    import wandb
-
-    return wandb.init(
-        project=job.config.checkpoints.wandb, config=job.config.model_dump(mode="json"), resume="allow"
-    )

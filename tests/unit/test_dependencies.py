@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 IMPORT_NAMES = {"pillow": "PIL", "protobuf": "google"}
 OPTIONAL = {
     "datasets",
+    "mlflow",
     "wandb",
 }  # asked for by name in the message of whoever reads from the hub
 BEHIND_OTHERS = {

@@ -164,6 +164,20 @@ def test_models_that_cannot_be_trained(tmp_path: Path) -> None:
             rankdpo.check(settings(place, **changes))
 
 
+def test_a_run_says_in_which_form_its_adapters_leave(tmp_path: Path) -> None:
+    place = dataset(tmp_path / "d")
+    for model, train, due in (
+        ("shapes-pixart", "lora", 1),
+        ("shapes-pixart", "full", 0),
+        ("shapes-sdxl", "lora", 0),
+    ):
+        said: list[str] = []
+        plan = rankdpo.check(settings(place, model={"model": model}, tuned__train=train))
+        rankdpo._settled(plan, said.append)
+        told = [line for line in said if line.startswith("PixArtSigmaPipeline has no load_lora_weights: ")]
+        assert len(told) == due, (model, train)
+
+
 def test_a_loss_that_needs_scores_which_the_dataset_lacks(tmp_path: Path) -> None:
     place = dataset(tmp_path / "d")
     with pytest.raises(
