@@ -123,19 +123,26 @@ def _rewards(info: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _measured(info: Mapping[str, Any], gain: Mapping[str, str]) -> list[str]:
     """Validation and gain, each where there is one."""
     found: list[str] = []
-    validation = info.get("validation")
-    if isinstance(validation, dict):
-        rows = [(key.replace("_", " "), _figure(key, value)) for key, value in validation.items()]
-        found += ["## On prompts left out of training\n", *_table(("", ""), rows)]
+    if validation := info.get("validation"):
+        exported, last = validation["exported"], validation["last"]
+        rows = [
+            (key.replace("_", " "), _figure(key, exported[key]), _figure(key, last[key])) for key in exported
+        ]
+        found += [
+            f"## On {validation['prompts']:,} prompts left out of training\n",
+            *_table(("", "this model", "the last step"), rows),
+            f"Exported: {validation['decision']}.\n",
+            *(f"- {kind}: {text}\n" for kind, text in validation["warnings"].items()),
+        ]
     if gain:
         found += ["## Before and after, on held-out prompts\n", *_table(("", "gain"), gain.items())]
     return found
 
 
-def _figure(name: str, value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return percent(value) if name.endswith("accuracy") else compact(value)
+def _figure(name: str, value: float | None) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return percent(value) if name.endswith(("accuracy", "accuracy_error", "rise")) else compact(value)
 
 
 def _loads(model: Mapping[str, Any]) -> bool:

@@ -98,7 +98,13 @@ def test_what_is_not_known_is_no_claim(run: Path) -> None:
 
 
 def test_what_is_known_stands_there(run: Path) -> None:
-    validation = {"step": 30, "implicit_accuracy": 0.625, "loss": 0.5, "rule": "best within 2 %"}
+    validation = {
+        "prompts": 32,
+        "exported": {"step": 1030, "implicit_accuracy": 0.625, "loss": 0.5, "training_accuracy": None},
+        "last": {"step": 1040, "implicit_accuracy": 0.55, "loss": 0.75, "training_accuracy": 0.9},
+        "decision": "step 1030 is the best",
+        "warnings": {"memorising": "take fewer steps"},
+    }
     card.write_cards(str(run), info_of(spec_of("sdxl"), validation=validation), {"checker": "+8.0 points"})
     text = (run / "pipeline" / "README.md").read_text()
     due = [
@@ -109,8 +115,13 @@ def test_what_is_known_stands_there(run: Path) -> None:
         "| objective | rank_dpo, beta 100, nll = 100.0 |",
         "| trained | LoRA, rank 4, alpha 6; 1,234 parameters |",
         "| revision | 0123456789abcdef0123456789abcdef01234567 |",
-        "| implicit accuracy | 62.5 % |",
-        "| rule | best within 2 % |",
+        "## On 32 prompts left out of training",
+        "| step | 1,030 | 1,040 |",
+        "| implicit accuracy | 62.5 % | 55.0 % |",
+        "| loss | 0.5 | 0.75 |",
+        "| training accuracy | – | 90.0 % |",
+        "Exported: step 1030 is the best.",
+        "- memorising: take fewer steps",
         "| checker | +8.0 points |",
         "optimizer.learning_rate = 0.0001",
     ]
