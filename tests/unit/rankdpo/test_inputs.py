@@ -18,7 +18,10 @@ from rankray import config, losses, schema
 from rankray.cli import run_rankdpo
 from rankray.config import ConfigError
 from rankray.config.rankdpo import OPTIONS, AlignConfig, ObjectiveOptions, RankDPOConfig
+from rankray.data.place import open_output
 from rankray.rankdpo import job as rankdpo
+from rankray.rankdpo.train_job import RunState
+from rankray.report.run import write_run_report
 
 
 def dataset(
@@ -176,6 +179,28 @@ def test_a_run_says_in_which_form_its_adapters_leave(tmp_path: Path) -> None:
         rankdpo._settled(plan, said.append)
         told = [line for line in said if line.startswith("PixArtSigmaPipeline has no load_lora_weights: ")]
         assert len(told) == due, (model, train)
+
+
+def test_what_a_run_says_of_itself_makes_its_cards(tmp_path: Path) -> None:
+    """`run.json` of a run that was not trained here; its cards need no more than that."""
+    place = dataset(tmp_path / "d", rewards=[{"name": "r", "model": "imagereward", "revision": "y"}])
+    plan = rankdpo.check(settings(place, tuned__train="lora", tuned__lora_alpha=8, validation__share=0))
+    output = open_output(str(tmp_path / "run"), in_job=False)
+    (tmp_path / "run" / "_work").mkdir(parents=True)
+    (tmp_path / "run" / "pipeline").mkdir()
+    line = {"step": 2, "data_wait_s": 0.0, "cpu_s": 1.0, "workers": 1, "usd": 0.0}
+    output.write_text("metrics.jsonl", json.dumps(line) + "\n")
+    output.write_text("_work/identity.json", json.dumps({"identity": plan.config.identity()}))
+    output.write_text("_work/parameters.json", json.dumps({"trained": 1, "total": 2, "held": 3}))
+    info = json.loads(json.dumps(rankdpo._summary(plan, output, RunState(step=2))))
+    write_run_report(output.uri, info)
+    adapters = (tmp_path / "run" / "README.md").read_text()
+    assert "| r | y | apache-2.0 |" in adapters
+    assert "| trained | LoRA, rank 64, alpha 8; 1 parameters |" in adapters
+    assert "pipe.load_lora_weights(place)" in adapters
+    assert "tuned.lora_alpha = 8" in adapters
+    assert "num_inference_steps=12, guidance_scale=2.5, height=64, width=64" in adapters
+    assert "from_pretrained(place" in (tmp_path / "run" / "pipeline" / "README.md").read_text()
 
 
 def test_a_loss_that_needs_scores_which_the_dataset_lacks(tmp_path: Path) -> None:
