@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -143,6 +144,60 @@ def win_rate(first: npt.ArrayLike, second: npt.ArrayLike) -> Wins:
     wins, losses, p_value = _votes(one - other)
     ties = len(one) - wins - losses
     return Wins(wins, losses, ties, (wins + ties / 2) / len(one), p_value)
+
+
+@dataclass(frozen=True)
+class Components:
+    """Variances of the difference between two models that are trained from several seeds: of its parts that are drawn
+    anew with each seed, prompt, picture of a prompt, seed on a prompt, and picture of a seed."""
+
+    seeds: float
+    prompts: float
+    pictures: float
+    seeds_prompts: float
+    rest: float
+
+    def error(self, seeds: float, prompts: int, pictures: int) -> float:
+        """Standard error of the mean difference over so many seeds a model, prompts, and pictures a prompt."""
+        by_prompt = self.prompts + self.pictures / pictures
+        by_both = self.seeds_prompts + self.rest / pictures
+        return math.sqrt(self.seeds / seeds + by_prompt / prompts + by_both / (seeds * prompts))
+
+
+def components(change: npt.ArrayLike) -> Components:
+    """Of float[S, P, M] differences, S >= 2 seeds crossed with P >= 2 prompts of M pictures each; without bias, so one
+    may come out below 0. One picture a prompt cannot be told from its prompt, and counts as that.
+
+    The expected mean squares of a random-effects layout, solved (Searle, Casella, McCulloch, "Variance Components").
+    """
+    y = np.asarray(change, np.float64)
+    s, p, m = y.shape
+    seed, prompt, cell = y.mean((1, 2), keepdims=True), y.mean((0, 2), keepdims=True), y.mean(0, keepdims=True)
+    both, mean = y.mean(2, keepdims=True), y.mean()
+    of_seeds = p * m * float(((seed - mean) ** 2).sum()) / (s - 1)
+    of_prompts = s * m * float(((prompt - mean) ** 2).sum()) / (p - 1)
+    of_both = m * float(((both - seed - prompt + mean) ** 2).sum()) / ((s - 1) * (p - 1))
+    of_pictures = s * float(((cell - prompt) ** 2).sum()) / max(p * (m - 1), 1)
+    rest = float(((y - both - cell + prompt) ** 2).sum()) / max((s - 1) * p * (m - 1), 1)
+    return Components(
+        seeds=(of_seeds - of_both) / (p * m),
+        prompts=(of_prompts - of_both - of_pictures + rest) / (s * m),
+        pictures=(of_pictures - rest) / s,
+        seeds_prompts=(of_both - rest) / m,
+        rest=rest,
+    )
+
+
+def pooled(found: Sequence[Components]) -> Components:
+    """The mean of each, 0 where that is below."""
+    return Components(*(max(0.0, float(value)) for value in np.mean([astuple(one) for one in found], axis=0)))
+
+
+def smallest_difference(error: float, power: float = 0.8, level: float = 0.05) -> float:
+    """The difference that a two-sided test at `level` finds with probability `power`, of this standard error; 2.80
+    errors for 80 % and 5 %."""
+    normal = NormalDist()
+    return error * (normal.inv_cdf(1.0 - level / 2.0) + normal.inv_cdf(power))
 
 
 OVERALL = "overall"

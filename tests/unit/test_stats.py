@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 
-from rankray.stats import compare, sign_test
+from rankray.stats import Components, compare, components, pooled, sign_test, smallest_difference
 
 
 def test_by_hand() -> None:
@@ -49,3 +50,51 @@ def test_other_shapes_and_nothing_left_are_refused() -> None:
         compare([1.0, 2.0], [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="no prompt has a value"):
         compare([np.nan], [1.0])
+
+
+def drawn(true: Components, s: int, p: int, m: int, rng: np.random.Generator) -> np.ndarray:
+    """Differences float[S, P, M] of a mean of 0."""
+    sizes = ((s, 1, 1), (1, p, 1), (1, p, m), (s, p, 1), (s, p, m))
+    variances = (true.seeds, true.prompts, true.pictures, true.seeds_prompts, true.rest)
+    parts = [math.sqrt(v) * rng.standard_normal(size) for v, size in zip(variances, sizes, strict=True)]
+    return np.asarray(sum(parts))
+
+
+TRUE = Components(seeds=4e-4, prompts=0.03, pictures=0.05, seeds_prompts=0.02, rest=0.1)
+
+
+def test_components_by_hand() -> None:
+    # Two seeds, two prompts, one picture: means 1 and 3 of the seeds, all prompts alike.
+    found = components([[[1.0], [1.0]], [[3.0], [3.0]]])
+    assert (found.seeds, found.prompts, found.rest) == (2.0, 0.0, 0.0)
+    # Prompts 0 and 4, whatever the seed.
+    found = components([[[0.0], [4.0]], [[0.0], [4.0]]])
+    assert (found.seeds, found.prompts) == (0.0, 8.0)
+    # Two pictures that differ within each prompt, whatever the seed: their variance, and none of prompts.
+    found = components([[[0.0, 2.0], [0.0, 2.0]]] * 2)
+    assert (found.pictures, found.prompts, found.rest) == (2.0, -1.0, 0.0)
+    assert found.prompts + found.pictures / 2 == 0.0
+
+
+def test_components_are_found_again() -> None:
+    rng = np.random.default_rng(1)
+    found = pooled([components(drawn(TRUE, 3, 60, 2, rng)) for _ in range(400)])
+    for value, true in zip(astuple(found), astuple(TRUE), strict=True):
+        assert value == pytest.approx(true, rel=0.12)
+
+
+def test_the_smallest_difference_is_found_four_times_in_five() -> None:
+    """A test by the standard error that was planned with, on data that have the difference, and that have none."""
+    rng = np.random.default_rng(2)
+    planned = TRUE.error(5, 100, 4)
+    effect = smallest_difference(planned)
+    means = np.array([drawn(TRUE, 5, 100, 4, rng).mean() for _ in range(4000)])
+    assert np.mean(np.abs(means + effect) > 1.96 * planned) == pytest.approx(0.8, abs=0.02)
+    assert np.mean(np.abs(means) > 1.96 * planned) == pytest.approx(0.05, abs=0.012)
+    assert effect / planned == pytest.approx(2.8016, abs=1e-4)
+
+
+def test_more_of_anything_makes_smaller_differences_seen() -> None:
+    base = TRUE.error(5, 100, 4)
+    assert all(TRUE.error(*more) < base for more in ((6, 100, 4), (5, 101, 4), (5, 100, 5)))
+    assert pooled([Components(-1.0, 2.0, 0.0, 0.0, 0.0), Components(0.0, 4.0, 0.0, 0.0, 0.0)]).seeds == 0.0
