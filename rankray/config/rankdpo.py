@@ -114,6 +114,10 @@ class LabelsConfig(Strict):
         {}, description="generators that take part, and how many of their samples; all if empty"
     )
     prompt_share: float = Field(1.0, gt=0, le=1, description="a random share of the prompts")
+    pairs: Literal["all", "within", "across"] = Field(
+        "all",
+        description="pairs that are learnt from: all, of one generator's pictures, or of two generators'",
+    )
 
 
 class NoiseConfig(Strict):
@@ -187,6 +191,9 @@ class EncodingConfig(Strict):
     num_cpus: float = Field(0.25, ge=0)
     num_gpus: Gpus = 0.0
     batch_size: int = Field(16, ge=1, description="pictures encoded at once")
+    reencode: bool = Field(
+        False, description="pictures as the model's autoencoder gives them back, so that all have its look"
+    )
 
 
 class WorkersConfig(Strict):
@@ -309,8 +316,19 @@ class TrainingSettings(Strict):
             raise ValueError(
                 "workers.zero_stage 0 keeps no float32 masters: take 1, or tuned.dtype = 'float32'"
             )
+        if self.labels.pairs != "all":
+            self._takes_some_pairs()
         self._divisible()
         return self
+
+    def _takes_some_pairs(self) -> None:
+        objective = self.objective
+        if objective.name != "rank_dpo" and objective.options.get("pairs") != "all":
+            raise ValueError(
+                f"labels.pairs = '{self.labels.pairs}' leaves out pairs, and {objective.name} does not take a "
+                "ranking's pairs one by one: take rank_dpo, or dpo, dpo_gain or mapo with objective.options "
+                "{pairs = 'all'}"
+            )
 
     def _divisible(self) -> None:
         workers = self.workers
@@ -352,8 +370,12 @@ class RankDPOConfig(TrainingSettings):
         del content["model"]["pool"], content["model"]["batch_size"], content["model"]["seed_name"]
         if self.labels == LabelsConfig():
             del content["labels"]  # a run that was begun before there were any goes on
+        elif self.labels.pairs == "all":
+            del content["labels"]["pairs"]  # likewise, and below
+        if not self.encoding.reencode:
+            del content["encoding"]["reencode"]
         if not self.validation.share:
-            del content["validation"]  # likewise
+            del content["validation"]
         return dict(flatten(content))
 
 

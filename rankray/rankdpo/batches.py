@@ -69,6 +69,7 @@ class Batch:
         rank: int64[B, K]; 0 where padded.
         mask: bool[B, K].
         scores: float32[B, K] of one reward, or None.
+        comparable: bool[K, K], which candidates may be compared, or None: all.
     """
 
     prompt_ids: tuple[str, ...]
@@ -81,10 +82,12 @@ class Batch:
     rank: Tensor
     mask: Tensor
     scores: Tensor | None
+    comparable: Tensor | None = None
 
     def inputs(self, model_error: Tensor, ref_error: Tensor) -> LossInputs:
         """What an objective sees of this batch."""
-        return LossInputs(model_error, ref_error, self.win_probability, self.rank, self.mask, self.scores)
+        given = (self.win_probability, self.rank, self.mask, self.scores, self.comparable)
+        return LossInputs(model_error, ref_error, *given)
 
     def without_errors(self) -> LossInputs:
         """As `inputs`, with zeros for errors: enough to say which candidates are needed."""

@@ -73,6 +73,7 @@ class EncodeJob:
         stored_dtype: how results are kept.
         batch_size: pictures encoded at once.
         encoded: URI of the encoded set, where the empty prompt's embeddings go.
+        reencode: whether pictures are first replaced by what the autoencoder makes of them.
     """
 
     spec: GeneratorSpec
@@ -81,6 +82,7 @@ class EncodeJob:
     stored_dtype: str
     batch_size: int
     encoded: str
+    reencode: bool = False
 
 
 class EncodeActor:
@@ -130,6 +132,8 @@ class EncodeActor:
         for start in range(0, len(drawn), job.batch_size):
             batch = drawn[start : start + job.batch_size]
             pictures = [picture(rows[b]["candidates"][k]["image"], spec.height, spec.width) for b, k in batch]
+            if job.reencode:
+                pictures = self._parts.reconstructed(self._pipe, pictures)
             mean, std = (value.cpu().numpy() for value in self._parts.encode_images(self._pipe, pictures))
             shape = mean.shape[1:]
             for n, (b, k) in enumerate(batch):
@@ -264,6 +268,7 @@ def encoded_uri(dataset: store.RankedDataset, job: EncodeJob, revision: str, con
         "dtype": [job.dtype, job.stored_dtype],
         "dataset": dataset.info["identity"],
         "prompts": dataset.info["prompts"]["sha256"],
+        **({"reencode": True} if job.reencode else {}),
     }
     root = (config.place or f"{dataset.path}/encoded").rstrip("/")
     return f"{root}/{_key(content)}"

@@ -268,7 +268,7 @@ def _encoded(plan: Plan, output: str, say: Say) -> tuple[TrainJob, list[Any]]:
     config, dataset, settings = plan.config, plan.dataset, plan.config.encoding
     device = device_of(settings.num_gpus, config.rehearse)
     dtype = "float32" if device == "cpu" else "bfloat16"
-    todo = EncodeJob(plan.spec, device, dtype, settings.dtype, settings.batch_size, "")
+    todo = EncodeJob(plan.spec, device, dtype, settings.dtype, settings.batch_size, "", settings.reencode)
     todo = replace(todo, encoded=encoding.encoded_uri(dataset, todo, plan.revision, settings))
     job = TrainJob(
         config=config,

@@ -33,6 +33,8 @@ class Labelling:
         aggregation: of `rankray.ranking.AGGREGATIONS`, or "random".
         prompt_share: of prompts that take part, 0 to 1.
         seed: of random labels.
+        pairs: "all", or those "within" one generator's pictures or "across" two generators' alone.
+        generators: of each place in a row, by number.
     """
 
     candidates: tuple[int, ...]
@@ -40,6 +42,16 @@ class Labelling:
     aggregation: str
     prompt_share: float
     seed: int
+    pairs: str = "all"
+    generators: tuple[int, ...] = ()
+
+    def comparable(self, count: int) -> npt.NDArray[np.bool_] | None:
+        """Which of a row's first `count` places may be compared: bool[K, K]; None where all may."""
+        if self.pairs == "all":
+            return None
+        drawn = np.array(self.generators[:count])
+        found: npt.NDArray[np.bool_] = (drawn[:, None] == drawn[None, :]) == (self.pairs == "within")
+        return found
 
     def takes(self, prompt_id: str) -> bool:
         """Whether a prompt takes part: its id is a hash, so a share of ids is a random share of prompts."""
@@ -93,14 +105,22 @@ def resolve(
     aggregation: str = WIN_PROBABILITY,
     samples: Mapping[str, int] | None = None,
     prompt_share: float = 1.0,
+    pairs: str = "all",
 ) -> Labelling | None:
     """The labelling that these settings (`[labels]`) mean on the dataset whose `dataset.json` is `info`; None for the
     dataset's own.
 
     Raises:
-        ConfigError: a name that the dataset lacks (nearest named), more samples than it has, or one candidate alone.
+        ConfigError: a name that the dataset lacks (nearest named), more samples than it has, one candidate alone, or no
+            pair that may be compared.
     """
-    if not rewards and aggregation == WIN_PROBABILITY and not samples and prompt_share == 1.0:
+    if (
+        not rewards
+        and aggregation == WIN_PROBABILITY
+        and not samples
+        and prompt_share == 1.0
+        and pairs == "all"
+    ):
         return None
     names = [item["name"] for item in info["rewards"]]
     for name in rewards:
@@ -114,7 +134,18 @@ def resolve(
             "labels.samples leave one candidate a prompt, and a preference takes two; name more of them"
         )
     columns = tuple(names.index(name) for name in rewards or names)
-    return Labelling(places, columns, aggregation, prompt_share, seed)
+    drawn = tuple(n for n, item in enumerate(info["generators"]) for _ in range(int(item.get("samples", 1))))
+    found = Labelling(places, columns, aggregation, prompt_share, seed, pairs, drawn)
+    comparable = found.comparable(len(drawn))
+    if (
+        comparable is not None
+        and not (comparable & ~np.eye(len(drawn), dtype=bool))[np.ix_(places, places)].any()
+    ):
+        needed = "two samples of one generator" if pairs == "within" else "samples of two generators"
+        raise ConfigError(
+            f"labels.pairs = '{pairs}' compares {needed}, and none take part; name more of them"
+        )
+    return found
 
 
 def _places(samples: Mapping[str, int], generators: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:

@@ -222,7 +222,7 @@ class TrainedModel:
         # What the masters start from: kept until the engine has taken its slices, where the model rounds it.
         self.start = learnt if self.dtype != torch.float32 else {}
         self.module = parts.cast(denoiser, self.device, self.dtype)
-        self.noising = batches.noising(job.spec, config)
+        self.noising, self.labelling = batches.noising(job.spec, config), job.labelling
         self.predict = parts.module_of(job.spec).predict
         self.empty = _empty_of(job.encoders[0]) if job.encoders else read_empty(job.encoded)
         self.size = (job.spec.height, job.spec.width)
@@ -238,7 +238,11 @@ class TrainedModel:
 
     def batch(self, rows: Any, epochs: Any, reward: int | None) -> Batch:
         """Rows as a micro-batch on the model's device."""
-        return batches.make_batch(rows, epochs, self.noising, self.empty, self.device, reward)
+        batch = batches.make_batch(rows, epochs, self.noising, self.empty, self.device, reward)
+        comparable = self.labelling.comparable(batch.mask.shape[1]) if self.labelling else None
+        if comparable is not None:
+            batch = replace(batch, comparable=torch.from_numpy(comparable).to(self.device))
+        return batch
 
     def errors(self, denoiser: Any, batch: Batch, computed: Tensor) -> Tensor:
         """A denoiser's error on each candidate that is needed: float32[B, K]."""

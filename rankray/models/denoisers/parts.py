@@ -160,6 +160,15 @@ def encode_images(pipe: Any, images: Sequence[Image.Image]) -> tuple[Tensor, Ten
     return (posterior.mean - shift) * scale, posterior.std * scale
 
 
+@torch.no_grad()
+def reconstructed(pipe: Any, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures as the autoencoder gives them back, by the mean of its posterior: whoever drew them, one decoder did."""
+    mean, _ = encode_images(pipe, images)
+    scale, shift = _latent_scale(pipe.vae, mean)
+    found: list[Image.Image] = pipe.image_processor.postprocess(pipe.vae.decode(mean / scale + shift).sample)
+    return found
+
+
 def _latent_scale(vae: Any, like: Tensor) -> tuple[Any, Any]:
     """(scale, shift) by which the denoiser's latents are (latents - shift) * scale."""
     config = vae.config

@@ -62,7 +62,9 @@ def test_the_best_ends_inside_wherever_it_lies(i: int, j: int) -> None:
 
 @few
 @given(st.integers(0, 200), st.integers(9, 30), st.integers(1, 3))
-def test_every_objective_spends_the_same_purse_whatever_it_finds(key: int, trainings: int, seeds: int) -> None:
+def test_every_objective_spends_the_same_purse_whatever_it_finds(
+    key: int, trainings: int, seeds: int
+) -> None:
     spent = {len(searched(grid, noise(key), trainings, seeds)) for grid in (SQUARE, LINE)}
     assert spent == {trainings}
 
