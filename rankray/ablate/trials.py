@@ -330,7 +330,7 @@ def _by_jobs(
     drawn: DrawnConfig,
     marks: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Outcome]:
-    trials = {name: _kept(trial, marks[name]) for name, trial in trials.items()}
+    trials = {name: kept(trial, marks[name]) for name, trial in trials.items()}
     for one in first_of_kinds(list(trials.values())).values():
         rankdpo.prepare(one, bench.say)
     task: Any = ray.remote(num_cpus=TASK_CPUS)(_train)
@@ -351,7 +351,7 @@ def _by_jobs(
     return found
 
 
-def _kept(trial: RankDPOConfig, marks: Sequence[int]) -> RankDPOConfig:
+def kept(trial: RankDPOConfig, marks: Sequence[int]) -> RankDPOConfig:
     """A training that keeps what it is at each of `marks`."""
     if list(marks) == [trial.steps]:
         return trial

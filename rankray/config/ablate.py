@@ -163,6 +163,7 @@ class AblationConfig(DrawingJob):
 
     @model_validator(mode="after")
     def _consistent(self) -> AblationConfig:
+        self._check_training()
         sizes = self._check_tuning()
         for row in self.rows:
             if row.objective not in sizes:
@@ -178,7 +179,6 @@ class AblationConfig(DrawingJob):
             raise ValueError(
                 f"sweep_seed = {self.sweep_seed} is the seed of a row's own training; take one above the rows' seeds"
             )
-        self._check_training()
         self._check_rows()
         if self.along and self.along.steps % self.along.every:
             raise ValueError(

@@ -245,7 +245,7 @@ def test_the_order_of_candidates_does_not_matter(seed: int, objective: tuple[str
     name, options = objective
     batch = inputs(seed)
     order = torch.tensor(np.random.default_rng(seed).permutation(batch.rank.shape[1]))
-    fields = {key: value[:, order] for key, value in vars(batch).items()}
+    fields = {key: value[:, order] for key, value in vars(batch).items() if value is not None}
     torch.testing.assert_close(
         LOSSES[name](batch, beta=BETA, **options), LOSSES[name](LossInputs(**fields), beta=BETA, **options)
     )
@@ -472,3 +472,22 @@ def test_an_untrained_model_stands_at_one_half() -> None:
 def test_weighted_sft_needs_scores() -> None:
     with pytest.raises(ValueError, match="needs the scores of one reward"):
         LOSSES["weighted_sft"](replace(inputs(0), scores=None), beta=1.0)
+
+
+@given(st.integers(0, 100))
+def test_pairs_that_may_be_compared_and_the_others_are_all_pairs(seed: int) -> None:
+    every = inputs(seed)
+    same = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
+    parts = [replace(every, comparable=chosen) for chosen in (same, ~same)]
+    for name, options in (("rank_dpo", {}), ("dpo", {"pairs": "all"}), ("dpo_gain", {"pairs": "all"})):
+        found = [LOSSES[name](part, beta=BETA, **options) for part in (*parts, every)]
+        torch.testing.assert_close(found[0] + found[1], found[2])
+    pairs = [metric_sums(part, torch.zeros(6), beta=BETA)["pairs"] for part in (*parts, every)]
+    assert pairs[0] + pairs[1] == pairs[2]
+
+
+def test_two_that_may_not_be_compared_have_no_term() -> None:
+    row = inputs(0, b=1, k=2, ties=False, holes=False)
+    assert LOSSES["rank_dpo"](row, beta=BETA).item() > 0.0
+    alone = replace(row, comparable=torch.eye(2, dtype=torch.bool))
+    assert LOSSES["rank_dpo"](alone, beta=BETA).item() == 0.0

@@ -88,40 +88,105 @@ def test_a_row_whose_every_training_diverged_has_no_figure() -> None:
 
 def info() -> dict[str, object]:
     gain = {"gain": 0.0421, "low": -0.01, "high": 0.0949, "wins": 9, "losses": 4}
-    base = {"tables": ["4"], "failed": [], "categories": {"a": 0.5}, "accuracy": 0.5}
+    base = {"tables": ["4"], "failed": [], "categories": {"a": 0.5}, "accuracy": 0.5, "paper": {}, "against": {}}
+    above = {**gain, "claimed": True}
     return {
         "start": {"accuracy": 0.4579, "categories": {"a": 0.4579}},
         "rows": [
-            {**base, "label": "DPO", "gain": gain, "seeds": [0.49, 0.51]},
-            {**base, "label": "SFT", "gain": None, "seeds": [], "failed": ["stopped"], "accuracy": None},
-            {**base, "label": "elsewhere", "tables": ["5"], "gain": gain, "seeds": [0.5]},
+            {**base, "name": "dpo", "label": "DPO", "gain": gain, "seeds": [0.49, 0.51],
+             "paper": {"4": "DPO (5 Rewards)"}, "against": {"low": above, "near": {**gain, "claimed": False}}},
+            {**base, "name": "sft", "label": "SFT", "gain": None, "seeds": [], "failed": ["stopped"],
+             "accuracy": None},
+            {**base, "name": "low", "label": "Low", "gain": {**gain, "gain": -0.01}, "seeds": [0.45],
+             "against": {"dpo": {**tables.mirrored({**gain, "before": 0, "after": 0, "p_value": 1}), "claimed": True}}},
+            {**base, "name": "other", "label": "elsewhere", "tables": ["5"], "gain": gain, "seeds": [0.5]},
         ],
+        "power": {"difference": 0.034, "gain": 0.03, "planned": {"seeds": 5, "prompts": 485, "pictures": 4}},
         "sweep": [
             {
                 "objective": "dpo",
                 "has_beta": True,
                 "chosen": 1,
+                "inside": True,
                 "trials": [
-                    {"learning_rate": 1e-4, "beta": 50.0, "gain": None, "failed": "stopped"},
-                    {"learning_rate": 2e-4, "beta": 50.0, "gain": gain, "failed": None},
+                    {"learning_rate": 1e-4, "beta": 50.0, "seeds": 1, "step": 60, "gain": None, "failed": "stopped"},
+                    {"learning_rate": 2e-4, "beta": 50.0, "seeds": 2, "step": 120, "gain": gain, "failed": None},
                 ],
-            }
+            },
+            {
+                "objective": "sft",
+                "has_beta": False,
+                "chosen": 0,
+                "inside": False,
+                "trials": [
+                    {"learning_rate": 1e-4, "beta": 50.0, "seeds": 2, "step": 60, "gain": gain, "failed": None}
+                ],
+            },
         ],
     }
 
 
-def test_the_markdown_of_a_table() -> None:
+def test_the_markdown_of_a_table_and_what_it_claims() -> None:
     assert tables.markdown(info(), "4").splitlines() == [
-        "| row | a | all | gain, 95 % interval | wins : losses | each seed |",
-        "|---|---|---|---|---|---|",
-        "| start | 45.8 | 45.8 |  |  |  |",
-        "| DPO | 50.0 | 50.0 | +4.2 [-1.0, +9.5] | 9 : 4 | 49.0, 51.0 |",
-        "| SFT |  |  | stopped |  |  |",
+        "| row | a | all | gain, 95 % interval | wins : losses | each seed | the paper, DSG Score |",
+        "|---|---|---|---|---|---|---|",
+        "| start | 45.8 | 45.8 |  |  |  | 74.65 |",
+        "| DPO | 50.0 | 50.0 | +4.2 [-1.0, +9.5] | 9 : 4 | 49.0, 51.0 | 78.84 |",
+        "| SFT |  |  | stopped |  |  |  |",
+        "| Low | 50.0 | 50.0 | -1.0 [-1.0, +9.5] | 9 : 4 | 45.0 |  |",
+        "",
+        "What can be told: with 5 seeds a row on 485 prompts with 4 pictures each, two rows must be 3.4 points apart to be "
+        "told apart four times in five, and a row's gain be 3.0.",
+        "- DPO: above Low (+4.2 [-1.0, +9.5])",
+        "- Low: above no other",
     ]
 
 
 def test_the_markdown_of_a_sweep() -> None:
     assert tables.sweep_markdown(info()).splitlines()[2:] == [
-        "| dpo | 0.0001 | 50 | stopped |  |",
-        "| dpo | 0.0002 | 50 | +4.2 [-1.0, +9.5] | yes |",
+        "| dpo | 0.0001 | 50 | 1 | 60 | stopped |  |",
+        "| dpo | 0.0002 | 50 | 2 | 120 | +4.2 [-1.0, +9.5] | yes |",
+        "| sft | 0.0001 |  | 2 | 60 | +4.2 [-1.0, +9.5] | yes, at the edge |",
     ]
+
+
+def noisy(level: float, seeds: tuple[float, ...], rng: np.random.Generator) -> list[tables.Values]:
+    """float[100, 2] a seed: a level, the seed's own shift, and noise of pictures."""
+    return [level + shift + rng.normal(0.0, 0.1, (100, 2)) for shift in seeds]
+
+
+def test_what_can_be_shown_is_worked_out_from_two_seeds_each() -> None:
+    rng = np.random.default_rng(0)
+    start = np.full((100, 2), 0.5)
+    models = [noisy(0.5 + n / 10, (-0.02, 0.02), rng) for n in range(6)]
+    found = tables.power(start, models, 5, 100, 2)
+    assert found is not None
+    # Seeds 0.04 apart have a variance of 0.0008; where both rows' shifts are alike their difference has none, and noise
+    # of 0.1 in each of two rows a variance of 0.02, of 5 x 200 pictures an error of 0.0045.
+    assert found["components"]["gain"]["seeds"] == pytest.approx(8e-4, rel=0.3)
+    assert found["difference"] == pytest.approx(2.80 * 0.0045, rel=0.25)
+    assert found["gain"] == pytest.approx(2.80 * (8e-4 / 5 + 0.01 / 1000) ** 0.5, rel=0.2)
+    assert tables.smallest(found, 5, 5) == pytest.approx(found["difference"])
+    # Of 5 and 3 seeds: as of 2 / (1/5 + 1/3) = 3.75 each.
+    assert tables.smallest(found, 5, 3) > found["difference"]
+    assert tables.power(start, [models[0], models[1][:1]], 5, 100, 2) is None
+    assert tables.power(None, models, 5, 100, 2) is None
+    assert tables.smallest(None, 5, 5) == 0.0
+
+
+def test_an_order_is_claimed_beyond_the_smallest_difference_alone() -> None:
+    values = {name: [np.full((20, 1), level)] * 2 for name, level in (("a", 0.5), ("b", 0.53), ("c", 0.6))}
+    rows = [{"name": name, "tables": ["4"]} for name in values] + [{"name": "d", "tables": ["5"]}]
+    values["d"] = values["a"]
+    power = {
+        "components": {"difference": {"seeds": 2 * (0.04 / 2.8016) ** 2, **dict.fromkeys(("prompts", "pictures"), 0.0),
+                                      "seeds_prompts": 0.0, "rest": 0.0}},
+        "planned": {"seeds": 2, "prompts": 20, "pictures": 1},
+    }  # fmt: skip
+    tables.compare_rows(rows, values, power)
+    a, b, c, d = (row["against"] for row in rows)
+    assert a["b"]["smallest"] == pytest.approx(0.04, rel=1e-4)
+    # Three points apart with intervals of no width, and below what could be seen; seven and ten are above it.
+    assert [a["b"]["claimed"], b["c"]["claimed"], a["c"]["claimed"], c["a"]["claimed"]] == [False, True, True, True]
+    assert c["a"]["gain"] == pytest.approx(0.1)
+    assert d == {}

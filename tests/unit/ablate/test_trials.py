@@ -30,7 +30,7 @@ def test_trainings_that_share_reference_errors_are_prepared_once() -> None:
 
     def trial(objective: str, labels: LabelsConfig, seed: int) -> RankDPOConfig:
         tuned = settings.tuned(objective)
-        return settings.trial(tuned, labels, tuned.settings[0], seed)
+        return settings.trial(tuned, labels, tuned.first, seed)
 
     own = LabelsConfig(samples={"shapes-sdxl": 4})
     random = settings.labels.model_copy(update={"aggregation": "random"})
@@ -42,15 +42,19 @@ def test_trainings_that_share_reference_errors_are_prepared_once() -> None:
         trial("rank_dpo", own, 0),
         trial("sft", settings.labels, 0),  # asks no reference
         trial("sft", settings.labels, 1),
+        settings.trial_of(settings.row("rank-reencoded"), (1e-4, 100.0), 0),  # other latents: other errors
     ]
     due = trials.first_of_kinds(made).values()
-    found = {(one.objective.name, one.seed, tuple(one.labels.samples.items())) for one in due}
+    found = {
+        (one.objective.name, one.seed, tuple(one.labels.samples.items()), one.encoding.reencode) for one in due
+    }
     every = tuple(settings.labels.samples.items())
     assert found == {
-        ("rank_dpo", 0, every),
-        ("dpo", 1, every),
-        ("rank_dpo", 0, (("shapes-sdxl", 4),)),
-        ("sft", 0, every),
+        ("rank_dpo", 0, every, False),
+        ("dpo", 1, every, False),
+        ("rank_dpo", 0, (("shapes-sdxl", 4),), False),
+        ("sft", 0, every, False),
+        ("rank_dpo", 0, every, True),
     }
 
 
@@ -58,9 +62,17 @@ def test_a_training_that_shares_its_reference_errors_with_none_computes_them_its
     settings = config.build(AblationConfig, config.read_toml(FILE))
     tuned = settings.tuned("rank_dpo")
     made = {
-        "a": settings.trial(tuned, settings.labels, tuned.settings[0], 0),
-        "b": settings.trial(tuned, settings.labels, tuned.settings[1], 0),
-        "alone": settings.trial(tuned, settings.labels, tuned.settings[0], 1),
+        "a": settings.trial(tuned, settings.labels, tuned.first, 0),
+        "b": settings.trial(tuned, settings.labels, (8e-4, 30.0), 0),
+        "alone": settings.trial(tuned, settings.labels, tuned.first, 1),
     }
     found = {name: trial.objective.reference for name, trial in trials.with_references(made).items()}
     assert found == {"a": "precomputed", "b": "precomputed", "alone": "copy"}
+
+
+def test_a_training_that_is_measured_on_its_way_keeps_what_it_is_there() -> None:
+    settings = config.build(AblationConfig, config.read_toml(FILE))
+    trial = settings.trial(settings.tuned("dpo"), settings.labels, (1e-4, 100.0), 0)
+    assert trials.kept(trial, [120]) is trial, "its pipeline is its last step's"
+    found = trials.kept(trial, [40, 100]).checkpoints
+    assert (found.every, found.keep) == (20, 6)

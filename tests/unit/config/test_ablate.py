@@ -11,21 +11,25 @@ from rankray import config
 from rankray.config import ConfigError
 from rankray.config.ablate import AblationConfig
 
-FILE = Path(__file__).parents[3] / "jobs" / "ablate-shapes.toml"
+JOBS = Path(__file__).parents[3] / "jobs"
+FILE = JOBS / "ablate-shapes.toml"
 
 
 def changed(**changes: Any) -> AblationConfig:
     return config.build(AblationConfig, {**config.read_toml(FILE), **changes})
 
 
-def test_the_shapes_file_holds_the_papers_rows_tuned_alike() -> None:
-    found = changed()
-    assert {len(tuned.settings) for tuned in found.objectives} == {3}
+@pytest.mark.parametrize("name", ["ablate-shapes.toml", "ablate-shapes-own.toml"])
+def test_the_shapes_files_hold_the_papers_rows(name: str) -> None:
+    found = config.build(AblationConfig, config.read_toml(JOBS / name))
+    four_models = name == "ablate-shapes.toml"
     table_4 = {row.name for row in found.rows if "4" in row.tables}
     table_5 = {row.name for row in found.rows if "5" in row.tables}
-    assert {"dpo-random", "dpo-pickscore", "dpo", "rank-own", "rank"} <= table_4
-    assert {"sft", "weighted-sft", "dpo", "dpo-gain", "rank"} <= table_5
-    assert found.seeds >= 3
+    assert {"dpo-random", "dpo-pickscore", "dpo", "rank", *(["rank-own"] if four_models else [])} <= table_4
+    assert {"sft", "weighted-sft", "dpo", "dpo-gain", "rank", "plackett-luce", "kto", "mapo"} <= table_5
+    assert {"rank-nll", "rank-dpop", "rank-clamp"} <= table_5
+    assert found.seeds >= 5
+    assert sum(found.labels.samples.values()) == 4
     # Rows of the tables are trained from all seeds.
     assert all(row.seeds is None for row in found.rows if row.tables)
 
@@ -37,6 +41,17 @@ def test_a_rows_labels_replace_the_ablations_key_by_key() -> None:
     assert (random.aggregation, random.samples) == ("random", every)
     assert found.labels_of(found.row("rank-own")).samples == {"shapes-sdxl": 4}
     assert found.labels_of(found.row("rank")) == found.labels
+    assert found.labels_of(found.row("within")).pairs == "within"
+
+
+def test_a_rows_pictures_may_be_reencoded() -> None:
+    found = changed()
+    row = found.row("rank-reencoded")
+    plain, again = (found.trial_of(found.row(name), (1e-4, 100.0), 0) for name in ("rank", "rank-reencoded"))
+    assert row.labels is None
+    assert (plain.encoding.reencode, again.encoding.reencode) == (False, True)
+    assert "encoding.reencode" in again.identity()
+    assert "encoding.reencode" not in plain.identity(), "a run that was begun before there was any goes on"
 
 
 def test_a_trial_has_the_setting_and_the_seed_and_all_else_alike() -> None:
@@ -66,7 +81,14 @@ def test_models_that_are_measured_together_share_their_seeds() -> None:
                 {"name": "a", "objective": {"name": "dpo"}, "learning_rates": [1e-4], "betas": [1]},
                 {"name": "b", "objective": {"name": "sft"}, "learning_rates": [1e-4, 2e-4]},
             ], "rows": [{"name": "r", "label": "R", "objective": "a"}], "curves": [], "along": None},
-            "these try different numbers of settings: {'a': 1, 'b': 2}; give each as many",
+            "tuned alike, and a would be given one setting while others are tuned",
+        ),
+        ({"tuning": {"trainings": 8}}, "tuning.trainings = 8 are fewer than the largest grid has settings, 9"),
+        ({"tuning": {"every": 50}}, "tuning.every = 50 does not divide training.steps = 120"),
+        (
+            {"rows": [{"name": "r", "label": "R", "objective": "dpo", "labels": {"pairs": "within"}}],
+             "curves": [], "along": None},
+            "row 'r': labels.pairs = 'within' leaves out pairs, and dpo does not take a ranking's pairs one by one",
         ),
         (
             {"rows": [{"name": "r", "label": "R", "objective": "rank"}], "curves": [], "along": None},
@@ -77,8 +99,12 @@ def test_models_that_are_measured_together_share_their_seeds() -> None:
             "curves name rows that are not there: rnak",
         ),
         (
-            {"objectives": [{"name": "a", "objective": {"name": "dpo"}, "learning_rates": [1e-4], "betas": [1, 2]}]},
-            "'a' has 1 learning_rates and 2 betas; they are tried pair by pair, so give as many of both",
+            {"objectives": [{"name": "a", "objective": {"name": "dpo"}, "learning_rates": [2e-4, 1e-4]}]},
+            "'a': learning_rates are [0.0002, 0.0001]; every one is tried with every beta",
+        ),
+        (
+            {"objectives": [{"name": "a", "objective": {"name": "dpo"}, "learning_rates": [1e-4], "betas": [0, 1]}]},
+            "'a': betas are [0.0, 1.0]",
         ),
         ({"along": {"row": "rank", "steps": 600, "every": 10}}, "along.every = 10 makes 60 checkpoints"),
     ],
@@ -94,6 +120,7 @@ def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) 
     [
         ({"seed": 1}, "'seed' would not be used; rows are trained from seeds 0, 1, 2"),
         ({"labels": {"rewards": ["shapes-mps"]}}, "'labels' would not be used; give"),
+        ({"encoding": {"reencode": True}}, "'reencode' would not be used; give a row's own"),
         ({"objective": {"beta": 3.0}}, "'beta' would not be used; give an objective's betas"),
         ({"optimizer": {"learning_rate": 0.1}}, "'learning_rate' would not be used"),
         ({"validation": {"share": 0.1}}, "'validation' would not be used; trials learn from all prompts"),

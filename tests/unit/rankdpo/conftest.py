@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from rankray import config
+from rankray import config, schema
 from rankray.config import GeneratorChoice
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.models import generators
@@ -50,8 +50,8 @@ def ranked(prompt: str) -> dict[str, Any]:
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
         image = {"bytes": buffer.getvalue(), "path": None}
-        candidates.append({"image": image, "win_probability": 2.0 - rank, "rank": rank, "scores": [0.0]})
-    return {"prompt_id": prompt, "prompt": prompt, "candidates": candidates}
+        candidates.append({"image": image, "win_probability": 2.0 - rank, "rank": rank, "scores": [-float(rank)]})
+    return {"prompt_id": schema.prompt_id(prompt), "prompt": prompt, "candidates": candidates}
 
 
 @pytest.fixture(scope="module")

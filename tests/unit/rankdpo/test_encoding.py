@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import small_dataset
 import torch
+from diffusers import DiffusionPipeline
 
-from rankray import config
-from rankray.config.rankdpo import RankDPOConfig
+from rankray import config, store
+from rankray.config.rankdpo import EncodingConfig, RankDPOConfig
 from rankray.models.generators import GENERATORS
 from rankray.rankdpo import batches
-from rankray.rankdpo.encoding import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
+from rankray.rankdpo.encoded import decoded_row, layout_of
+from rankray.rankdpo.encoding import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob, encoded_uri
 from rankray.rankdpo.feed import Reads
+from rankray.shapes import pipeline_dir
 
 SPEC = GENERATORS["shapes-sdxl"]
 SETTINGS = {
@@ -34,6 +39,38 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, pa.Table]:
     rows = pq.read_table(f"{place}/data").to_pylist()
     table = EncodeActor(EncodeJob(SPEC, "cpu", "float32", "float32", 4, str(root / "set"))).encode(rows)
     return str(root / "set"), table
+
+
+def test_reencoded_pictures_have_been_through_the_autoencoder_once_more(
+    encoded: tuple[str, pa.Table], tmp_path: Path
+) -> None:
+    place = small_dataset.write(tmp_path / "dataset")
+    rows = pq.read_table(f"{place}/data").to_pylist()
+    job = EncodeJob(SPEC, "cpu", "float32", "float32", 4, str(tmp_path / "set"), reencode=True)
+    table, layout = EncodeActor(job).encode(rows), layout_of(encoded[1].schema)
+    pipe = DiffusionPipeline.from_pretrained(pipeline_dir("shapes-sdxl"), dtype=torch.float32)
+    for stored, again in zip(encoded[1].to_pylist(), table.to_pylist(), strict=True):
+        once, twice = decoded_row(stored, layout), decoded_row(again, layout)
+        assert once.rank.tolist() == twice.rank.tolist()
+        there = [pair is not None for pair in stored["latents"]]
+        with torch.no_grad():  # by diffusers' own pieces: what is decoded, rounded to bytes, and encoded again
+            latents = torch.from_numpy(once.mean[there]) / pipe.vae.config.scaling_factor
+            pictures = pipe.image_processor.postprocess(pipe.vae.decode(latents).sample)
+            due = pipe.vae.encode(pipe.image_processor.preprocess(pictures)).latent_dist.mean
+        np.testing.assert_allclose(twice.mean[there], due * pipe.vae.config.scaling_factor, atol=5e-3)  # a byte may round otherwise
+        assert np.abs(twice.mean[there] - once.mean[there]).max() > 0.05
+
+
+def test_reencoded_pictures_are_a_set_of_their_own(tmp_path: Path) -> None:
+    dataset = store.read(small_dataset.write(tmp_path / "dataset"))
+    dataset.info["prompts"]["sha256"] = "p"
+    plain = EncodeJob(SPEC, "cpu", "float32", "float32", 4, "")
+    found = {
+        encoded_uri(dataset, replace(plain, reencode=again, batch_size=size), "r", EncodingConfig())
+        for again in (False, True)
+        for size in (4, 8)
+    }
+    assert len(found) == 2
 
 
 def errors(place: str, table: pa.Table, reads: Reads, at_once: int = 8) -> dict[str, list[list[float]]]:

@@ -132,3 +132,30 @@ def test_labels_are_part_of_a_runs_identity_only_where_there_are_any() -> None:
     assert not any(key.startswith("labels") for key in plain)
     other = config.build(RankDPOConfig, {**tables, "labels": {"rewards": ["r"]}}).identity()
     assert other["labels.rewards"] == ["r"]
+
+
+def test_pairs_within_a_generator_and_across_two() -> None:
+    within, across = (resolved(pairs=name).comparable(4) for name in ("within", "across"))
+    assert within is not None
+    assert across is not None
+    # Places 0 and 1 are the first generator's, 2 and 3 the others'.
+    assert [(i, j) for i, j in zip(*np.nonzero(within), strict=True) if i < j] == [(0, 1)]
+    assert (across == ~within).all()
+    assert resolved(samples={"one": 2}).comparable(4) is None
+
+
+def test_pairs_that_no_prompt_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'within' compares two samples of one generator, and none take part"):
+        resolved(pairs="within", samples={"one": 1, "two": 1})
+    with pytest.raises(ConfigError, match="'across' compares samples of two generators, and none take part"):
+        resolved(pairs="across", samples={"one": 2})
+
+
+def test_a_run_that_was_begun_before_there_were_pairs_goes_on() -> None:
+    def identity(**given: object) -> set[str]:
+        tables = {"dataset": "/d", "output": "/o", "model": {"model": "sdxl"}, "labels": given}
+        return set(config.build(RankDPOConfig, tables).identity())
+
+    assert not any(key.startswith("labels") for key in identity())
+    assert "labels.pairs" not in identity(prompt_share=0.5)
+    assert "labels.pairs" in identity(pairs="within")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rankray.models import generators
 from rankray.models.denoisers import parts
 from rankray.rankdpo import samples, zero
 from rankray.rankdpo.feed import Rows, feed
+from rankray.rankdpo.labels import Labelling
 from rankray.rankdpo.step import begin, train_alone
 from rankray.rankdpo.train_job import TrainJob
 from rankray.shapes import pipeline_dir
@@ -208,3 +210,19 @@ def test_a_step_needs_no_ray() -> None:
     names = ", ".join(f"rankray.{name}" for name in modules.split(", "))
     code = f"import sys; sys.modules['ray'] = sys.modules['deepspeed'] = None; import {names}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pairs_that_may_not_be_compared_teach_nothing(make: Make) -> None:
+    """Two candidates of two generators: pairs across are all there are, and within there are none."""
+    every = Labelling((0, 1), (0,), "win_probability", 1.0, 0, "all", (0, 1))
+
+    def sums(pairs: str) -> dict[str, float]:
+        job = replace(make(tuned__dtype="float32"), labelling=replace(every, pairs=pairs))
+        zero.alone()
+        rows = Rows(job)
+        return next(iter(begin(job, rows).steps(rows))).sums
+
+    both, across, within = sums("all"), sums("across"), sums("within")
+    assert both["pairs"] == 4.0
+    assert across == both
+    assert (within["pairs"], within["loss"]) == (0.0, 0.0)
