@@ -39,6 +39,7 @@ def write_ablation_report(uri: str, info: dict[str, Any]) -> None:
             "categories": [level(value, metric) for value in start["categories"].values()],
         },
         "unit": unit(metric),
+        "power": power(info["power"], metric),
         "tables": [_table(info, name) for name in info["tables"]],
         "rewards": reward_rows(info),
         "sweep": sweep_rows(info),
@@ -59,6 +60,11 @@ def level(value: float | None, metric: str) -> str:
 def unit(metric: str) -> str:
     """What figures and differences of a metric are in."""
     return "% of held-out prompts that the checker passes" if metric == CHECKER else metric
+
+
+def power(found: Mapping[str, Any] | None, metric: str) -> dict[str, str] | None:
+    """The smallest difference of two rows, and the smallest gain, that could be seen; None where none is known."""
+    return None if found is None else {key: level(found[key], metric) for key in ("difference", "gain")}
 
 
 def difference(found: Mapping[str, Any] | None, metric: str) -> dict[str, Any]:
@@ -82,12 +88,18 @@ def _table(info: Mapping[str, Any], name: str) -> dict[str, Any]:
         "quoted": quoted is not None and any(name in row["paper"] for row in rows),
         "start": quote(quoted, next(iter(quoted.rows))) if quoted else None,
         "against": [
-            (row["label"], [difference(row.get("against", {}).get(other["name"]), metric) for other in rows])
+            (row["label"], [_against(row.get("against", {}).get(other["name"]), metric) for other in rows])
             for row in rows
         ]
         if any(row.get("against") for row in rows)
         else [],
     }
+
+
+def _against(found: Mapping[str, Any] | None, metric: str) -> dict[str, Any]:
+    """A row against another: coloured only where that is claimed."""
+    cell = difference(found, metric)
+    return cell if found is None or found["claimed"] else {**cell, "sign": 0}
 
 
 def _row(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
@@ -106,9 +118,9 @@ def _row(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
 
 
 def setting(row: Mapping[str, Any]) -> str:
-    """An objective with its learning rate, and its beta where it has one."""
+    """An objective with its learning rate, its beta where it has one, and its steps."""
     beta = "" if row["beta"] is None else f", β {row['beta']:g}"
-    return f"{row['objective']}, rate {row['learning_rate']:g}{beta}"
+    return f"{row['objective']}, rate {row['learning_rate']:g}{beta}, {row['step']:,} steps"
 
 
 def quote(table: published.Quoted | None, row: str | None) -> dict[str, Any] | None:
@@ -153,7 +165,9 @@ def sweep_rows(info: Mapping[str, Any]) -> list[dict[str, Any]]:
             "objective": sweep["objective"],
             "learning_rate": trial["learning_rate"],
             "beta": trial["beta"] if sweep["has_beta"] else None,
-            "taken": number == sweep["chosen"],
+            "trainings": trial["seeds"],
+            "step": trial["step"],
+            "taken": "" if number != sweep["chosen"] else "✓" if sweep["inside"] else "✓ at the edge",
             "failed": trial["failed"],
             "bar": bar,
             **difference(trial["gain"], info["metric"]),

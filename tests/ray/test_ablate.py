@@ -1,4 +1,4 @@
-"""An ablation, whole and small: the sweep, rows of two seeds, a curve, a run measured as it goes; and both its ways."""
+"""An ablation, whole and small: tuning, rows of two seeds, a curve, a run measured as it goes; and both its ways."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from rankray import config
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 FILE = REPOSITORY / "jobs" / "ablate-shapes.toml"
-ROWS = ("rank-random", "rank", "sft", "prompts-half")
+ROWS = ("rank-random", "rank", "sft", "rank-reencoded", "prompts-half")
+ONCE = ("rank-reencoded", "prompts-half")
 
 
 def small(output: Path, trials: str) -> Path:
-    """The shapes ablation on 40 prompts, four steps, four rows."""
+    """The shapes ablation on 40 prompts, two steps, five rows."""
     tables = config.read_toml(FILE)
     tables |= {
         "output": str(output),
@@ -30,6 +31,7 @@ def small(output: Path, trials: str) -> Path:
         "generators": [{"model": "shapes-sdxl", "samples": 3, "pool": {"num_gpus": 1}}],
         "labels": {"samples": {"shapes-sdxl": 3}},
         "objectives": [one for one in tables["objectives"] if one["name"] in {"rank_dpo", "sft"}],
+        "tuning": {"trainings": 3, "seeds": 2, "every": 1},
         "rows": [row for row in tables["rows"] if row["name"] in ROWS],
         "curves": [one for one in tables["curves"] if one["name"] == "prompts"],
         "along": {"row": "rank", "steps": 4, "every": 2},
@@ -43,8 +45,13 @@ def small(output: Path, trials: str) -> Path:
         place = tables[part] if part == "prompts" else tables[part]["prompts"]
         place["limit"] = limit
     for one in tables["objectives"]:
-        for key in {"learning_rates", "betas"} & set(one):
-            one[key] = one[key][:2]
+        one["learning_rates"] = one["learning_rates"][:2]
+        one.pop("betas", None)
+    for one in tables["rows"]:
+        if one["name"] == "rank-random":
+            one["labels"]["pairs"] = "within"
+        if one["name"] in ONCE:
+            one["seeds"] = 1
     file = output.with_suffix(".toml")
     file.write_text(tomli_w.dumps(tables))
     return file
@@ -64,7 +71,12 @@ def test_actors_and_jobs_come_to_the_same_figures(
     assert [row["name"] for row in by_actors["rows"]] == sorted(
         ROWS, key=[row["name"] for row in config.read_toml(FILE)["rows"]].index
     )
-    assert all(len(row["seeds"]) == (1 if row["name"] == "prompts-half" else 2) for row in by_actors["rows"])
+    assert all(len(row["seeds"]) == (1 if row["name"] in ONCE else 2) for row in by_actors["rows"])
+    assert [found["trainings"] for found in by_actors["sweep"]] == [3, 3], "equal purses"
+    assert all(row["step"] in (1, 2) for row in by_actors["rows"])
+    power = json.loads((tmp_path / "actors" / "power.json").read_text())
+    assert by_actors["power"] == power
+    assert power["planned"] == {"seeds": 2, "prompts": 8, "pictures": 4}
     assert [point["step"] for point in by_actors["along"]["points"]] == [2, 4]
     assert set(by_actors["rows"][0]["rewards"]) == {"shapes-pickscore", "shapes-clipscore", "shapes-mps"}
     tables = (tmp_path / "actors" / "tables.md").read_text()

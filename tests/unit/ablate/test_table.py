@@ -88,17 +88,49 @@ def test_a_row_whose_every_training_diverged_has_no_figure() -> None:
 
 def info() -> dict[str, object]:
     gain = {"gain": 0.0421, "low": -0.01, "high": 0.0949, "wins": 9, "losses": 4}
-    base = {"tables": ["4"], "failed": [], "categories": {"a": 0.5}, "accuracy": 0.5, "paper": {}, "against": {}}
+    base = {
+        "tables": ["4"],
+        "failed": [],
+        "categories": {"a": 0.5},
+        "accuracy": 0.5,
+        "paper": {},
+        "against": {},
+    }
     above = {**gain, "claimed": True}
     return {
         "start": {"accuracy": 0.4579, "categories": {"a": 0.4579}},
         "rows": [
-            {**base, "name": "dpo", "label": "DPO", "gain": gain, "seeds": [0.49, 0.51],
-             "paper": {"4": "DPO (5 Rewards)"}, "against": {"low": above, "near": {**gain, "claimed": False}}},
-            {**base, "name": "sft", "label": "SFT", "gain": None, "seeds": [], "failed": ["stopped"],
-             "accuracy": None},
-            {**base, "name": "low", "label": "Low", "gain": {**gain, "gain": -0.01}, "seeds": [0.45],
-             "against": {"dpo": {**tables.mirrored({**gain, "before": 0, "after": 0, "p_value": 1}), "claimed": True}}},
+            {
+                **base,
+                "name": "dpo",
+                "label": "DPO",
+                "gain": gain,
+                "seeds": [0.49, 0.51],
+                "paper": {"4": "DPO (5 Rewards)"},
+                "against": {"low": above, "near": {**gain, "claimed": False}},
+            },
+            {
+                **base,
+                "name": "sft",
+                "label": "SFT",
+                "gain": None,
+                "seeds": [],
+                "failed": ["stopped"],
+                "accuracy": None,
+            },
+            {
+                **base,
+                "name": "low",
+                "label": "Low",
+                "gain": {**gain, "gain": -0.01},
+                "seeds": [0.45],
+                "against": {
+                    "dpo": {
+                        **tables.mirrored({**gain, "before": 0, "after": 0, "p_value": 1}),
+                        "claimed": True,
+                    }
+                },
+            },
             {**base, "name": "other", "label": "elsewhere", "tables": ["5"], "gain": gain, "seeds": [0.5]},
         ],
         "power": {"difference": 0.034, "gain": 0.03, "planned": {"seeds": 5, "prompts": 485, "pictures": 4}},
@@ -109,8 +141,22 @@ def info() -> dict[str, object]:
                 "chosen": 1,
                 "inside": True,
                 "trials": [
-                    {"learning_rate": 1e-4, "beta": 50.0, "seeds": 1, "step": 60, "gain": None, "failed": "stopped"},
-                    {"learning_rate": 2e-4, "beta": 50.0, "seeds": 2, "step": 120, "gain": gain, "failed": None},
+                    {
+                        "learning_rate": 1e-4,
+                        "beta": 50.0,
+                        "seeds": 1,
+                        "step": 60,
+                        "gain": None,
+                        "failed": "stopped",
+                    },
+                    {
+                        "learning_rate": 2e-4,
+                        "beta": 50.0,
+                        "seeds": 2,
+                        "step": 120,
+                        "gain": gain,
+                        "failed": None,
+                    },
                 ],
             },
             {
@@ -119,7 +165,14 @@ def info() -> dict[str, object]:
                 "chosen": 0,
                 "inside": False,
                 "trials": [
-                    {"learning_rate": 1e-4, "beta": 50.0, "seeds": 2, "step": 60, "gain": gain, "failed": None}
+                    {
+                        "learning_rate": 1e-4,
+                        "beta": 50.0,
+                        "seeds": 2,
+                        "step": 60,
+                        "gain": gain,
+                        "failed": None,
+                    }
                 ],
             },
         ],
@@ -135,8 +188,8 @@ def test_the_markdown_of_a_table_and_what_it_claims() -> None:
         "| SFT |  |  | stopped |  |  |  |",
         "| Low | 50.0 | 50.0 | -1.0 [-1.0, +9.5] | 9 : 4 | 45.0 |  |",
         "",
-        "What can be told: with 5 seeds a row on 485 prompts with 4 pictures each, two rows must be 3.4 points apart to be "
-        "told apart four times in five, and a row's gain be 3.0.",
+        "What can be told: with 5 seeds a row on 485 prompts with 4 pictures each, two rows must be 3.4 points apart to "
+        "be told apart four times in five, and a row's gain be 3.0.",
         "- DPO: above Low (+4.2 [-1.0, +9.5])",
         "- Low: above no other",
     ]
@@ -187,6 +240,11 @@ def test_an_order_is_claimed_beyond_the_smallest_difference_alone() -> None:
     a, b, c, d = (row["against"] for row in rows)
     assert a["b"]["smallest"] == pytest.approx(0.04, rel=1e-4)
     # Three points apart with intervals of no width, and below what could be seen; seven and ten are above it.
-    assert [a["b"]["claimed"], b["c"]["claimed"], a["c"]["claimed"], c["a"]["claimed"]] == [False, True, True, True]
+    assert [a["b"]["claimed"], b["c"]["claimed"], a["c"]["claimed"], c["a"]["claimed"]] == [
+        False,
+        True,
+        True,
+        True,
+    ]
     assert c["a"]["gain"] == pytest.approx(0.1)
     assert d == {}

@@ -46,7 +46,8 @@ def test_trainings_that_share_reference_errors_are_prepared_once() -> None:
     ]
     due = trials.first_of_kinds(made).values()
     found = {
-        (one.objective.name, one.seed, tuple(one.labels.samples.items()), one.encoding.reencode) for one in due
+        (one.objective.name, one.seed, tuple(one.labels.samples.items()), one.encoding.reencode)
+        for one in due
     }
     every = tuple(settings.labels.samples.items())
     assert found == {
@@ -73,6 +74,6 @@ def test_a_training_that_shares_its_reference_errors_with_none_computes_them_its
 def test_a_training_that_is_measured_on_its_way_keeps_what_it_is_there() -> None:
     settings = config.build(AblationConfig, config.read_toml(FILE))
     trial = settings.trial(settings.tuned("dpo"), settings.labels, (1e-4, 100.0), 0)
-    assert trials.kept(trial, [120]) is trial, "its pipeline is its last step's"
-    found = trials.kept(trial, [40, 100]).checkpoints
-    assert (found.every, found.keep) == (20, 6)
+    assert trials.kept(trial, [100]) is trial, "its pipeline is its last step's"
+    found = trials.kept(trial, [40, 60]).checkpoints
+    assert (found.every, found.keep) == (20, 5)

@@ -84,7 +84,7 @@ def test_models_that_are_measured_together_share_their_seeds() -> None:
             "tuned alike, and a would be given one setting while others are tuned",
         ),
         ({"tuning": {"trainings": 8}}, "tuning.trainings = 8 are fewer than the largest grid has settings, 9"),
-        ({"tuning": {"every": 50}}, "tuning.every = 50 does not divide training.steps = 120"),
+        ({"tuning": {"every": 30}}, "tuning.every = 30 does not divide training.steps = 100"),
         (
             {"rows": [{"name": "r", "label": "R", "objective": "dpo", "labels": {"pairs": "within"}}],
              "curves": [], "along": None},

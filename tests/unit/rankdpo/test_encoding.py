@@ -53,11 +53,15 @@ def test_reencoded_pictures_have_been_through_the_autoencoder_once_more(
         once, twice = decoded_row(stored, layout), decoded_row(again, layout)
         assert once.rank.tolist() == twice.rank.tolist()
         there = [pair is not None for pair in stored["latents"]]
-        with torch.no_grad():  # by diffusers' own pieces: what is decoded, rounded to bytes, and encoded again
+        with (
+            torch.no_grad()
+        ):  # by diffusers' own pieces: what is decoded, rounded to bytes, and encoded again
             latents = torch.from_numpy(once.mean[there]) / pipe.vae.config.scaling_factor
             pictures = pipe.image_processor.postprocess(pipe.vae.decode(latents).sample)
             due = pipe.vae.encode(pipe.image_processor.preprocess(pictures)).latent_dist.mean
-        np.testing.assert_allclose(twice.mean[there], due * pipe.vae.config.scaling_factor, atol=5e-3)  # a byte may round otherwise
+        np.testing.assert_allclose(
+            twice.mean[there], due * pipe.vae.config.scaling_factor, atol=5e-3
+        )  # a byte may round otherwise
         assert np.abs(twice.mean[there] - once.mean[there]).max() > 0.05
 
 

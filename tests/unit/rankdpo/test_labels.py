@@ -145,7 +145,9 @@ def test_pairs_within_a_generator_and_across_two() -> None:
 
 
 def test_pairs_that_no_prompt_has_are_refused() -> None:
-    with pytest.raises(ConfigError, match="'within' compares two samples of one generator, and none take part"):
+    with pytest.raises(
+        ConfigError, match="'within' compares two samples of one generator, and none take part"
+    ):
         resolved(pairs="within", samples={"one": 1, "two": 1})
     with pytest.raises(ConfigError, match="'across' compares samples of two generators, and none take part"):
         resolved(pairs="across", samples={"one": 2})

@@ -28,7 +28,7 @@ def row(name: str, label: str, tables: list[str], by: float | None, paper: str |
             "paper": {} if paper is None else dict.fromkeys(tables, paper),
             "objective": "dpo",
         },
-        **{"learning_rate": 6e-4, "beta": 50.0, "labels": {}, "failed": [], "cpu_minutes": 3.0},
+        **{"learning_rate": 6e-4, "beta": 50.0, "step": 60, "labels": {}, "failed": [], "cpu_minutes": 3.0},
     }
     if by is None:
         nothing = {
@@ -43,8 +43,12 @@ def row(name: str, label: str, tables: list[str], by: float | None, paper: str |
     return found | {
         **{"accuracy": 0.5 + by, "seeds": [0.49 + by, 0.51 + by], "gain": gain(by)},
         **{"rewards": {"pick": gain(2 * by, 0.1)}, "categories": {"one": 0.9, "two": 0.1 + by}},
-        "against": {"rank": gain(by - 0.1)} if name != "rank" else {},
+        "against": {"sft": {**gain(by + 0.05), "claimed": name != "mine"}} if name != "sft" else {},
     }
+
+
+def tried(rate: float, seeds: int, step: int) -> dict[str, Any]:
+    return {"learning_rate": rate, "beta": 50.0, "seeds": seeds, "step": step}
 
 
 INFO: dict[str, Any] = {
@@ -60,18 +64,19 @@ INFO: dict[str, Any] = {
         "rewards": [{"name": "pick", "model": "shapes-pickscore", "revision": "sha256:2"}],
     },
     "settings": {"steps": 150, "batch_size": 32, "seeds": 2, "held_out": {"prompts": 485, "samples": 1}},
+    "power": {"difference": 0.034, "gain": 0.0285},
     "start": {"accuracy": 0.5, "categories": {"one": 0.8, "two": 0.2}},
     "sweep": [
         {
-            **{"objective": "dpo", "has_beta": True, "chosen": 1},
+            **{"objective": "dpo", "has_beta": True, "chosen": 1, "inside": True},
             "trials": [
-                {"learning_rate": 2e-4, "beta": 50.0, "gain": None, "failed": "11 of 60 steps"},
-                {"learning_rate": 6e-4, "beta": 50.0, "gain": gain(0.04), "failed": None},
+                {**tried(2e-4, 1, 60), "gain": None, "failed": "11 of 60 steps"},
+                {**tried(6e-4, 2, 120), "gain": gain(0.04), "failed": None},
             ],
         },
         {
-            **{"objective": "sft", "has_beta": False, "chosen": 0},
-            "trials": [{"learning_rate": 2e-4, "beta": 50.0, "gain": gain(0.01), "failed": None}],
+            **{"objective": "sft", "has_beta": False, "chosen": 0, "inside": False},
+            "trials": [{**tried(2e-4, 3, 60), "gain": gain(0.01), "failed": None}],
         },
     ],
     "rows": [
@@ -115,18 +120,21 @@ def test_rows_stand_in_their_tables_beside_the_papers(tmp_path: Path) -> None:
     _, text = written(tmp_path)
     four, _, five = text.partition("Table 5: objectives")
     assert "Table 4: labelling of preferences and quality of data" in four
-    assert "DPO, random labels dpo, rate 0.0006, β 50 +1.0 −2.0 to +4.0 51.0 50.0, 52.0 40 : 20" in four
+    assert (
+        "DPO, random labels dpo, rate 0.0006, β 50, 60 steps +1.0 −2.0 to +4.0 51.0 50.0, 52.0 40 : 20"
+        in four
+    )
     # 75.66 - 74.65, both quoted.
     assert "not measurably different +1.01 75.66 DPO (Random Labelling)" in four
     assert "better +4.19 78.84 DPO (5 Rewards)" in four
-    assert "Fine-tuning dpo, rate 0.0006, β 50 −5.0 −8.0 to −2.0" in five
+    assert "Fine-tuning dpo, rate 0.0006, β 50, 60 steps −5.0 −8.0 to −2.0" in five
     assert "worse +1.91 76.56 Supervised Fine-Tuning" in five
     assert "start 50.0 74.65" in four
 
 
 def test_a_row_that_diverged_stays_and_says_why(tmp_path: Path) -> None:
     html, text = written(tmp_path)
-    assert "Weighted dpo, rate 0.0006 – diverged +2.37 77.02 Weighted Fine-Tuning" in text
+    assert "Weighted dpo, rate 0.0006, 60 steps – diverged +2.37 77.02 Weighted Fine-Tuning" in text
     assert "loss &lt;b&gt;not&lt;/b&gt; finite" in html
     assert "<b>not</b>" not in html
 
@@ -141,9 +149,21 @@ def test_a_table_of_ones_own_has_no_quoted_column(tmp_path: Path) -> None:
 
 def test_every_setting_tried_is_listed_and_the_taken_one_marked(tmp_path: Path) -> None:
     _, text = written(tmp_path)
-    tried = text.partition("Settings that were tried")[2]
-    assert "dpo 0.0002 50 diverged dpo 0.0006 50 +4.0 +1.0 to +7.0 ✓ 40 : 20" in tried
-    assert "sft 0.0002 +1.0" in tried  # it has no beta
+    listed = text.partition("Settings that were tried")[2]
+    assert "dpo 0.0002 50 1 60 diverged dpo 0.0006 50 2 120 +4.0 +1.0 to +7.0 ✓ 40 : 20" in listed
+    assert "sft 0.0002 3 60 +1.0 −2.0 to +4.0 ✓ at the edge" in listed  # it has no beta
+
+
+def test_what_could_be_seen_is_said_and_colours_what_differs(tmp_path: Path) -> None:
+    html, text = written(tmp_path)
+    assert "two rows that are 3.4 apart, or a gain of 2.9 , are seen four times in five" in text
+    cells = re.findall(r'<td class="(good|bad|)" title="won[^>]*>([^<]*)<', html)
+    # Against fine-tuning: DPO eleven points above, and claimed; one's own seven, whose interval leaves out zero too.
+    assert ("good", "+11.0") in cells
+    assert ("", "+7.0") in cells
+    assert ("good", "+7.0") not in cells
+    _, silent = written(tmp_path, INFO | {"power": None})
+    assert "four times in five" not in silent
 
 
 def test_figures_leave_gaps_and_say_so(tmp_path: Path) -> None:
