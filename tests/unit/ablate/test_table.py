@@ -188,8 +188,8 @@ def test_the_markdown_of_a_table_and_what_it_claims() -> None:
         "| SFT |  |  | stopped |  |  |  |",
         "| Low | 50.0 | 50.0 | -1.0 [-1.0, +9.5] | 9 : 4 | 45.0 |  |",
         "",
-        "What can be told: with 5 seeds a row on 485 prompts with 4 pictures each, two rows must be 3.4 points apart to "
-        "be told apart four times in five, and a row's gain be 3.0.",
+        "What can be told: with 5 seeds a row on 485 prompts with 4 pictures each, two rows must be 3.4 points apart "
+        "to be told apart four times in five, and a row's gain be 3.0.",
         "- DPO: above Low (+4.2 [-1.0, +9.5])",
         "- Low: above no other",
     ]
