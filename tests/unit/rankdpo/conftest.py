@@ -50,7 +50,9 @@ def ranked(prompt: str) -> dict[str, Any]:
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
         image = {"bytes": buffer.getvalue(), "path": None}
-        candidates.append({"image": image, "win_probability": 2.0 - rank, "rank": rank, "scores": [-float(rank)]})
+        candidates.append(
+            {"image": image, "win_probability": 2.0 - rank, "rank": rank, "scores": [-float(rank)]}
+        )
     return {"prompt_id": schema.prompt_id(prompt), "prompt": prompt, "candidates": candidates}
 
 
