@@ -27,7 +27,7 @@ def test_the_shapes_files_hold_the_papers_rows(name: str) -> None:
     table_5 = {row.name for row in found.rows if "5" in row.tables}
     assert {"dpo-random", "dpo-pickscore", "dpo", "rank", *(["rank-own"] if four_models else [])} <= table_4
     assert {"sft", "weighted-sft", "dpo", "dpo-gain", "rank", "plackett-luce", "kto", "mapo"} <= table_5
-    assert {"rank-nll", "rank-dpop", "rank-clamp"} <= table_5
+    assert {"rank-nll", "rank-dpop", "rank-clamp", "rank-safeguard"} <= table_5
     assert found.seeds >= 5
     assert sum(found.labels.samples.values()) == 4
     # Rows of the tables are trained from all seeds.
