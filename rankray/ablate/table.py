@@ -6,8 +6,9 @@ prompts alone the intervals of the shapes ablation are 0.54 to 0.99 times as wid
 estimated a fifth too small on average, so what is near the edge of an interval is open.
 
 What can be told apart is said beforehand, from trainings that chose settings: one row is claimed to be above another
-where it is so by at least the smallest difference that 80 % of such ablations would see, and the interval leaves out
-zero.
+where it is so by at least the smallest difference that a test would find four times in five, and the interval leaves
+out zero. Of a hundred pairs that do not differ a test at 5 % would claim five, and this claims one at most; it claims a
+true difference of just that size every second time.
 
     P prompts, S pictures a prompt; a row of three seeds has P x 3S values
 """
