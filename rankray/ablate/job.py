@@ -162,6 +162,11 @@ class Setting:
     beta: float
     step: int
 
+    @property
+    def pair(self) -> tuple[float, float]:
+        """(learning rate, beta)."""
+        return self.learning_rate, self.beta
+
 
 @dataclass(frozen=True)
 class Search:
@@ -262,7 +267,7 @@ def _figures(
     }
     trials = {
         names[row.name][seed]: (
-            config.trial_of(row, _pair(settings[row.objective]), seed),
+            config.trial_of(row, settings[row.objective].pair, seed),
             [settings[row.objective].step],
         )
         for seed in range(max(len(each) for each in names.values()))  # a kill leaves whole seeds
@@ -297,10 +302,6 @@ def _figures(
         "along": _along(bench, settings),
         "cpu_minutes": sum(outcome.cpu_minutes for outcome in came.values()),
     }
-
-
-def _pair(setting: Setting) -> tuple[float, float]:
-    return setting.learning_rate, setting.beta
 
 
 def _swept(
@@ -389,7 +390,7 @@ def _along(bench: Bench, settings: Mapping[str, Setting]) -> dict[str, Any] | No
     if wanted is None:
         return None
     row = config.row(wanted.row)
-    trial = config.trial_of(row, _pair(settings[row.objective]), 0)
+    trial = config.trial_of(row, settings[row.objective].pair, 0)
     name, steps = f"along-{row.name}", range(wanted.every, wanted.steps + 1, wanted.every)
     trials = {name: (trial.model_copy(update={"steps": wanted.steps}), steps)}
     came = outcomes(bench, trials, config.held_out)
