@@ -58,7 +58,7 @@ def run(config: AblationConfig, say: Say, publish_dataset: Publish, publish: Pub
     def work(_: None, meter: Any) -> dict[str, Any]:
         made = synpic.run(config.synpic(output.uri_of("synpic")), say, publish_dataset)
         bench = Bench(config, output, made.path, say)
-        say(_plan(config))
+        say(plan_line(config))
         held_out = _prompts_of(config)["held_out"]
         searches, start = _searched(bench, len(held_out))
         settings, tuned = _chosen(bench, searches, start, len(held_out))
@@ -128,7 +128,7 @@ def _counts(config: AblationConfig) -> tuple[int, int]:
     return config.tuning.trainings * tuned, sum(row.seeds or config.seeds for row in config.rows)
 
 
-def _plan(config: AblationConfig) -> str:
+def plan_line(config: AblationConfig) -> str:
     """What is to come, in one line."""
     tuning, rows = _counts(config)
     along = f", and one of {config.along.steps:,} steps" if config.along else ""

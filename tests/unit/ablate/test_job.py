@@ -47,3 +47,18 @@ def test_the_checker_judges_prompts_of_its_world_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="those of held_out are others; give a reward as metric"):
         ablation.check(changed(**options), "/o")
     ablation.check(changed(**options, metric="shapes-pickscore"), "/o")
+
+
+def test_what_is_to_come_is_counted_before_it_begins() -> None:
+    tables = config.read_toml(FILE)
+    tables["rows"] = [row for row in tables["rows"] if row["name"] in {"rank", "sft", "prompts-half"}]
+    tables["objectives"] = [one for one in tables["objectives"] if one["name"] in {"rank_dpo", "sft"}]
+    tables |= {"curves": [], "tuning": {"trainings": 20}}
+    told = ablation.plan_line(config.build(AblationConfig, tables))
+    # Two purses of 20; five seeds of two rows and three of the third; the long one.
+    assert told == (
+        "54 trainings of at most 100 steps: 40 to tune 2 objectives, 13 of 3 rows, and one of 400 steps"
+    )
+    given = [one | {"learning_rates": [1e-4], "betas": []} for one in tables["objectives"]]
+    told = ablation.plan_line(config.build(AblationConfig, tables | {"objectives": given, "along": None}))
+    assert told == "13 trainings of at most 100 steps: 0 to tune 2 objectives, 13 of 3 rows"
