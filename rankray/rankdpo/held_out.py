@@ -63,7 +63,8 @@ class HeldOut:
         draws = self._config.draws
         labels = {name: values.repeat(draws, 1) for name, values in self._labels.items()}
         labels["rank"] = labels["rank"].long()
-        inputs = LossInputs(model_error, ref_error, mask=labels["rank"] > 0, **labels)
+        comparable = self._training.model.comparable(model_error.shape[1], "cpu")
+        inputs = LossInputs(model_error, ref_error, mask=labels["rank"] > 0, comparable=comparable, **labels)
         point = figures(state.step, inputs, draws, self._objective)
         # Without a reference in training its pairs are judged by the model alone, which is another thing.
         compared = self._objective.name not in REFERENCE_FREE

@@ -239,10 +239,12 @@ class TrainedModel:
     def batch(self, rows: Any, epochs: Any, reward: int | None) -> Batch:
         """Rows as a micro-batch on the model's device."""
         batch = batches.make_batch(rows, epochs, self.noising, self.empty, self.device, reward)
-        comparable = self.labelling.comparable(batch.mask.shape[1]) if self.labelling else None
-        if comparable is not None:
-            batch = replace(batch, comparable=torch.from_numpy(comparable).to(self.device))
-        return batch
+        return replace(batch, comparable=self.comparable(batch.mask.shape[1], self.device))
+
+    def comparable(self, count: int, device: str) -> Tensor | None:
+        """Which of `count` candidates may be compared: bool[K, K]; None where all may."""
+        found = self.labelling.comparable(count) if self.labelling else None
+        return None if found is None else torch.from_numpy(found).to(device)
 
     def errors(self, denoiser: Any, batch: Batch, computed: Tensor) -> Tensor:
         """A denoiser's error on each candidate that is needed: float32[B, K]."""
