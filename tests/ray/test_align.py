@@ -38,6 +38,7 @@ OPTIONS = {
     "training.checkpoints.every": "2",
     "training.checkpoints.sample_every": "0",
     "training.validation.share": "0",
+    "training.validation.stop": "none",
     "held_out.prompts.limit": "8",
 }
 # A phase has begun when something is in the first place, and is over when the second exists.
