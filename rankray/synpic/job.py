@@ -269,6 +269,7 @@ def _summary(config: SynPicConfig, plan: list[Stage], output: Output, prompts: P
             "empty": prompts.empty,
             "duplicates": prompts.duplicates,
             "undecodable": prompts.undecodable,
+            "control": len(prompts.with_control),
             "rows": rows,
             "sha256": place.prompts_digest(prompts.rows),
         },
@@ -321,7 +322,9 @@ def _smaller_line(smaller: dict[str, int]) -> str:
 def _prompts_line(prompts: PromptsRead) -> str:
     """`200 lines read from F: 197 prompts, 2 duplicates, 1 empty, 0 not UTF-8`."""
     cut = "; the rest is left out, as prompts.limit asks" if prompts.cut else ""
+    control = prompts.with_control
+    odd = f", {len(control):,} with control characters, as {control[0][:60]!r} is" if control else ""
     return (
         f"{prompts.read:,} lines read from {prompts.source}: {len(prompts.rows):,} prompts, "
-        f"{prompts.duplicates:,} duplicates, {prompts.empty:,} empty, {prompts.undecodable:,} not UTF-8{cut}"
+        f"{prompts.duplicates:,} duplicates, {prompts.empty:,} empty, {prompts.undecodable:,} not UTF-8{odd}{cut}"
     )

@@ -95,7 +95,7 @@ def feature_types(described: object) -> set[str]:
 
 @pytest.mark.parametrize("details", [False, True])
 def test_features_are_described_in_the_words_of_the_oldest_datasets_that_is_promised(details: bool) -> None:
-    # `datasets` 3.0 knows neither List nor LargeList's successors, and reads a Sequence of structs as a struct of lists.
+    # `datasets` 3.0 knows no List, and reads a Sequence of structs as a struct of lists.
     metadata = schema.ranked_schema({"g": "1"}, {"r": "1"}, details=details).metadata
     features = json.loads(metadata[b"huggingface"])["info"]["features"]
     assert feature_types(features) == {"Value", "Image"}
