@@ -21,7 +21,7 @@ import ray
 import ray.data
 
 import rankray
-from rankray import schema
+from rankray import schema, store
 from rankray.cluster import layout, overlays, progress, seats
 from rankray.cluster.actors import JobContext, Stage
 from rankray.cluster.balance import Balance
@@ -226,11 +226,11 @@ class _Making:
 
 def _context(config: SynPicConfig, given: Given, output: Output, meter: Any) -> JobContext:
     if config.images.store == "files":
-        output.make("images")
+        output.make(store.IMAGES)
     return JobContext(
         seed=config.seed,
         images=config.images,
-        image_dir=f"{output.uri.rstrip('/')}/images",
+        output=output.uri.rstrip("/"),
         generators=tuple((choice.label, choice.samples) for choice in config.generators),
         rewards=tuple(choice.label for choice in config.scorers),
         abort_after=config.execution.abort_after,
