@@ -73,7 +73,7 @@ def test_metadata_survives_a_file(tmp_path) -> None:
     read = pq.read_schema(tmp_path / "x.parquet")
     assert schema.schema_names(read) == ({"sdxl": "abc", "sd3": "def"}, {"pickscore": "123"})
     features = json.loads(read.metadata[b"huggingface"])["info"]["features"]
-    assert set(features["candidates"]["feature"]) == {field.name for field in schema.CANDIDATE_TYPE}
+    assert set(features["candidates"][0]) == {field.name for field in schema.CANDIDATE_TYPE}
 
 
 def test_foreign_and_newer_files_are_named() -> None:

@@ -124,7 +124,7 @@ def test_out_of_memory_makes_batches_smaller_for_good(
 
 
 def test_pictures_that_rows_name_within_the_dataset_are_encoded_after_a_move(tmp_path: Path) -> None:
-    rows = ranked_rows()
+    rows = pq.read_table(f"{small_dataset.write(tmp_path / 'd')}/data").to_pylist()
     inside = [{**row, "candidates": [dict(c) for c in row["candidates"]]} for row in rows]
     (tmp_path / "images").mkdir()
     for row in inside:
@@ -134,4 +134,5 @@ def test_pictures_that_rows_name_within_the_dataset_are_encoded_after_a_move(tmp
                 (tmp_path / name).write_bytes(candidate["image"]["bytes"])
                 candidate["image"] = {"bytes": None, "path": name}
     job = EncodeJob(SPEC, "cpu", "float32", "float32", 4, str(tmp_path / "set"), str(tmp_path))
-    assert EncodeActor(job).encode(inside).equals(EncodeActor(job).encode(rows))
+    found, due = (EncodeActor(job).encode(each)["latents"].to_pylist() for each in (inside, rows))
+    assert found == due
