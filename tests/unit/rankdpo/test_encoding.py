@@ -133,6 +133,6 @@ def test_pictures_that_rows_name_within_the_dataset_are_encoded_after_a_move(tmp
                 name = f"images/{row['prompt_id']}-{k}.png"
                 (tmp_path / name).write_bytes(candidate["image"]["bytes"])
                 candidate["image"] = {"bytes": None, "path": name}
-    job = EncodeJob(SPEC, "cpu", "float32", "float32", 4, str(tmp_path / "set"), str(tmp_path))
+    job = EncodeJob(SPEC, "cpu", "float32", "float32", 4, str(tmp_path / "set"), dataset=str(tmp_path))
     found, due = (EncodeActor(job).encode(each)["latents"].to_pylist() for each in (inside, rows))
     assert found == due
