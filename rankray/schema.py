@@ -140,7 +140,11 @@ def schema_names(schema: pa.Schema) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _hugging_face_features(details: bool) -> dict[str, Any]:
-    """The feature description by which `datasets` shows `candidates[].image` as pictures."""
+    """The feature description by which `datasets` shows `candidates[].image` as pictures.
+
+    Lists are JSON's own, which every version from 3.0 on reads as such; `List` is a type of 4.0, and a `Sequence` of
+    structs is a struct of lists to those before it.
+    """
 
     def value(dtype: str) -> dict[str, str]:
         return {"dtype": dtype, "_type": "Value"}
@@ -151,15 +155,15 @@ def _hugging_face_features(details: bool) -> dict[str, Any]:
         "image": {"_type": "Image"},
         "width": value("int32"),
         "height": value("int32"),
-        "scores": {"feature": value("float32"), "_type": "List"},
+        "scores": [value("float32")],
         "win_probability": value("float32"),
         "rank": value("int8"),
         "error": value("string"),
-        "score_errors": {"feature": value("string"), "_type": "List"},
+        "score_errors": [value("string")],
     }
     return {
         "prompt_id": value("string"),
         "prompt": value("string"),
-        "candidates": {"feature": candidate, "_type": "List"},
-        **({"details": {"feature": value("string"), "_type": "List"}} if details else {}),
+        "candidates": [candidate],
+        **({"details": [value("string")]} if details else {}),
     }

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from rankray import ranking, schema
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGES = "images"
+"""The directory within a dataset that holds its pictures, where rows name them and do not hold them."""
 
 MAX_FAULTS = 20
 """Faults that a `DatasetError` lists; the rest is a number."""
@@ -92,7 +98,7 @@ class RankedDataset:
     def rows(self, images: bool = False) -> Iterator[dict[str, Any]]:
         """Every row as Python values."""
         for table in self.tables(images):
-            yield from table.to_pylist()
+            yield from located(table.to_pylist(), self.path)
 
 
 def read_table(file: str, fs: pafs.FileSystem, images: bool = False) -> pa.Table:
@@ -164,7 +170,7 @@ def validate(path: str) -> Validation:
         faults += _schema_faults(table.schema, dataset.info, name)
         if table.schema.names[:3] != ["prompt_id", "prompt", "candidates"]:
             continue
-        for row in table.to_pylist():
+        for row in located(table.to_pylist(), dataset.path):
             if row["prompt_id"] in seen:
                 faults.append(f"{name}: prompt_id {row['prompt_id']} stands twice")
             seen.add(row["prompt_id"])
@@ -301,8 +307,32 @@ def _candidate_faults(candidate: dict[str, Any]) -> Iterator[str]:
         yield f"the image is {size[0]}x{size[1]}, stated are {candidate['width']}x{candidate['height']}"
 
 
+def image_place(path: str, dataset: str) -> str:
+    """Where the picture is that a row of the dataset at `dataset` calls `path`, which is relative to the dataset.
+
+    In datasets from before that it is from the root: of one that was moved or copied it is in its `images` now.
+    """
+    if "://" not in path and not path.startswith("/"):
+        return f"{dataset.rstrip('/')}/{path}" if dataset else path
+    own = f"{dataset.rstrip('/')}/{IMAGES}/{path.rpartition('/')[2]}"
+    if not dataset or own == path:
+        return path
+    fs, place = filesystem(own)
+    return own if fs.get_file_info(place).type == pafs.FileType.File else path
+
+
+def located(rows: list[dict[str, Any]], dataset: str) -> list[dict[str, Any]]:
+    """The rows, of the dataset at `dataset`, with their pictures' files named from the root."""
+    for row in rows:
+        for candidate in row["candidates"]:
+            image = candidate.get("image")
+            if image is not None and image["bytes"] is None and image["path"]:
+                image["path"] = image_place(image["path"], dataset)
+    return rows
+
+
 def image_bytes(image: dict[str, Any]) -> bytes:
-    """The encoded picture of a candidate's `image`, from the row or from the file that it names."""
+    """The encoded picture of a candidate's `image`, from the row or from the file that it names from the root."""
     if image["bytes"] is not None:
         return bytes(image["bytes"])
     fs, place = filesystem(image["path"])
@@ -315,6 +345,8 @@ def missing_images(dataset: RankedDataset) -> list[str]:
     if dataset.info["identity"].get("images.store") == "inline":
         return []
     missing: list[str] = []
+    pictures = pafs.FileSelector(f"{filesystem(dataset.path)[1]}/{IMAGES}", allow_not_found=True)
+    there = {info.base_name for info in dataset.fs.get_file_info(pictures)}  # one listing for all of them
     for file in dataset.files:
         table = pq.ParquetFile(file, filesystem=dataset.fs).read(["candidates.list.element.image.path"])
         paths = [
@@ -324,21 +356,60 @@ def missing_images(dataset: RankedDataset) -> list[str]:
             if candidate["image"] is not None and candidate["image"]["path"]
         ]
         for path in paths:
-            fs, place = filesystem(path)
+            if path.rpartition("/")[2] in there:
+                continue
+            fs, place = filesystem(image_place(path, dataset.path))
             if fs.get_file_info(place).type == pafs.FileType.NotFound:
                 missing.append(path)
     return missing
 
 
-def image_size(image: dict[str, Any]) -> tuple[int, int]:
-    """(width, height) of a candidate's `image`, decoded to its last pixel.
+def require_images(dataset: RankedDataset) -> None:
+    """Refuses a dataset whose rows name pictures that are not there.
 
     Raises:
-        OSError, ValueError, SyntaxError: it is missing, cut short, or no picture (as Pillow says it).
+        DatasetError: so it is.
+    """
+    missing = missing_images(dataset)
+    if missing:
+        raise DatasetError(
+            f"{dataset.path}: {len(missing):,} images are missing, the first is {missing[0]}; put its {IMAGES} "
+            "directory back"
+        )
+
+
+def shown(picture: Image.Image) -> Image.Image:
+    """The picture as a viewer shows it, RGB: upright as its EXIF says, on white where it is transparent, 16 bits as 8.
+
+    Of an animation it is the frame that is open. Colour profiles are left aside.
+
+    Raises:
+        ValueError: its values have no range that is known (modes I and F, but for a PNG's 16 bits).
+        OSError, SyntaxError: it is cut short, or no picture (as Pillow says it).
+    """
+    from PIL import Image, ImageOps
+
+    wide = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
+    if picture.mode in ("I", "F") and not wide:
+        raise ValueError(f"a picture of mode {picture.mode}, whose values have no range that is known")
+    upright = ImageOps.exif_transpose(picture)
+    if wide:
+        values = np.asarray(upright).astype(np.float64)
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    layer = upright.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def image_size(image: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) of a candidate's `image` as it is shown, decoded to its last pixel.
+
+    Raises:
+        OSError, ValueError, SyntaxError: it is missing, cut short, or none that `shown` takes.
     """
     from PIL import Image
 
     with Image.open(io.BytesIO(image_bytes(image))) as picture:
-        picture.load()
-        width, height = picture.size
+        width, height = shown(picture).size
     return width, height

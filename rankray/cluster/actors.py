@@ -16,6 +16,7 @@ A column that is there already holds what an earlier dataset knew; only the rest
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -112,7 +113,7 @@ class JobContext:
 
     seed: int
     images: ImagesConfig
-    image_dir: str
+    output: str
     generators: tuple[tuple[str, int], ...]
     """(label, samples) in candidate order."""
     rewards: tuple[str, ...]
@@ -258,7 +259,7 @@ class GenerateActor:
             "seed": seed,
             "width": result.width,
             "height": result.height,
-            **stored(data, key, context.images, context.image_dir),
+            **stored(data, key, context.images, context.output),
         }
 
 
@@ -275,7 +276,8 @@ class ScoreActor:
         rows = _known(table, self._metered.stage.column) or [[None] * len(row) for row in candidates]
         due = [(b, k) for b, row in enumerate(rows) for k, known in enumerate(row) if known is None]
         there = [(b, k) for b, k in due if candidates[b][k]["error"] is None]
-        pictures = self._decoders.map(decode, [candidates[b][k] for b, k in there])
+        opened = functools.partial(decode, dataset=self._metered.context.output)
+        pictures = self._decoders.map(opened, [candidates[b][k] for b, k in there])
         shown = list(zip(pictures, [prompts[b] for b, _ in there], strict=True))
 
         details: list[list[str | None]] = [[None] * len(row) for row in candidates]

@@ -60,11 +60,14 @@ class PromptsConfig(Strict):
     """Where the prompts come from."""
 
     path: str = Field(
-        description="a .txt, .csv, .tsv, .jsonl or .parquet file or URI, shapes:SPLIT, or hub:OWNER/NAME"
+        description="a .txt, .csv, .tsv, .json, .jsonl or .parquet file, directory, pattern or URI (text also as .gz, "
+        ".bz2, .xz, .zst), shapes:SPLIT, or hub:OWNER/NAME"
     )
     column: str = Field(
-        "prompt", description="the column that holds the prompts, in formats that have columns"
+        "prompt",
+        description="the column that holds the prompts, in formats that have columns; in JSON also a path such as a.b",
     )
+    config: str | None = Field(None, description="the configuration of a hub dataset that has several")
     split: str = Field("train", description="the split of a hub dataset")
     limit: int | None = Field(None, ge=1, description="use the first so many usable prompts")
 
@@ -284,13 +287,14 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`"seed: 0 there, 1 here"` for each key whose value is not the same on both sides."""
-    absent = object()
+    """`"seed: 0 there, 1 here"` for each key whose value is not the same on both sides.
+
+    A key without a value is as one that is not there: work that was begun before there was a key goes on.
+    """
     lines = []
     for key in sorted({*old, *new}):
-        there, here = old.get(key, absent), new.get(key, absent)
-        if there != here:
-            shown = ["absent" if side is absent else repr(side) for side in (there, here)]
+        if old.get(key) != new.get(key):
+            shown = [repr(side[key]) if key in side else "absent" for side in (old, new)]
             lines.append(f"{key}: {shown[0]} there, {shown[1]} here")
     return lines
 

@@ -88,6 +88,7 @@ def run(dataset: str, output: str, to: str, say: Callable[[str], None]) -> dict[
         raise ConfigError(f"output {made.uri} is the dataset itself; take another output")
     if (already := complete(made, MARKER, identity, say)) is not None:
         return already
+    store.require_images(source)
     claim(made, MARKER, identity)
     made.make("data")
     pair_schema, pairs_of = FORMATS[to]
@@ -98,7 +99,7 @@ def run(dataset: str, output: str, to: str, say: Callable[[str], None]) -> dict[
         with pq.ParquetWriter(f"{file_out}.tmp", pair_schema, filesystem=made.fs) as writer:
             parquet = pq.ParquetFile(file, filesystem=source.fs)
             for group in range(parquet.num_row_groups):
-                rows = parquet.read_row_group(group).to_pylist()
+                rows = store.located(parquet.read_row_group(group).to_pylist(), source.path)
                 found = [pair for row in rows for pair in pairs_of(row)]
                 if found:  # `datasets` cannot read an empty row group
                     writer.write_table(pa.Table.from_pylist(found, pair_schema))

@@ -9,13 +9,13 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from rankray.config import ImagesConfig
-from rankray.store import filesystem, image_bytes
+from rankray.store import IMAGES, filesystem, image_bytes, image_place, shown
 
 if TYPE_CHECKING:
     from PIL import Image
 
 PICTURE_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
-"""What a generator may return; kept as RGB. Pillow clips modes of more bits (I;16, I, F) to white, without a word."""
+"""What a generator may return; kept as RGB, on white. Modes of more bits (I;16, I, F) have no range that is known."""
 
 
 def image_key(row_id: str, generator: str, sample: int) -> str:
@@ -23,15 +23,15 @@ def image_key(row_id: str, generator: str, sample: int) -> str:
     return f"{row_id}-{file_name(generator)}-{sample}"
 
 
-def stored(data: bytes, key: str, images: ImagesConfig, image_dir: str) -> dict[str, Any]:
-    """A picture's bytes as the row holds them: inline, or the path of the file that they were written to."""
+def stored(data: bytes, key: str, images: ImagesConfig, dataset: str) -> dict[str, Any]:
+    """A picture's bytes as a row of `dataset` holds them: inline, or the path within it that they were written to."""
     if images.store == "inline":
         return {"image": data}
-    store, directory = filesystem(image_dir)
-    place = f"{directory}/{key}.{images.format}"
-    with store.open_output_stream(place) as stream:
+    fs, directory = filesystem(dataset)
+    path = f"{IMAGES}/{key}.{images.format}"
+    with fs.open_output_stream(f"{directory}/{path}") as stream:
         stream.write(data)
-    return {"path": place if store.type_name == "local" else f"{store.type_name}://{place}"}
+    return {"path": path}
 
 
 def picture_of(image: Any) -> Image.Image:
@@ -65,13 +65,13 @@ def encode_image(image: Image.Image, images: ImagesConfig) -> bytes:
         "jpeg": {"quality": images.quality},
     }
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format=images.format.upper(), **settings[images.format])
+    shown(image).save(buffer, format=images.format.upper(), **settings[images.format])
     return buffer.getvalue()
 
 
-def decode(entry: dict[str, Any]) -> Image.Image:
-    """The RGB picture of an entry that `stored` wrote."""
+def decode(entry: dict[str, Any], dataset: str) -> Image.Image:
+    """The RGB picture of an entry that `stored` wrote for `dataset`."""
     from PIL import Image
 
-    data = image_bytes({"bytes": entry["image"], "path": entry["path"]})
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    path = entry["path"] and image_place(entry["path"], dataset)
+    return shown(Image.open(io.BytesIO(image_bytes({"bytes": entry["image"], "path": path}))))

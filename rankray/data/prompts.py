@@ -1,19 +1,26 @@
-"""Prompts from wherever users keep them: text, tables, JSON lines, Parquet, a hub dataset, the shapes world.
+"""Prompts from wherever users keep them: text, tables, JSON, Parquet, directories, a hub dataset, the shapes world.
 
-What cannot be used is counted and said, never silently dropped: empty lines, repeats, bytes that are not UTF-8.
-A prompt is stripped of surrounding white space and otherwise kept as it is, HTML, emoji and NUL bytes included.
-Lines are read one at a time; the distinct prompts are held in memory, about 10 MB for the paper's 58,000.
+What cannot be used is counted and said, never silently dropped: empty lines, repeats, text that cannot be decoded; and
+what is used and looks like an accident, control characters. A prompt is stripped of surrounding white space and
+otherwise kept as it is, HTML, emoji and NUL bytes included. Text is UTF-8, or UTF-16 or UTF-32 where a mark or the
+NUL bytes among its first 4,096 say so; an older encoding is nowhere guessed, as a wrong guess looks like prompts.
+All but `.json` is read a line at a time; the distinct prompts are held in memory, about 10 MB for the paper's 58,000.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import fnmatch
+import glob
 import importlib
 import io
 import json
+import lzma
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -24,6 +31,22 @@ from rankray.config import ConfigError, PromptsConfig, nearest
 
 SHAPES = "shapes:"
 HUB = "hub:"
+
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""Characters that no keyboard writes; a prompt with one was seldom meant so."""
+MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+"""Byte order marks, those first that begin with another."""
+COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "zst": "zstd", "lz4": "lz4", "xz": "xz"}
+HEAD_BYTES = 4096
+NAMES = 20
+HUB_WORDS = 400
+"""Of what `datasets` says; it lists configurations, and then gives examples."""
 
 Raw = bytes | str | None
 """A prompt as it is found: bytes are decoded here, None is a missing value and counts as empty."""
@@ -44,6 +67,11 @@ class PromptsRead:
     undecodable: int
     source: str
     cut: bool = False
+
+    @property
+    def with_control(self) -> list[str]:
+        """The rows with control characters."""
+        return [row for row in self.rows if CONTROL.search(row)]
 
 
 def read_prompts(config: PromptsConfig) -> PromptsRead:
@@ -76,7 +104,7 @@ def read_prompts(config: PromptsConfig) -> PromptsRead:
     if not rows:
         raise ConfigError(
             f"{source} is empty: {read} entries, {empty} of them blank, {undecodable} not UTF-8; "
-            "give a file with prompts"
+            "give a file with prompts, as UTF-8"
         )
     return PromptsRead(list(rows), read, empty, duplicates, undecodable, source, cut)
 
@@ -88,85 +116,279 @@ def _open(config: PromptsConfig) -> tuple[str, Iterable[Raw]]:
     if config.path.startswith(HUB):
         return config.path, _hub(config)
     source = store.absolute(config.path)
-    suffix = source.rpartition("/")[2].rpartition(".")[2].lower()
-    if suffix not in FORMATS:
-        raise ConfigError(
-            f"prompts file {source} ends in no known format; allowed: {', '.join(f'.{name}' for name in FORMATS)}, "
-            f"{SHAPES}SPLIT, {HUB}OWNER/NAME"
-        )
-    return source, _file(source, config, FORMATS[suffix])
+    return source, _found(source, config)
 
 
-def _file(
-    source: str, config: PromptsConfig, parse: Callable[[BinaryIO, PromptsConfig], Iterator[Raw]]
-) -> Iterator[Raw]:
+def _found(source: str, config: PromptsConfig) -> Iterator[Raw]:
+    """The entries of a file, or of the files of a directory or a pattern, which have one format, by their names."""
     try:
         fs, path = store.filesystem(source)
-        kind = fs.get_file_info(path).type
+        several, places = _places(fs, path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"prompts file {source} cannot be opened: {str(error).splitlines()[0]}") from None
-    if kind == pafs.FileType.NotFound:
-        hint = (
-            ""
-            if "://" in config.path or config.path.startswith(("/", "~"))
-            else (
-                "; a relative path is looked up in the current directory, which in a submitted job is the uploaded copy"
-            )
+        raise ConfigError(f"prompts file {source} cannot be opened: {_first_line(error)}") from None
+    if not places:
+        relative = "://" not in config.path and not config.path.startswith(("/", "~"))
+        hint = "; a relative path is looked up in the current directory, which in a submitted job is the uploaded copy"
+        raise ConfigError(f"no prompts file at {source}{hint if relative else ''}")
+    formats = {_format(place)[0] for place in places}
+    if several:  # a directory's other files, such as pictures, are none of ours
+        formats &= {*FORMATS, PARQUET}
+    if len(formats) > 1:
+        raise ConfigError(
+            f"{source} holds .{', .'.join(sorted(formats))} files; choose by a pattern such as *.{min(formats)}"
         )
-        raise ConfigError(f"no prompts file at {source}{hint}")
+    if not formats <= {*FORMATS, PARQUET} or not formats:
+        raise ConfigError(
+            f"prompts file {source} {'holds' if several else 'ends in'} no known format; allowed: "
+            f"{', '.join(f'.{name}' for name in (*FORMATS, PARQUET))}, text also with .{', .'.join(COMPRESSIONS)} "
+            f"behind it, directories and patterns of them, {SHAPES}SPLIT, {HUB}OWNER/NAME"
+        )
+    for place in places:
+        if _format(place)[0] in formats:
+            yield from _file(fs, place, config, several)
+
+
+def _places(fs: pafs.FileSystem, path: str) -> tuple[bool, list[str]]:
+    """(whether there may be several, the files that are meant)."""
+    kind = fs.get_file_info(path).type
+    if kind == pafs.FileType.File:
+        return False, [path]
+    parts = path.split("/")
+    plain = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     if kind == pafs.FileType.Directory:
-        raise ConfigError(f"prompts path {source} is a directory; name a file in it")
+        pattern, plain = [*parts, "*"], len(parts)
+    elif plain < len(parts):
+        pattern = parts
+    else:
+        return False, []
+    deep = len(pattern) > plain + 1
+    selector = pafs.FileSelector("/".join(parts[:plain]) or "/", allow_not_found=True, recursive=deep)
+    found = [info.path for info in fs.get_file_info(selector) if info.type == pafs.FileType.File]
+    return True, sorted(place for place in found if _matches(place.split("/"), pattern))
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Whether each part of a path is of its pattern, as a shell has it: hidden files are no matter of `*`."""
+    return (
+        len(parts) == len(pattern)
+        and not parts[-1].startswith(".")
+        and all(fnmatch.fnmatchcase(*pair) for pair in zip(parts, pattern, strict=True))
+    )
+
+
+def _format(place: str) -> tuple[str, str]:
+    """(format, compression) by a file's name, "" for none."""
+    *_, inner, outer = ["", "", *place.rpartition("/")[2].lower().split(".")]
+    return (inner, outer) if outer in COMPRESSIONS and inner in FORMATS else (outer, "")
+
+
+def _file(fs: pafs.FileSystem, place: str, config: PromptsConfig, several: bool) -> Iterator[Raw]:
+    kind, compression = _format(place)
     try:
-        with fs.open_input_file(path) as stream:
-            yield from parse(stream, config)
-    except (PermissionError, pa.ArrowInvalid, csv.Error) as error:
-        raise ConfigError(f"prompts file {source} cannot be read: {str(error).splitlines()[0]}") from None
+        with fs.open_input_file(place) as stream:
+            if kind == PARQUET:
+                yield from _parquet(stream, config)
+                return
+            parse = _whole if several and kind == "txt" else FORMATS[kind]
+            yield from parse(open_text(_plain(stream, compression)), config)
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"prompts file {place} cannot be read: {_first_line(error)}") from None
+    except _Misread as error:
+        raise ConfigError(f"prompts file {place}, {error}") from None
 
 
-def _lines(stream: BinaryIO, config: PromptsConfig | None = None) -> Iterator[bytes]:
-    """Lines without their ends or a byte-order mark; the end of the last line opens no further one."""
-    first = True
-    for line in io.BufferedReader(stream):  # type: ignore[type-var]
-        yield (line.removeprefix(b"\xef\xbb\xbf") if first else line).rstrip(b"\r\n")
-        first = False
+def _plain(stream: Any, compression: str) -> Any:
+    if compression == "xz":
+        return lzma.LZMAFile(stream)  # Arrow reads all of them but this one
+    return pa.CompressedInputStream(stream, COMPRESSIONS[compression]) if compression else stream
 
 
-def _table(delimiter: str) -> Callable[[BinaryIO, PromptsConfig], Iterator[Raw]]:
-    def parse(stream: BinaryIO, config: PromptsConfig) -> Iterator[Raw]:
-        # Bytes that are not UTF-8 pass as surrogates, so that they cost their own row and not the file.
-        text = (line.decode("utf-8", "surrogateescape") + "\n" for line in _lines(stream))
-        rows = csv.reader(text, delimiter=delimiter)
-        header = next(rows, [])
-        if not header:
+class _Misread(Exception):
+    """What a line of a file is, in place of what is due."""
+
+
+def open_text(stream: Any) -> TextIO:
+    """A binary stream as text, its lines ending in `\n` whatever they end in, its undecodable bytes lone surrogates.
+
+    Raises:
+        UnicodeDecodeError: while it is read, where UTF-16 or UTF-32 ends within a character.
+    """
+    buffered = io.BufferedReader(stream, 2**16)
+    head = buffered.peek(HEAD_BYTES)[:HEAD_BYTES]
+    mark = next((mark for mark in MARKS if head.startswith(mark)), b"")
+    buffered.read(len(mark))
+    encoding = MARKS[mark] if mark else _unmarked(head)
+    # Bytes that are not UTF-8 pass as surrogates, so that they cost their own row and not the file.
+    return io.TextIOWrapper(
+        buffered, encoding, errors="surrogateescape" if encoding == "utf-8" else "surrogatepass"
+    )
+
+
+def _unmarked(head: bytes) -> str:
+    """The encoding of text without a mark: UTF-16 or UTF-32 where NUL bytes stand as these have them about line ends.
+
+    Nine in ten characters are ASCII; or it is no UTF-8, and half of the bytes that are UTF-8's line end are this
+    encoding's too; and no character is a control character. Else it is UTF-8, with NUL bytes in it or without.
+    """
+    narrow = _decoded(head, "utf-8") is not None
+    for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be") if 0 in head else ():
+        text = _decoded(head, encoding)
+        if text is None or CONTROL.search(text):
+            continue
+        ends = not narrow and 0 < head.count(b"\n") <= 2 * text.count("\n")
+        if ends or 10 * sum(map(str.isascii, text)) > 9 * len(text):
+            return encoding
+    return "utf-8"
+
+
+def _decoded(head: bytes, encoding: str) -> str | None:
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(head)  # its last character may be cut
+    except UnicodeDecodeError:
+        return None
+
+
+def _lines(text: TextIO, config: PromptsConfig | None = None) -> Iterator[str]:
+    """Lines without their ends; the end of the last line opens no further one."""
+    for line in text:
+        yield line.rstrip("\n")
+
+
+def _whole(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
+    """A file of a directory, which is one prompt."""
+    lines = [line for line in text if line.strip()]
+    if len(lines) > 1:
+        raise _Misread(
+            f"has {len(lines):,} lines, and in a directory or a pattern a .txt file is one prompt; name a file that "
+            "lists prompts by itself"
+        )
+    yield lines[0] if lines else None
+
+
+def _tsv(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
+    """Tabs between fields, and no quoting: a quotation mark is one."""
+    rows = (line.split("\t") for line in _lines(text))
+    return _table(enumerate(rows, 1), config)
+
+
+def _csv(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
+    """Commas between fields, or what else makes the header name the column; quotes as RFC 4180 has them."""
+    csv.field_size_limit(2**31 - 1)  # a prompt may be as long as it likes
+    blank = 0
+    header = ""
+    for header in text:
+        if header.strip():
+            break
+        blank += 1
+        yield None
+    else:
+        return
+    for delimiter in (",", ";", "\t", "|"):
+        if config.column in next(csv.reader([header], delimiter=delimiter), []):
+            break
+    else:
+        delimiter = ","
+    yield from _table(_csv_rows(header, text, delimiter, blank), config)
+
+
+def _csv_rows(header: str, text: TextIO, delimiter: str, blank: int) -> Iterator[tuple[int, list[str]]]:
+    """(line that it begins in, fields) of each row."""
+
+    def lines() -> Iterator[str]:
+        yield header
+        yield from text
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    while True:
+        line = blank + reader.line_num + 1
+        try:
+            yield line, next(reader)
+        except StopIteration:
             return
-        place = _column(header, config.column)
-        for row in rows:
-            yield row[place] if place < len(row) else None
+        except csv.Error as error:
+            what = "a quote is opened and never closed" if "end of data" in str(error) else str(error)
+            raise _Misread(
+                f'line {line}: {what}; a field with quotes is due as "say ""hello"" now"'
+            ) from None
 
-    return parse
+
+def _table(rows: Iterator[tuple[int, list[str]]], config: PromptsConfig) -> Iterator[Raw]:
+    header: list[str] | None = None
+    place = 0
+    for line, row in rows:
+        if header is None:
+            if any(map(str.strip, row)):
+                header = row
+                place = header.index(_name(header, config.column))
+            else:
+                yield None
+            continue
+        if any(row[len(header) :]):
+            raise _Misread(
+                f"line {line}: {len(row)} fields, and the header has {len(header)}; a field that holds what separates "
+                "fields is due in quotes (in .tsv it cannot be)"
+            )
+        yield row[place] if place < len(row) else None
 
 
-def _json_lines(stream: BinaryIO, config: PromptsConfig) -> Iterator[Raw]:
+def _json_lines(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
     """Objects with the column, or bare strings, one a line."""
-    for number, line in enumerate(_lines(stream), 1):
+    for number, line in enumerate(_lines(text), 1):
         if not line.strip():
             yield None
             continue
-        try:
-            value = json.loads(line)
-        except UnicodeDecodeError:
-            yield line
-            continue
-        except json.JSONDecodeError as error:
-            raise ConfigError(
-                f"line {number} of the prompts file is no JSON: {error.msg}; one object a line is due"
-            ) from None
-        if isinstance(value, Mapping):
-            value = value[_name(list(value), config.column)]
-        yield _text(value, config.column, f"line {number}")
+        yield _entry(
+            _parsed(line, f"line {number}: one object a line is due"), config.column, f"line {number}"
+        )
 
 
-def _parquet(stream: BinaryIO, config: PromptsConfig) -> Iterator[Raw]:
+def _json(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
+    """An array of what a JSON line may be, under the column's first names where it is within objects; or JSON lines."""
+    whole = text.read()
+    if "\n" in whole.strip() and _is_json(whole.lstrip().partition("\n")[0]):
+        yield from _json_lines(io.StringIO(whole), config)
+        return
+    value, column = _parsed(whole, "an array of prompts is due"), config.column
+    while isinstance(value, Mapping) and column:
+        name, column = _step(value, column)
+        value = value[name]
+    if not isinstance(value, (list, Mapping)):
+        raise _Misread(f"there is {type(value).__name__} under '{config.column}'; an array of prompts is due")
+    for number, item in enumerate(value.values() if isinstance(value, Mapping) else value, 1):
+        yield _entry(item, column, f"entry {number}")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parsed(text: str, due: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Misread(f"{due}, and this is no JSON: {_first_line(error)}") from None
+
+
+def _entry(value: Any, column: str, place: str) -> Raw:
+    """The prompt of a string or of an object; a name such as `meta.caption` goes into objects within it."""
+    rest = column
+    while isinstance(value, Mapping):
+        name, rest = _step(value, rest)
+        value = value[name]
+    return _text(value, column, place)
+
+
+def _step(value: Mapping[str, Any], column: str) -> tuple[str, str]:
+    """(a name of the object, what is left of the column's)."""
+    name, _, rest = (column, "", "") if column in value else column.partition(".")
+    return _name(list(value), name), rest
+
+
+def _parquet(stream: Any, config: PromptsConfig) -> Iterator[Raw]:
     file = pq.ParquetFile(stream)
     name = _name(file.schema_arrow.names, config.column)
     for batch in file.iter_batches(columns=[name]):
@@ -174,12 +396,14 @@ def _parquet(stream: BinaryIO, config: PromptsConfig) -> Iterator[Raw]:
             yield _text(value, name, "a row")
 
 
-FORMATS: dict[str, Callable[[BinaryIO, PromptsConfig], Iterator[Raw]]] = {
+PARQUET = "parquet"
+FORMATS: dict[str, Callable[[TextIO, PromptsConfig], Iterator[Raw]]] = {
     "txt": _lines,
-    "csv": _table(","),
-    "tsv": _table("\t"),
+    "csv": _csv,
+    "tsv": _tsv,
     "jsonl": _json_lines,
-    "parquet": _parquet,
+    "ndjson": _json_lines,
+    "json": _json,
 }
 
 
@@ -197,6 +421,7 @@ def _shapes(split: str) -> Iterable[str]:
 
 
 def _hub(config: PromptsConfig) -> Iterator[Raw]:
+    """The column of a hub dataset, or of a directory that is laid out as one; no other column is decoded."""
     try:
         import datasets
     except ModuleNotFoundError:
@@ -206,26 +431,34 @@ def _hub(config: PromptsConfig) -> Iterator[Raw]:
 
     name = config.path.removeprefix(HUB)
     try:
-        rows = datasets.load_dataset(name, split=config.split, streaming=True)
-    except (ConnectionError, FileNotFoundError, ValueError) as error:
+        rows = datasets.load_dataset(name, config.config, split=config.split, streaming=True)
+        names = rows.column_names or list(next(iter(rows), {}))  # without declared columns nothing is decoded
+        for row in rows.select_columns([_name(names, config.column)]):
+            yield _text(row[config.column], config.column, "a row")
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        words = " ".join(str(error).split())
+        remedy = (
+            "; choose by --prompts.config"
+            if "onfig" in words
+            else ("; convert it to Parquet" if "script" in words or "custom code" in words else "")
+        )
         raise ConfigError(
-            f"hub dataset '{name}', split '{config.split}': {str(error).splitlines()[0]}"
+            f"hub dataset '{name}', split '{config.split}': {words[:HUB_WORDS]}{remedy}"
         ) from None
-    for row in rows:
-        yield _text(row[_name(list(row), config.column)], config.column, "a row")
 
 
 def _name(names: list[str], column: str) -> str:
     if column not in names:
+        more = f" and {len(names) - NAMES:,} more" if len(names) > NAMES else ""
         raise ConfigError(
-            f"the prompts have no column '{column}'{nearest(column, names)}; there are {', '.join(names) or 'none'}; "
-            "choose by --prompts.column"
+            f"the prompts have no column '{column}'{nearest(column, names)}; there are "
+            f"{', '.join(names[:NAMES]) or 'none'}{more}; choose by --prompts.column"
         )
     return column
 
 
-def _column(header: list[str], column: str) -> int:
-    return header.index(_name(header, column))
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _text(value: Any, column: str, place: str) -> Raw:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -21,7 +22,16 @@ import pyarrow.parquet as pq
 import rankray
 from rankray import ranking, schema, store
 from rankray.config import ConfigError, nearest
-from rankray.data.place import Output, Publish, claim, complete, count_failures, open_output, publish
+from rankray.data.place import (
+    IO_THREADS,
+    Output,
+    Publish,
+    claim,
+    complete,
+    count_failures,
+    open_output,
+    publish,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ def run(
         raise ConfigError(f"output {made.uri} is the dataset itself; take another output")
     if (already := complete(made, "dataset.json", identity, say)) is not None:
         return already
+    store.require_images(source)
     claim(made, "dataset.json", identity)
     names = [reward["name"] for reward in source.info["rewards"]]
     keep = [names.index(name) for name in rewards]
@@ -129,10 +140,27 @@ def _rewrite(
     with pq.ParquetWriter(passing, schema_out, filesystem=output.fs) as writer:
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group)
+            if source.info["identity"].get("images.store") == "files":
+                _copy_pictures(table, source, output)
             candidates = _reranked(table["candidates"].combine_chunks(), list(rewards), keep, weights, name)
             columns = [table["prompt_id"], table["prompt"], candidates]
             writer.write_table(pa.table(columns, schema=schema_out))
     output.fs.move(passing, target)
+
+
+def _copy_pictures(table: pa.Table, source: store.RankedDataset, output: Output) -> None:
+    """The files that rows name, where they name them in the new dataset, which so stands by itself."""
+    output.make(store.IMAGES)
+    images = pc.struct_field(table["candidates"].combine_chunks().flatten(), "image")
+    paths = [path for path in pc.struct_field(images, "path").to_pylist() if path]
+
+    def copy(path: str) -> None:
+        data = store.image_bytes({"bytes": None, "path": store.image_place(path, source.path)})
+        with output.fs.open_output_stream(output.at(store.IMAGES, path.rpartition("/")[2])) as stream:
+            stream.write(data)
+
+    with ThreadPoolExecutor(IO_THREADS) as pool:
+        list(pool.map(copy, paths))
 
 
 def _reranked(

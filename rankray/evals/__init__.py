@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rankray.config import ConfigError, EvalChoice
+from rankray.data.prompts import open_text
 from rankray.models.targets import (
     Judgement,
     Spec,
@@ -188,27 +188,36 @@ def read_lines(path: str) -> list[str]:
     """Lines of a metadata file.
 
     Raises:
-        ValueError: there is no such file, or it is not UTF-8.
+        ValueError: there is no such file, or it is no UTF-8, nor UTF-16 or UTF-32 that can be told.
     """
     try:
-        # Not splitlines(): a JSON line or a quoted field may hold any of Unicode's other line ends.
-        return list(io.StringIO(Path(path).expanduser().read_text("utf-8-sig")))
-    except (OSError, UnicodeDecodeError) as error:
+        with Path(path).expanduser().open("rb") as stream:
+            # Not splitlines(): a JSON line or a quoted field may hold any of Unicode's other line ends.
+            lines = list(open_text(stream))
+        "".join(lines).encode("utf-8")  # what could not be decoded cannot be encoded either
+        return lines
+    except (OSError, UnicodeError) as error:
         raise ValueError(f"{path} cannot be read as text: {error}") from None
 
 
 def items_of(spec: EvalSpec, path: str) -> list[Item]:
-    """What the row's `read` finds at `path`, with those of the row's options that it takes; each prompt once.
+    """What the row's `read` finds at `path`; each prompt once, however often it stands there.
 
     Raises:
         ValueError: there is no such file, or it is of another form; it names the line.
     """
+    return items_and_repeats(spec, path)[0]
+
+
+def items_and_repeats(spec: EvalSpec, path: str) -> tuple[list[Item], int]:
+    """`items_of`, and how many more stand there of prompts that stood there before."""
     read, options = _function(spec.read, spec)
     found: dict[str, Item] = {}
-    for item in read(path, **options):
+    items = read(path, **options)
+    for item in items:
         if found.setdefault(item.prompt, item).data != item.data:
             _LOG.warning("'%s' stands twice in %s; what stands first is asked", item.prompt, path)
-    return list(found.values())
+    return list(found.values()), len(items) - len(found)
 
 
 def by_category(

@@ -75,19 +75,24 @@ def _files(path: str) -> Iterator[Path]:
         if not place.is_dir():
             yield place
             continue
-        files = [file for file in sorted(place.glob("*_val.txt")) if _category(file)]
+        files = [file for file in sorted(place.glob("*[-_ ]val.txt")) if _category(file)]
         if not files:
             raise ValueError(f"{place} holds none of {', '.join(f'{name}_val.txt' for name in CATEGORIES)}")
         yield from files
 
 
 def _category(file: Path) -> str | None:
-    """Of `color_val.txt`, `anything-color.txt`; None of names that say none, and of T2I-CompBench++'s `3d_spatial`."""
-    name = re.sub(r"_(val|train)$", "", file.stem)
-    for category in ("non_spatial", *CATEGORIES):
-        if re.fullmatch(rf"(.*[-_])?{category}", name) and not name.endswith("3d_spatial"):
-            return category
-    return None
+    """By the words of its name: of `color_val.txt`, `anything-colour.txt`, `Non-Spatial_val.txt`.
+
+    None of names that say none, and of T2I-CompBench++'s `3d_spatial`.
+    """
+    words = [word for word in re.split(r"[\W_]+", file.stem.lower()) if word]
+    if words[-1:] in (["val"], ["train"]):
+        words.pop()
+    words = re.sub(r"\bnon ?spatial$", "non_spatial", " ".join(words)).replace("colour", "color").split()
+    if not words or words[-1] not in CATEGORIES or words[-2:] == ["3d", "spatial"]:
+        return None
+    return words[-1]
 
 
 def _published(prompt: str, file: Path) -> Item:

@@ -136,16 +136,15 @@ def _read(config: EvaluateConfig, name: str) -> PromptList:
 def _benchmark(choice: EvalChoice, settings: PromptsConfig) -> tuple[PromptsRead, Benchmark]:
     spec = evals.spec_of(choice)
     try:
-        items = evals.items_of(spec, settings.path)
+        items, repeats = evals.items_and_repeats(spec, settings.path)
     except ValueError as error:
         raise ConfigError(f"prompts of benchmark '{choice.label}': {error}") from None
     if not items:
         raise ConfigError(f"prompts of benchmark '{choice.label}': {settings.path} holds none")
     chosen = spread(items, settings.limit)
     source = settings.path if settings.path.startswith(SHAPES) else f"{settings.path} ({choice.model})"
-    read = PromptsRead(
-        [item.prompt for item in chosen], len(items), 0, 0, 0, source, cut=len(chosen) < len(items)
-    )
+    rows, lines = [item.prompt for item in chosen], len(items) + repeats
+    read = PromptsRead(rows, lines, 0, repeats, 0, source, cut=len(chosen) < len(items))
     return read, Benchmark(spec, tuple(chosen), len(items), evals.resolve(choice, chosen))
 
 

@@ -125,7 +125,7 @@ def _checked(image: dict[str, Any] | None, prompt: str) -> float:
     if image is None:
         return float("nan")
     with Image.open(io.BytesIO(store.image_bytes(image))) as picture:
-        return shapes.ShapesJudge().judge([picture], [prompt])[0].score
+        return shapes.ShapesJudge().judge([store.shown(picture)], [prompt])[0].score
 
 
 def check_comparable(before: Pictures, after: Pictures) -> None:
@@ -179,7 +179,8 @@ def images_of(path: str, wanted: Collection[tuple[str, int]]) -> dict[tuple[str,
         rows = [n for n, row_id in enumerate(column) if row_id in ids]
         if not rows:
             continue
-        for row in store.read_table(file, dataset.fs, images=True).take(rows).to_pylist():
+        picked = store.read_table(file, dataset.fs, images=True).take(rows).to_pylist()
+        for row in store.located(picked, dataset.path):
             for k, candidate in enumerate(row["candidates"]):
                 if (row["prompt_id"], k) in wanted and candidate["image"] is not None:
                     found[row["prompt_id"], k] = store.image_bytes(candidate["image"])

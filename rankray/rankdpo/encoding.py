@@ -74,6 +74,7 @@ class EncodeJob:
         batch_size: pictures encoded at once.
         encoded: URI of the encoded set, where the empty prompt's embeddings go.
         reencode: whether pictures are first replaced by what the autoencoder makes of them.
+        dataset: URI of the ranked dataset, whose rows may name their pictures within it.
     """
 
     spec: GeneratorSpec
@@ -83,6 +84,7 @@ class EncodeJob:
     batch_size: int
     encoded: str
     reencode: bool = False
+    dataset: str = ""
 
 
 class EncodeActor:
@@ -121,6 +123,7 @@ class EncodeActor:
     def encode(self, rows: list[dict[str, Any]]) -> pa.Table:
         """The encoded table of ranked rows."""
         job, spec = self._job, self._job.spec
+        rows = store.located(rows, job.dataset)
         drawn = [
             (b, k)
             for b, row in enumerate(rows)
@@ -157,7 +160,7 @@ def picture(image: dict[str, Any], height: int, width: int) -> Image.Image:
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(store.image_bytes(image))) as stored:
-        found = stored.convert("RGB")
+        found = store.shown(stored)
     if found.size != (width, height):
         found = ImageOps.fit(found, (width, height), Image.Resampling.LANCZOS)
     return found

@@ -125,12 +125,10 @@ def _dataset(path: str) -> store.RankedDataset:
             f"dataset {dataset.path} has schema version {version}, and this rankray reads "
             f"{schema.SCHEMA_VERSION}; make it again, or take the rankray that wrote it"
         )
-    missing = store.missing_images(dataset)
-    if missing:
-        raise ConfigError(
-            f"dataset {dataset.path}: {len(missing):,} images are missing, the first is {missing[0]}; put its images "
-            "directory back"
-        )
+    try:
+        store.require_images(dataset)
+    except store.DatasetError as error:
+        raise ConfigError(f"dataset {error}") from None
     return dataset
 
 
@@ -268,7 +266,16 @@ def _encoded(plan: Plan, output: str, say: Say) -> tuple[TrainJob, list[Any]]:
     config, dataset, settings = plan.config, plan.dataset, plan.config.encoding
     device = device_of(settings.num_gpus, config.rehearse)
     dtype = "float32" if device == "cpu" else "bfloat16"
-    todo = EncodeJob(plan.spec, device, dtype, settings.dtype, settings.batch_size, "", settings.reencode)
+    todo = EncodeJob(
+        spec=plan.spec,
+        device=device,
+        dtype=dtype,
+        stored_dtype=settings.dtype,
+        batch_size=settings.batch_size,
+        encoded="",
+        reencode=settings.reencode,
+        dataset=dataset.path,
+    )
     todo = replace(todo, encoded=encoding.encoded_uri(dataset, todo, plan.revision, settings))
     job = TrainJob(
         config=config,

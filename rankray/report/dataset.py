@@ -122,7 +122,7 @@ def write_report(path: str, info: dict[str, Any]) -> None:
     pictures = len(chosen) * max(1, info["candidates"] // max(info["rows"], 1))
     blocks = {
         row["prompt_id"]: shown(row, rewards, PICTURE_BYTES // max(1, pictures))
-        for row in _with_images(files, fs, chosen)
+        for row in _with_images(path, files, fs, chosen)
     }
     values = {
         "info": info,
@@ -152,7 +152,7 @@ def _rows(files: Sequence[str], fs: pafs.FileSystem) -> Iterator[dict[str, Any]]
 
 
 def _with_images(
-    files: Sequence[str], fs: pafs.FileSystem, chosen: Sequence[str]
+    path: str, files: Sequence[str], fs: pafs.FileSystem, chosen: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """The chosen rows with their images, in the files' order, from 16 rows at a time."""
     wanted = pa.array(chosen, pa.string())
@@ -162,7 +162,7 @@ def _with_images(
             continue
         for batch in pq.ParquetFile(file, filesystem=fs).iter_batches(batch_size=_ROWS_AT_ONCE):
             for row in pc.indices_nonzero(pc.is_in(batch["prompt_id"], wanted)).to_pylist():
-                yield batch.slice(row, 1).to_pylist()[0]
+                yield from store.located(batch.slice(row, 1).to_pylist(), path)
 
 
 def unanimity(scores: npt.ArrayLike) -> float:

@@ -120,7 +120,7 @@ def thumbnail(image: dict[str, Any], limit_bytes: int = PICTURE_BYTES, sides: Se
         kind = _SHOWN_AS_IS.get(picture.format or "")
         if kind and max(picture.size) <= sides[0] and len(data) <= limit_bytes:
             return _data_uri(kind, data)
-        small = picture.convert("RGB")
+        small = store.shown(picture)
     buffer = io.BytesIO()
     for side in sides:
         small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -21,7 +21,7 @@ import ray
 import ray.data
 
 import rankray
-from rankray import schema
+from rankray import schema, store
 from rankray.cluster import layout, overlays, progress, seats
 from rankray.cluster.actors import JobContext, Stage
 from rankray.cluster.balance import Balance
@@ -226,11 +226,11 @@ class _Making:
 
 def _context(config: SynPicConfig, given: Given, output: Output, meter: Any) -> JobContext:
     if config.images.store == "files":
-        output.make("images")
+        output.make(store.IMAGES)
     return JobContext(
         seed=config.seed,
         images=config.images,
-        image_dir=f"{output.uri.rstrip('/')}/images",
+        output=output.uri.rstrip("/"),
         generators=tuple((choice.label, choice.samples) for choice in config.generators),
         rewards=tuple(choice.label for choice in config.scorers),
         abort_after=config.execution.abort_after,
@@ -269,6 +269,7 @@ def _summary(config: SynPicConfig, plan: list[Stage], output: Output, prompts: P
             "empty": prompts.empty,
             "duplicates": prompts.duplicates,
             "undecodable": prompts.undecodable,
+            "control": len(prompts.with_control),
             "rows": rows,
             "sha256": place.prompts_digest(prompts.rows),
         },
@@ -321,7 +322,9 @@ def _smaller_line(smaller: dict[str, int]) -> str:
 def _prompts_line(prompts: PromptsRead) -> str:
     """`200 lines read from F: 197 prompts, 2 duplicates, 1 empty, 0 not UTF-8`."""
     cut = "; the rest is left out, as prompts.limit asks" if prompts.cut else ""
+    control = prompts.with_control
+    odd = f", {len(control):,} with control characters, as {control[0][:60]!r} is" if control else ""
     return (
         f"{prompts.read:,} lines read from {prompts.source}: {len(prompts.rows):,} prompts, "
-        f"{prompts.duplicates:,} duplicates, {prompts.empty:,} empty, {prompts.undecodable:,} not UTF-8{cut}"
+        f"{prompts.duplicates:,} duplicates, {prompts.empty:,} empty, {prompts.undecodable:,} not UTF-8{odd}{cut}"
     )

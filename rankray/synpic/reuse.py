@@ -201,7 +201,8 @@ def _old_rows(table: pa.Table, path: str) -> list[dict[str, Any] | None]:
         for group in sorted({int(np.searchsorted(ends, row, side="right")) for _, row in pairs}):
             start = int(ends[group]) - sizes[group]
             inside = [(b, row - start) for b, row in pairs if start <= row < ends[group]]
-            taken = parquet.read_row_group(group).take([row for _, row in inside]).to_pylist()
+            picked = parquet.read_row_group(group).take([row for _, row in inside]).to_pylist()
+            taken = store.located(picked, path)
             for (b, _), item in zip(inside, taken, strict=True):
                 found[b] = item
     return found
@@ -217,7 +218,7 @@ def _entry(candidate: dict[str, Any], key: str, context: JobContext) -> dict[str
     image = candidate["image"]
     if image is None:
         return {**kept, "error": candidate["error"]}
-    return {**kept, **stored(store.image_bytes(image), key, context.images, context.image_dir)}
+    return {**kept, **stored(store.image_bytes(image), key, context.images, context.output)}
 
 
 def _scores(

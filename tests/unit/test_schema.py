@@ -3,10 +3,14 @@
 import hashlib
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import small_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,7 +73,7 @@ def test_metadata_survives_a_file(tmp_path) -> None:
     read = pq.read_schema(tmp_path / "x.parquet")
     assert schema.schema_names(read) == ({"sdxl": "abc", "sd3": "def"}, {"pickscore": "123"})
     features = json.loads(read.metadata[b"huggingface"])["info"]["features"]
-    assert set(features["candidates"]["feature"]) == {field.name for field in schema.CANDIDATE_TYPE}
+    assert set(features["candidates"][0]) == {field.name for field in schema.CANDIDATE_TYPE}
 
 
 def test_foreign_and_newer_files_are_named() -> None:
@@ -78,3 +82,43 @@ def test_foreign_and_newer_files_are_named() -> None:
     newer = schema.ranked_schema({}, {}).with_metadata({"rankray.schema_version": "2"})
     with pytest.raises(ValueError, match="version 2, this rankray reads version 1"):
         schema.schema_names(newer)
+
+
+def feature_types(described: object) -> set[str]:
+    if isinstance(described, list):
+        return set().union(*map(feature_types, described))
+    if not isinstance(described, dict):
+        return set()
+    own = {described["_type"]} if isinstance(described.get("_type"), str) else set()
+    return own.union(*(feature_types(value) for value in described.values()))
+
+
+@pytest.mark.parametrize("details", [False, True])
+def test_features_are_described_in_the_words_of_the_oldest_datasets_that_is_promised(details: bool) -> None:
+    # `datasets` 3.0 knows no List, and reads a Sequence of structs as a struct of lists.
+    metadata = schema.ranked_schema({"g": "1"}, {"r": "1"}, details=details).metadata
+    features = json.loads(metadata[b"huggingface"])["info"]["features"]
+    assert feature_types(features) == {"Value", "Image"}
+    assert [type(features[name]) for name in features] == [dict, dict, list, *([list] if details else [])]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("version", ["3.0.*", "3.6.*", "4.*"])
+def test_every_datasets_that_is_promised_shows_pictures(tmp_path: Path, version: str) -> None:
+    small_dataset.write(tmp_path / "d")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    wanted = [f"datasets=={version}", "pillow"]
+    subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True)
+    read = (
+        "import datasets, json\n"
+        f"rows = datasets.load_dataset('parquet', data_files={str(tmp_path / 'd/data/*.parquet')!r}, split='train',"
+        f" cache_dir={str(tmp_path / 'cache')!r})\n"
+        "first = rows[0]['candidates'][1]\n"
+        "print(json.dumps([first['image'].size, first['image'].getpixel((0, 0)), first['scores']]))"
+    )
+    told = subprocess.run(
+        [python, "-c", read], check=True, capture_output=True, text=True, env={}, cwd=tmp_path
+    )
+    assert json.loads(told.stdout) == [[4, 2], [ord("a"), 100, 0], [2, 20, 9]]

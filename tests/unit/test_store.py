@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import small_dataset
 from PIL import Image
 
 from rankray import ranking, schema, store
+from rankray.data import convert, rerank
+from rankray.report.dataset import write_report
 from rankray.store import DatasetError
 
 SEED = 3
@@ -193,3 +196,126 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         store.write_json(f"{place}/x.json", {"a": float("nan")}, fs)
     assert store.read_json(f"{place}/x.json", fs) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def as_files(dataset: Path, root: str | None = None) -> None:
+    """The small dataset with its pictures beside its rows, named from `root` as they once were, or within it."""
+    (dataset / store.IMAGES).mkdir()
+    for file in sorted((dataset / "data").iterdir()):
+        table = pq.read_table(file)
+        rows = table.to_pylist()
+        for row in rows:
+            for k, candidate in enumerate(row["candidates"]):
+                if candidate["image"] is not None:
+                    name = f"{store.IMAGES}/{row['prompt_id']}-{candidate['generator']}-{k}.png"
+                    (dataset / name).write_bytes(candidate["image"]["bytes"])
+                    candidate["image"] = {"bytes": None, "path": f"{root}/{name}" if root else name}
+        pq.write_table(pa.Table.from_pylist(rows, table.schema), file, row_group_size=1)
+    info = json.loads((dataset / "dataset.json").read_text())
+    info["identity"]["images.store"] = "files"
+    (dataset / "dataset.json").write_text(json.dumps(info))
+
+
+def colours(dataset: Path | str) -> list[tuple[int, ...]]:
+    """Of every picture its first pixel."""
+    found = []
+    for row in store.read(str(dataset)).rows(images=True):
+        for candidate in row["candidates"]:
+            if candidate["image"] is not None:
+                with Image.open(io.BytesIO(store.image_bytes(candidate["image"]))) as picture:
+                    found.append(picture.getpixel((0, 0)))
+    return found
+
+
+@pytest.mark.parametrize("former", [True, False])
+def test_a_dataset_that_was_moved_keeps_its_pictures(
+    tmp_path: Path, former: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    due = colours(small_dataset.write(tmp_path / "inline"))
+    small_dataset.write(tmp_path / "first")
+    as_files(tmp_path / "first", str(tmp_path / "first") if former else None)
+    assert colours(tmp_path / "first") == due
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first").rename(tmp_path / "second")
+    for place in ("second", str(tmp_path / "second"), f"file://{tmp_path}/second/"):
+        assert store.validate(place) == store.Validation(3, 9, 8, 2)
+        assert colours(place) == due
+        assert store.missing_images(store.read(place)) == []
+    convert.run("second", str(tmp_path / "pairs"), "all-pairs", lambda line: None)
+    pairs = pq.read_table(tmp_path / "pairs" / "data").to_pylist()
+    assert {pair["chosen"]["bytes"] for pair in pairs} <= {
+        small_dataset.picture(p, k) for p in "abc" for k in range(3)
+    }
+    write_report("second", store.read("second").info)
+    page = Path("second", "report.html").read_text("utf-8")
+    assert page.count("data:image/png") == 8
+    assert "cannot be read" not in page
+    rerank.run("second", str(tmp_path / "third"), rerank.Reranking(rewards=["s"]), lambda line: None)
+    shutil.rmtree(tmp_path / "second" / store.IMAGES)
+    (tmp_path / "third").rename(tmp_path / "fourth")
+    assert store.validate(str(tmp_path / "fourth")).images == 8
+    assert colours(tmp_path / "fourth") == due
+    assert len(store.missing_images(store.read("second"))) == 8
+    with pytest.raises(store.DatasetError, match="second: 8 images are missing, the first is"):
+        convert.run("second", str(tmp_path / "none"), "pairs", lambda line: None)
+
+
+def saved(picture: Image.Image, form: str = "PNG", **options: object) -> dict[str, object]:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def seen(image: dict[str, object]) -> Image.Image:
+    with Image.open(io.BytesIO(image["bytes"])) as picture:  # type: ignore[arg-type]
+        return store.shown(picture)
+
+
+def test_a_picture_is_seen_upright() -> None:
+    picture = Image.new("RGB", (16, 8), (0, 0, 255))
+    picture.paste((255, 0, 0), (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # it is to be turned by a quarter, clockwise
+    for form in ("PNG", "JPEG", "WEBP"):
+        image = saved(picture, form, exif=exif)
+        assert store.image_size(image) == (8, 16)
+        upright = seen(image)
+        red, _, blue = upright.getpixel((4, 2))
+        assert (red > 200, blue < 50) == (True, True)
+        assert upright.getpixel((4, 14))[2] > 200
+
+
+@pytest.mark.parametrize(
+    ("picture", "due"),
+    {
+        "hidden colour": (Image.new("RGBA", (1, 1), (255, 0, 0, 0)), (255, 255, 255)),
+        "half shown": (Image.new("RGBA", (1, 1), (255, 0, 0, 51)), (255, 204, 204)),
+        "grey": (Image.new("LA", (1, 1), (0, 0)), (255, 255, 255)),
+        "16 bits": (Image.fromarray(np.full((1, 1), 257 * 100, np.uint16)), (100, 100, 100)),
+        "16 bits, white": (Image.fromarray(np.full((1, 1), 65535, np.uint16)), (255, 255, 255)),
+        "8 bits": (Image.new("L", (1, 1), 7), (7, 7, 7)),
+        "1 bit": (Image.new("1", (1, 1), 1), (255, 255, 255)),
+    }.values(),
+)
+def test_a_picture_is_seen_as_a_viewer_shows_it(picture: Image.Image, due: tuple[int, ...]) -> None:
+    assert seen(saved(picture)).getpixel((0, 0)) == due
+
+
+def test_palettes_inks_animations_and_what_has_no_range() -> None:
+    palette = Image.new("P", (2, 1), 1)
+    palette.putpalette([9, 9, 9, 0, 200, 0])
+    palette.putpixel((0, 0), 0)
+    both = seen(saved(palette, transparency=0))
+    assert [both.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 200, 0)]
+    keyed = seen(saved(Image.new("RGB", (1, 1), (1, 2, 3)), transparency=(1, 2, 3)))
+    assert keyed.getpixel((0, 0)) == (255, 255, 255)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("white", "black")]
+    for form in ("GIF", "WEBP", "PNG"):
+        moving = saved(frames[0], form, save_all=True, append_images=frames[1:])
+        assert seen(moving).getpixel((4, 4)) == (255, 255, 255)
+    ink = seen(saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))
+    red, green, _ = ink.getpixel((4, 4))
+    assert (red > 250, green < 5) == (True, True)
+    for mode in ("F", "I"):
+        with pytest.raises(ValueError, match=f"of mode {mode}, whose values have no range"):
+            store.image_size(saved(Image.new(mode, (1, 1), 3), "TIFF"))

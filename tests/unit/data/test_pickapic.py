@@ -268,7 +268,12 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 def test_rankdpo_takes_it_and_rerank_knows_it(tmp_path: Path) -> None:
     pickapic.run([write(tmp_path / "0.parquet", *ROWS)], str(tmp_path / "o"), Importing(ties="half"), quiet)
-    settings = {"dataset": str(tmp_path / "o"), "output": "/o", "model": {"model": "shapes-sdxl"}}
+    settings: dict[str, Any] = {
+        "dataset": str(tmp_path / "o"),
+        "output": "/o",
+        "model": {"model": "shapes-sdxl"},
+    }
+    settings["validation"] = {"share": 0.0}  # four prompts
     plan = rankdpo.check(
         build(RankDPOConfig, {**settings, "objective": {"name": "weighted_sft", "reward": "human"}})
     )
@@ -280,7 +285,12 @@ def test_rankdpo_takes_it_and_rerank_knows_it(tmp_path: Path) -> None:
 def test_what_training_sees_of_it(tmp_path: Path) -> None:
     """Encoded by the class that a job's actors have, a row is one pair, a tie none, and the loss has a gradient."""
     pickapic.run([write(tmp_path / "0.parquet", *ROWS)], str(tmp_path / "o"), Importing(ties="half"), quiet)
-    settings = {"dataset": str(tmp_path / "o"), "output": "/o", "model": {"model": "shapes-sdxl"}}
+    settings: dict[str, Any] = {
+        "dataset": str(tmp_path / "o"),
+        "output": "/o",
+        "model": {"model": "shapes-sdxl"},
+    }
+    settings["validation"] = {"share": 0.0}  # four prompts
     plan = rankdpo.check(build(RankDPOConfig, settings))
     job = EncodeJob(plan.spec, "cpu", "float32", "float32", 4, str(tmp_path / "encoded"))
     made = rows(tmp_path / "o")

@@ -99,6 +99,34 @@ def test_mirrored_pictures_score_alike(
     assert left == 0.0 or 0.5 <= left <= 1.0
 
 
+@pytest.mark.parametrize(
+    ("name", "category"),
+    {
+        "non-spatial_val.txt": "non_spatial",
+        "non_spatial_val.txt": "non_spatial",
+        "my-nonspatial.txt": "non_spatial",
+        "Non Spatial (val).txt": "non_spatial",
+        "T2I-CompBench_spatial_train.txt": "spatial",
+        "COLOUR_val.txt": "color",
+        "2d-spatial-val.txt": "spatial",
+        "3d_spatial_val.txt": None,
+        "3d-spatial.txt": None,
+        "numeracy_val.txt": None,
+        "nonspatials.txt": None,
+    }.items(),
+)
+def test_a_list_s_category_is_known_by_its_words(name: str, category: str | None, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text("a lantern on the left of a hedgehog\n")
+    if category is None:
+        with pytest.raises(ValueError, match="the file's name says no category"):
+            compbench.read_items(str(file))
+        return
+    (item,) = compbench.read_items(str(file))
+    assert item.data["category"] == category
+    assert ("action" in item.data) == (category == "non_spatial")
+
+
 def test_spatial_prompts_are_taken_apart() -> None:
     parsed = {
         "a lantern on the left of a hedgehog": ("lantern", "on the left of", "hedgehog"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rankray.config import ConfigError, EvalChoice, build
-from rankray.evals import EVALS, Item, columns_of, items_of, resolve, spec_of
+from rankray.evals import EVALS, Item, columns_of, items_and_repeats, items_of, resolve, spec_of
 from rankray.models.targets import Judgement, load
 from rankray.models.weights import weights_revision
 from rankray.stats import Column
@@ -287,3 +287,19 @@ def test_small_rows_are_the_big_ones_elsewhere(tmp_path: Path) -> None:
             EVALS[name].read,
             EVALS[name].samples,
         )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_repeats_of_a_list_are_counted(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "color_val.txt"
+    path.write_text("a red bear\na teal cup\na red bear\n\na red bear\n", encoding)
+    items, repeats = items_and_repeats(EVALS["compbench"], str(path))
+    assert [item.prompt for item in items] == ["a red bear", "a teal cup"]
+    assert repeats == 2
+
+
+def test_a_list_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "color_val.txt"
+    path.write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"color_val.txt cannot be read as text: 'utf-8' codec can't encode"):
+        items_of(EVALS["compbench"], str(path))

@@ -121,3 +121,18 @@ def test_out_of_memory_makes_batches_smaller_for_good(
         np.testing.assert_allclose(found[name], due[name], rtol=2e-6)
     assert sizes[:3] == [8, 4, 2]
     assert max(sizes[2:]) == 2
+
+
+def test_pictures_that_rows_name_within_the_dataset_are_encoded_after_a_move(tmp_path: Path) -> None:
+    rows = pq.read_table(f"{small_dataset.write(tmp_path / 'd')}/data").to_pylist()
+    inside = [{**row, "candidates": [dict(c) for c in row["candidates"]]} for row in rows]
+    (tmp_path / "images").mkdir()
+    for row in inside:
+        for k, candidate in enumerate(row["candidates"]):
+            if candidate["image"] is not None:
+                name = f"images/{row['prompt_id']}-{k}.png"
+                (tmp_path / name).write_bytes(candidate["image"]["bytes"])
+                candidate["image"] = {"bytes": None, "path": name}
+    job = EncodeJob(SPEC, "cpu", "float32", "float32", 4, str(tmp_path / "set"), dataset=str(tmp_path))
+    found, due = (EncodeActor(job).encode(each)["latents"].to_pylist() for each in (inside, rows))
+    assert found == due

@@ -16,7 +16,7 @@ def context() -> JobContext:
     return JobContext(
         seed=0,
         images=ImagesConfig(),
-        image_dir="",
+        output="",
         generators=(("one", 2), ("two", 1)),
         rewards=("r", "s"),
         abort_after=1,
