@@ -209,7 +209,7 @@ def rows(output: Path) -> dict[str, Any]:
     """prompt_id -> the whole row, of a dataset, pictures as their bytes; fails on a repeated id."""
     found: dict[str, Any] = {}
     for file in sorted((output / "data").glob("*.parquet")):
-        for row in pq.read_table(file).to_pylist():
+        for row in store.located(pq.read_table(file).to_pylist(), str(output)):
             assert row["prompt_id"] not in found, f"{row['prompt_id']} stands twice"
             for candidate in row["candidates"]:
                 image = candidate["image"]
