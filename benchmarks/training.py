@@ -162,6 +162,7 @@ def main() -> None:
         "steps": rows // BATCH,
         "objective": {"beta": 100.0, "reference": options.reference},
         "optimizer": {"learning_rate": 1e-6},
+        "validation": {"share": 0.0},
     }
     plan = rankdpo.check(config.build(RankDPOConfig, tables))
     total = min((options.turns + 1) * options.steps, rows // BATCH)

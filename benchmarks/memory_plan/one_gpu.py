@@ -109,6 +109,7 @@ class Trainer:
         layout = _encoded(spec, place)
         tables = read_toml(Path(__file__).parents[2] / "jobs" / JOBS[name])
         changes: dict[str, Any] = {"batch_size": BATCH, "objective.reference": "copy", "workers.count": 1}
+        changes |= {"validation.share": 0.0, "validation.stop": "none"}
         if tiny:
             changes["tuned.dtype"] = "float32"
         self.job = TrainJob(

@@ -105,6 +105,7 @@ def encoded(spec: GeneratorSpec, place: Path) -> pa.Table:
 def job_of(name: str, spec: GeneratorSpec, place: Path, device: str, options: Mapping[str, Any]) -> TrainJob:
     """What a worker is given."""
     tables = {"dataset": "/d", "output": str(place), "model": {"model": name}, "workers": {"num_gpus": 1}}
+    tables["validation"] = {"share": 0.0}
     dotted = {"tuned.dtype": "bfloat16", "noise.prompt_dropout": 0.2, "workers.micro_batch": 1, **options}
     return TrainJob(
         config=config.build(RankDPOConfig, config.with_options(tables, dotted)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow.fs as pafs
 
 from rankray import store
 from rankray.config.ablate import CHECKER
@@ -37,7 +38,11 @@ def write_align_report(uri: str, info: dict[str, Any]) -> None:
     fs, place = store.filesystem(uri)
     for number, found in enumerate(rounds, 1):
         run, gain = f"round-{number}/rankdpo", {row["name"]: _gained(row) for row in found["table"]}
-        write_cards(f"{uri}/{run}", store.read_json(f"{place}/{run}/run.json", fs), gain)
+        told = f"{place}/{run}/run.json"
+        if (
+            fs.get_file_info(told).type == pafs.FileType.File
+        ):  # a report can be written again without its runs
+            write_cards(f"{uri}/{run}", store.read_json(told, fs), gain)
 
 
 def verdict(gain: dict[str, Any]) -> str:
