@@ -67,12 +67,8 @@ class RunLog:
             self.flush()
 
     def _line(self, state: RunState, step: Step) -> dict[str, Any]:
-        job, spent, cpu_s = self._job, self.spent(state), time.process_time()
-        prices, norm, batch_size = job.config.prices, step.gradient_norm, job.config.batch_size
-        # GPUs cost where workers have some, else CPUs.
-        usd = spent.cpu_s / 3600 * prices.cpu_usd_per_hour
-        if job.config.workers.num_gpus:
-            usd = spent.gpu_s / 3600 * prices.gpu_usd_per_hour
+        job, cpu_s = self._job, time.process_time()
+        norm, batch_size = step.gradient_norm, job.config.batch_size
         line: dict[str, Any] = {
             "step": state.step,
             "epoch": round(state.step * batch_size / max(1, job.rows), 4),
@@ -84,12 +80,19 @@ class RunLog:
             "cpu_s": round(cpu_s - self._cpu_s, 4),  # this worker's, with what it read, drew and saved since
             "prompts_per_s": round(batch_size / step.step_s, 3),
             "memory_gb": round(_memory_gb(job.device), 3),
-            "usd": round(usd, 4),
+            "usd": self._usd(state),
             "skipped_steps": state.skipped,
             "workers": self._world,
         }
         self._cpu_s = cpu_s
         return line
+
+    def _usd(self, state: RunState) -> float:
+        """What was spent until now: GPUs cost where workers have some, else CPUs."""
+        spent, prices = self.spent(state), self._job.config.prices
+        if self._job.config.workers.num_gpus:
+            return round(spent.gpu_s / 3600 * prices.gpu_usd_per_hour, 4)
+        return round(spent.cpu_s / 3600 * prices.cpu_usd_per_hour, 4)
 
     def spent(self, state: RunState) -> RunState:
         """The state with the time and resources of this start added to the checkpoint's."""
@@ -111,7 +114,7 @@ class RunLog:
         if point.step == 0:
             return
         if self._lines and self._lines[-1]["step"] == point.step:
-            self._lines[-1] |= point.line()
+            self._lines[-1] |= {**point.line(), "usd": self._usd(state)}
         self._trackers.log(point.line(), point.step)
         print(f"[rankray] {validation.sentence(point, config.steps)}", flush=True)
         for kind, text in validation.warnings(state.points, config.validation).items():

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rankray.rankdpo import log
+from rankray.rankdpo import log, zero
+from rankray.rankdpo.feed import Rows
+from rankray.rankdpo.step import begin
+from rankray.rankdpo.train_job import RunState, TrainJob
+from rankray.rankdpo.validation import Point
 
 
 @pytest.mark.parametrize(
@@ -23,3 +30,26 @@ from rankray.rankdpo import log
 def test_a_loss_of_several_parts_is_said_part_by_part(found: dict[str, Any], due: str) -> None:
     line = {"step": 3, **found, "implicit_accuracy": 0.5, "prompts_per_s": 2.0}
     assert log._sentence(line, 9) == f"[rankray] step 3/9  {due} accuracy 50.0%  2.0 prompts/s"
+
+
+def test_the_last_validation_is_paid_for_once(make: Callable[..., TrainJob], tmp_path: Path) -> None:
+    """`run.json` takes its price from the last line, and a start that goes on from here adds nothing to it."""
+    job = make(steps=1, workers__num_gpus=0, prices__cpu_usd_per_hour=2.0)
+    job = dataclasses.replace(job, output=str(tmp_path))
+    (tmp_path / "_work").mkdir()
+    zero.alone()
+    rows = Rows(job)
+    training = begin(job, rows)
+    (step,) = training.steps(rows)
+    state = RunState(step=1, elapsed_s=3600.0, cpu_s=3600.0)
+    run = log.RunLog(training, state)
+    run.step(state, step)
+    point = Point(1, 0.5, 0.1, 0.0, 0.7, 0.2, 0.2, 0.0, 0.0)
+    run.validated(state.validated(point), took_s=3600.0)
+    spent = run.spent(state)
+    assert spent.elapsed_s == pytest.approx(7200.0 + step.step_s)
+    run.flush()
+    (line,) = log.RunLog(training, spent)._lines
+    assert line["usd"] == pytest.approx(2.0 * spent.cpu_s / 3600, abs=1e-4)
+    assert line["validation_loss"] == 0.7
+    assert log.RunLog(training, spent).spent(spent) == spent
