@@ -24,9 +24,12 @@ from rankray.config.rankdpo import REFERENCE_FREE, ObjectiveConfig
 from rankray.losses import LossInputs
 from rankray.rankdpo import batches
 from rankray.rankdpo.feed import Rows, share
-from rankray.rankdpo.step import Training
+from rankray.rankdpo.step import Training, some
 from rankray.rankdpo.train_job import RunState
 from rankray.rankdpo.validation import Point
+
+NO_NUMBER = 1e4
+"""What an error counts as that overflowed: files of JSON take no NaN, and one such is far beyond any `max_rise`."""
 
 
 class HeldOut:
@@ -100,7 +103,7 @@ class HeldOut:
                     training.model.device,
                 )
                 with torch.no_grad():
-                    errors = training.model.errors(training.engine, batch, batch.mask)
+                    errors = training.model.errors(training.engine, batch, some(batch.mask))
                 own += list(errors.double().cpu().numpy())[: len(rows)]
             found.append(self._gathered({"error": own})["error"])
         return torch.cat(found)
@@ -124,13 +127,22 @@ class HeldOut:
 
 
 def figures(step: int, inputs: LossInputs, draws: int, objective: ObjectiveConfig) -> Point:
-    """The point of these errors, rows in the order (draw, prompt): D * V of them."""
+    """The point of these errors, rows in the order (draw, prompt): D * V of them.
+
+    Where the reference's is no finite number nothing is compared; the model's then counts as `NO_NUMBER`. Without a
+    pair the accuracy is one half: nothing is known.
+    """
+    inputs = replace(
+        inputs,
+        model_error=inputs.model_error.nan_to_num(NO_NUMBER, NO_NUMBER),
+        mask=inputs.mask & inputs.ref_error.isfinite(),
+    )
     parts = losses.loss_parts(objective.name, inputs, beta=objective.beta, options=objective.options)
     sums = losses.metric_sums(inputs, parts["preference"], beta=objective.beta)
     means = losses.metrics({key: float(value) for key, value in sums.items()})
     right, pairs = (part.view(draws, -1).sum(0) for part in losses.implicitly_right(inputs))
-    accuracy = means["implicit_accuracy"]
     asked = int((pairs > 0).sum())
+    accuracy = means["implicit_accuracy"] if asked else 0.5
     spread = float((right - accuracy * pairs).square().sum().sqrt() / pairs.sum().clamp(min=1.0))
     return Point(
         step=step,

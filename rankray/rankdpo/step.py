@@ -117,7 +117,7 @@ class Training:
         _all_reduce(count)
         total: dict[str, Tensor] = {}
         for batch in micro:
-            computed = _some(needed(objective.name, batch.without_errors(), objective.options))
+            computed = some(needed(objective.name, batch.without_errors(), objective.options))
             ref_error = model.ref_errors(self.engine, batch, computed)
             inputs = batch.inputs(model.errors(self.engine, batch, computed), ref_error)
             apart = loss_parts(objective.name, inputs, beta=objective.beta, options=objective.options)
@@ -345,7 +345,7 @@ def least_of_all(size: int, device: str) -> int:
     return int(found.item())
 
 
-def _some(computed: Tensor) -> Tensor:
+def some(computed: Tensor) -> Tensor:
     """At least one candidate: every worker must take part in every pass. An unusable row's loss is 0 all the same."""
     if not computed.any():
         computed = computed.clone()

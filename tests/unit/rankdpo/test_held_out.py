@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from rankray.losses import LossInputs
 from rankray.rankdpo import zero
 from rankray.rankdpo.feed import Rows
 from rankray.rankdpo.held_out import HeldOut, figures
+from rankray.rankdpo.labels import Labelling
 from rankray.rankdpo.step import begin
 from rankray.rankdpo.train_job import RunState, TrainJob
 from rankray.rankdpo.validation import Point
@@ -50,6 +52,27 @@ def test_prompts_without_a_preference_have_no_part_in_the_accuracy() -> None:
     tied = inputs([[0.9, 1.0, 0.0], [1.5, 1.0, 0.0]], [[1.0, 1.0, 0.0]] * 2, [[1, 2, 0], [0, 1, 0]])
     point = figures(1, tied, 1, ObjectiveConfig(beta=10.0))
     assert (point.implicit_accuracy, point.accuracy_error) == (1.0, 0.0)
+
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize("name", ["rank_dpo", "dpo", "plackett_luce", "mapo", "kto", "sft"])
+@pytest.mark.parametrize("bad", [[NAN, 1.0], [INF, 1.0], [1.0, NAN], [NAN, NAN]])
+def test_figures_are_numbers_whatever_overflows(name: str, bad: list[float]) -> None:
+    """`run.json` takes no NaN, and would fail after the last step; one that overflows at the start is left out."""
+    objective, fine = ObjectiveConfig(name=name, beta=10.0), [[1.0, 1.0], [1.0, 1.0]]
+    start = figures(0, inputs([bad, [1.0, 1.1]], [bad, [1.0, 1.1]], [[1, 2]] * 2), 1, objective)
+    then = figures(25, inputs([bad, [1.0, 1.1]], fine, [[1, 2]] * 2), 1, objective)
+    for point in (start, then):
+        assert all(math.isfinite(value) for value in point.line().values()), point
+    assert (start.chosen_rise, start.implicit_accuracy) == (0.0, 0.5)
+    assert (then.chosen_rise > 100.0) == (not math.isfinite(bad[0]))
+
+
+def test_without_a_pair_nothing_is_known() -> None:
+    point = figures(1, inputs([[0.9, 1.0]], [[1.0, 1.0]], [[1, 0]]), 1, ObjectiveConfig())
+    assert (point.implicit_accuracy, point.accuracy_error) == (0.5, 0.0)
 
 
 def run(make: Make, **changes: object) -> list[Point]:
@@ -104,3 +127,17 @@ def test_with_an_average_it_is_the_average_that_is_validated(make: Make) -> None
     _, still = run(make, tuned__ema=0.999999, **float32)
     _, moved = run(make, **float32)
     assert abs(still.chosen_rise) < 1e-5 < abs(moved.chosen_rise)
+
+
+def test_every_pass_asks_the_engine(make: Make) -> None:
+    """At ZeRO 3 a worker whose prompts have no ranked candidate would else leave the others waiting."""
+    nobody = Labelling((), (0,), "random", 1.0, 0)
+    job = dataclasses.replace(make(**HELD_OUT), labelling=nobody)
+    zero.alone()
+    rows = Rows(job)
+    training = begin(job, rows)
+    asked: list[int] = []
+    training.engine.module.register_forward_hook(lambda *_: asked.append(1))
+    point = HeldOut(training, rows).measure(RunState())
+    assert len(asked) == job.config.validation.draws
+    assert (point.implicit_accuracy, point.loss) == (0.5, 0.0)
