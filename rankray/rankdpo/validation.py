@@ -118,6 +118,11 @@ def decision(points: Sequence[Point], config: ValidationConfig, steps: int) -> s
         else f"all {steps} steps were taken"
     )
     if found.step == 0:
+        if last.step and all(point.chosen_rise > config.max_rise for point in points[1:]):
+            return (
+                "the model as it started, since after every step the error on preferred candidates of held-out "
+                f"prompts is above validation.max_rise ({percent(config.max_rise)}); {ended}"
+            )
         return (
             "the model as it started, since no step is better than chance on held-out prompts (at best "
             f"{percent(top.implicit_accuracy)} of pairs right after step {top.step}); {ended}"
@@ -156,8 +161,9 @@ def warnings(points: Sequence[Point], config: ValidationConfig) -> dict[str, str
             "of held-out ones, which no longer rise: the run remembers its prompts. Take fewer steps, more prompts, or "
             "validation.stop = 'patience'"
         )
-    if len(points) > config.patience and not learnt(points, config):
-        top = max(points, key=lambda point: point.implicit_accuracy)
+    top = max(points, key=lambda point: point.implicit_accuracy)
+    # One that is right beyond the bound has learnt something: its fault is the collapse.
+    if len(points) > config.patience and top.implicit_accuracy - SURE * top.accuracy_error <= 0.5:
         found["nothing learnt"] = (
             f"after {last.step} steps held-out pairs are right {percent(last.implicit_accuracy)} of the time "
             f"(at best {percent(top.implicit_accuracy)} ± {percent(top.accuracy_error)}), no better than chance. Look "

@@ -89,6 +89,15 @@ def test_a_step_no_better_than_chance_is_not_exported() -> None:
     )
 
 
+def test_pairs_that_are_right_while_errors_rise_are_a_collapse_and_not_nothing_learnt() -> None:
+    found = [START, *(at(25 * n, 0.9, rise=0.2) for n in range(1, 6))]
+    assert set(validation.warnings(found, PATIENT)) == {"collapse"}
+    assert validation.decision(found, PATIENT, 500) == (
+        "the model as it started, since after every step the error on preferred candidates of held-out prompts is "
+        "above validation.max_rise (5.0 %); stopped after step 125 of 500, as the last 2 validations were worse"
+    )
+
+
 def test_the_decision_names_the_step_and_why() -> None:
     assert validation.decision(points(0.55, 0.6, 0.57, 0.56), PATIENT, 450) == (
         "of step 50, the best on held-out prompts (60.0 % of held-out pairs right); stopped after step 100 of 450, as "
