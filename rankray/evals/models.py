@@ -25,9 +25,7 @@ from rankray.models import generators
 from rankray.models.generators import GENERATORS
 from rankray.models.targets import Target, unknown_model
 from rankray.rankdpo import job as rankdpo
-
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Where Ray Train says which checkpoints are whole."""
+from rankray.rankdpo.train_job import SNAPSHOT
 
 _NAME = re.compile(r"[^\w.-]+")
 _OWN_CLASS = re.compile(r"[\w.]+:\w+")

@@ -16,6 +16,9 @@ from rankray.rankdpo.encoded import Layout
 from rankray.rankdpo.labels import Labelling
 from rankray.rankdpo.validation import Point
 
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train's own list of the checkpoints that are wholly stored, among them."""
+
 
 @dataclass(frozen=True)
 class TrainJob:

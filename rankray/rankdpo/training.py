@@ -32,7 +32,7 @@ from rankray.rankdpo.held_out import HeldOut
 from rankray.rankdpo.log import RunLog
 from rankray.rankdpo.samples import keep_grid
 from rankray.rankdpo.step import Training
-from rankray.rankdpo.train_job import RunState, TrainJob, best_name
+from rankray.rankdpo.train_job import SNAPSHOT, RunState, TrainJob, best_name
 
 
 def train(job: TrainJob) -> None:
@@ -106,7 +106,7 @@ def save(training: Training, state: RunState, log: RunLog) -> RunState:
             log.flush()
             text = {"run": dataclasses.asdict(state), "optimizer_tensors": keys, "optimizer_scalars": scalars}
             (directory / "state.json").write_text(json.dumps(text))
-            _remove_bests(training.job, state)
+            _remove_bests(training.job)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
@@ -161,13 +161,21 @@ def _keep_best(training: Training, step: int) -> None:
         store.write_json(f"{root}/best.json", {"checkpoint": name, "step": step}, fs)
 
 
-def _remove_bests(job: TrainJob, state: RunState) -> None:
-    """Removes the best weights of old that neither this checkpoint knows nor the one before, from which a run goes on
-    if it is killed while this one is being stored."""
-    every, config = job.config.checkpoints.every, job.config.validation
-    before = [point for point in state.points if point.step <= (state.step - 1) // every * every]
-    known = {best_name(validation.best(points, config).step) for points in (state.points, before) if points}
+def _remove_bests(job: TrainJob) -> None:
+    """Removes the best weights before those that a start now would go on with. Checkpoints wait to be stored, several
+    of them where that takes longer than training to the next, so Ray Train's own list says which is the last."""
     fs, output = store.filesystem(job.output)
-    for info in fs.get_file_info(pafs.FileSelector(f"{output}/checkpoints", allow_not_found=True)):
-        if info.base_name.startswith("best-") and info.base_name not in known:
+    root = f"{output}/checkpoints"
+    try:
+        last = store.read_json(f"{root}/{SNAPSHOT}", fs)["latest_checkpoint_result"]["checkpoint_dir_name"]
+        points = RunState.from_json(store.read_json(f"{root}/{last}/state.json", fs)["run"]).points
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+    ):  # none yet, or written or replaced just now: the next one removes them
+        return
+    needed = best_name(validation.best(points, job.config.validation).step) if points else ""
+    for info in fs.get_file_info(pafs.FileSelector(root)):
+        if info.base_name.startswith("best-") and info.base_name < needed:
             fs.delete_dir(info.path)

@@ -17,6 +17,7 @@ from rankray.data import place as output
 from rankray.evals import job as evaluate
 from rankray.evals import models as evaluated_models
 from rankray.evals.models import Model, parse, resolve
+from rankray.rankdpo.train_job import SNAPSHOT
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def run(tmp_path: Path) -> Path:
     (place / "pipeline" / "model_index.json").write_text("{}")
     (checkpoint / "state.json").write_text(json.dumps({"run": {"step": 50}}))
     snapshot: dict[str, Any] = {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}]}
-    (place / "checkpoints" / evaluated_models.SNAPSHOT).write_text(json.dumps(snapshot))
+    (place / "checkpoints" / SNAPSHOT).write_text(json.dumps(snapshot))
     return place
 
 

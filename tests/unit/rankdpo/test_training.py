@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from torch import Tensor
 from rankray.config import GeneratorChoice
 from rankray.models import generators
 from rankray.models.denoisers import parts
-from rankray.rankdpo import samples, zero
+from rankray.rankdpo import samples, training, zero
 from rankray.rankdpo.feed import Rows, feed
 from rankray.rankdpo.labels import Labelling
 from rankray.rankdpo.step import begin, train_alone
-from rankray.rankdpo.train_job import TrainJob
+from rankray.rankdpo.train_job import SNAPSHOT, RunState, TrainJob, best_name
+from rankray.rankdpo.validation import Point
 from rankray.shapes import pipeline_dir
 
 PROMPTS = ("a red circle", "two blue squares", "a green triangle", "a red square")
@@ -226,3 +228,20 @@ def test_pairs_that_may_not_be_compared_teach_nothing(make: Make) -> None:
     assert both["pairs"] == 4.0
     assert across == both
     assert (within["pairs"], within["loss"]) == (0.0, 0.0)
+
+
+def test_best_weights_stay_until_a_later_checkpoint_is_stored(make: Make, tmp_path: Path) -> None:
+    """Two checkpoints wait to be stored: a start now goes on from step 10, whose best is step 5's."""
+    job = replace(make(validation__share=0.05), output=str(tmp_path))
+    kept = tmp_path / "checkpoints"
+    start = Point(0, 0.5, 0.0, 0.0, 0.7, 0.2, 0.2, 0.0, 0.0)
+    points = tuple(replace(start, step=step, implicit_accuracy=0.5 + step / 100) for step in (0, 5))
+    for step in (2, 5, 15):
+        (kept / best_name(step)).mkdir(parents=True)
+    training._remove_bests(job)  # nothing is stored yet
+    assert len(list(kept.glob("best-*"))) == 3
+    (kept / "stored").mkdir()
+    (kept / "stored" / "state.json").write_text(json.dumps({"run": asdict(RunState(step=10, points=points))}))
+    (kept / SNAPSHOT).write_text(json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": "stored"}}))
+    training._remove_bests(job)
+    assert sorted(place.name for place in kept.glob("best-*")) == ["best-000005", "best-000015"]
