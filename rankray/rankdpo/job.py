@@ -16,6 +16,7 @@ the encoded set and the reference errors by row, the training from its last chec
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -106,6 +107,13 @@ def check(config: RankDPOConfig) -> Plan:
         ids = labelling.taken(ids)
     _check_pairs(dataset, labelling, config.objective)
     held_out = feed.held_out(ids, config.validation)
+    if config.validation.stop == "patience" and not any(
+        len(set(usable)) >= 2 for name, usable in _ranked(dataset, labelling) if name in held_out
+    ):
+        raise ConfigError(
+            f"validation.stop = 'patience': the candidates of each of {len(held_out):,} held-out prompts are tied, so "
+            "no pair says which step is best; raise validation.share, or take stop = 'none'"
+        )
     return Plan(
         config, spec, revision, dataset, reward, labelling, len(ids) - len(held_out), held_out, device
     )
@@ -141,15 +149,8 @@ def _check_pairs(
         ConfigError: none has.
     """
     ranked = total = 0
-    for row in dataset.rows():
-        if labelling is not None and not labelling.takes(row["prompt_id"]):
-            continue
-        found, total = row["candidates"], total + 1
-        rank, phi = [one["rank"] for one in found], [one["win_probability"] for one in found]
-        if labelling is not None:
-            taken, ranks = labelling(row["prompt_id"], [one["scores"] for one in found], rank)
-            rank, phi = ranks.tolist(), taken.tolist()
-        usable = [value for value, place in zip(phi, rank, strict=True) if place > 0]
+    for _, usable in _ranked(dataset, labelling):
+        total += 1
         ranked += len(usable) >= 2
         if len(usable) >= 2 and (len(set(usable)) >= 2 or objective.name in WITHOUT_PAIRS):
             return
@@ -163,6 +164,21 @@ def _check_pairs(
         f"same of every picture, and {objective.name} learns from preferences; look at the scores in its report, give "
         "other [labels], or take objective.name = 'sft'"
     )
+
+
+def _ranked(
+    dataset: store.RankedDataset, labelling: labels.Labelling | None
+) -> Iterator[tuple[str, list[float]]]:
+    """Of each prompt that takes part: its id, and the win probabilities of its ranked candidates."""
+    for row in dataset.rows():
+        if labelling is not None and not labelling.takes(row["prompt_id"]):
+            continue
+        found = row["candidates"]
+        rank, phi = [one["rank"] for one in found], [one["win_probability"] for one in found]
+        if labelling is not None:
+            taken, ranks = labelling(row["prompt_id"], [one["scores"] for one in found], rank)
+            rank, phi = ranks.tolist(), taken.tolist()
+        yield row["prompt_id"], [value for value, place in zip(phi, rank, strict=True) if place > 0]
 
 
 def check_model(choice: GeneratorChoice) -> tuple[GeneratorSpec, str]:

@@ -140,6 +140,23 @@ def test_ties_are_those_of_the_labels_that_are_learnt(tmp_path: Path) -> None:
     assert rankdpo.check(settings(ranked, labels__rewards=["r"])).rows == 1
 
 
+def test_patience_asks_for_a_pair_among_the_held_out_prompts(tmp_path: Path) -> None:
+    """It would take all steps, find none better than chance, and export the model as it started."""
+    for name, scores in (("tied", (2.0, 2.0)), ("ranked", (2.0, 1.0))):
+        place = dataset(tmp_path / name, scores=scores)
+        file = place / "data" / "0.parquet"
+        table = pq.read_table(file)
+        (row,) = table.to_pylist()
+        rows = [{**row, "prompt_id": schema.prompt_id(f"prompt {n}")} for n in range(4)]
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+    asked = {"objective__name": "sft", "validation__share": 0.5, "validation__min_prompts": 2}
+    with pytest.raises(ConfigError, match="candidates of each of 2 held-out prompts are tied") as caught:
+        rankdpo.check(settings(tmp_path / "tied", validation__stop="patience", **asked))
+    assert "\n" not in str(caught.value)
+    assert len(rankdpo.check(settings(tmp_path / "tied", **asked)).held_out) == 2
+    assert rankdpo.check(settings(tmp_path / "ranked", validation__stop="patience", **asked)).rows == 2
+
+
 def test_models_that_cannot_be_trained(tmp_path: Path) -> None:
     place = dataset(tmp_path / "d")
     empty = tmp_path / "empty"
