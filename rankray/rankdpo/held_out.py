@@ -129,8 +129,9 @@ class HeldOut:
 def figures(step: int, inputs: LossInputs, draws: int, objective: ObjectiveConfig) -> Point:
     """The point of these errors, rows in the order (draw, prompt): D * V of them.
 
-    Where the reference's is no finite number nothing is compared; the model's then counts as `NO_NUMBER`. Without a
-    pair the accuracy is one half: nothing is known.
+    Pairs and candidates are those that training looks at, so that its accuracy can stand beside this one; of an
+    objective that compares nothing with a reference, all. Where the reference's error is no finite number nothing is
+    compared; the model's then counts as `NO_NUMBER`. Without a pair the accuracy is one half: nothing is known.
     """
     inputs = replace(
         inputs,
@@ -138,9 +139,12 @@ def figures(step: int, inputs: LossInputs, draws: int, objective: ObjectiveConfi
         mask=inputs.mask & inputs.ref_error.isfinite(),
     )
     parts = losses.loss_parts(objective.name, inputs, beta=objective.beta, options=objective.options)
-    sums = losses.metric_sums(inputs, parts["preference"], beta=objective.beta)
+    looked_at = None
+    if objective.name not in REFERENCE_FREE:
+        looked_at = losses.needed(objective.name, inputs, objective.options)
+    sums = losses.metric_sums(inputs, parts["preference"], beta=objective.beta, computed=looked_at)
     means = losses.metrics({key: float(value) for key, value in sums.items()})
-    right, pairs = (part.view(draws, -1).sum(0) for part in losses.implicitly_right(inputs))
+    right, pairs = (part.view(draws, -1).sum(0) for part in losses.implicitly_right(inputs, looked_at))
     asked = int((pairs > 0).sum())
     accuracy = means["implicit_accuracy"] if asked else 0.5
     spread = float((right - accuracy * pairs).square().sum().sqrt() / pairs.sum().clamp(min=1.0))

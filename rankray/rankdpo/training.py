@@ -169,11 +169,7 @@ def _remove_bests(job: TrainJob) -> None:
     try:
         last = store.read_json(f"{root}/{SNAPSHOT}", fs)["latest_checkpoint_result"]["checkpoint_dir_name"]
         points = RunState.from_json(store.read_json(f"{root}/{last}/state.json", fs)["run"]).points
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-    ):  # none yet, or written or replaced just now: the next one removes them
+    except (OSError, ValueError, TypeError):  # none yet, or just being replaced: the next one removes them
         return
     needed = best_name(validation.best(points, job.config.validation).step) if points else ""
     for info in fs.get_file_info(pafs.FileSelector(root)):

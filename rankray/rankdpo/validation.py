@@ -30,7 +30,7 @@ class Point:
         implicit_accuracy: share of pairs whose preferred picture the model, against the reference, denoises better.
         accuracy_error: its standard error, over prompts.
         margin, loss: a pair's and a prompt's, under the run's objective without what it adds (`nll`).
-        model_error, ref_error: mean of all candidates.
+        model_error, ref_error: mean of the candidates that the objective looks at.
         chosen_rise, rejected_rise: the error on the best-ranked and the worst-ranked candidates over the reference's,
             less one: 0.05 is five per cent above it.
         training_accuracy: of the training pairs since the point before; None where there was none.

@@ -75,6 +75,18 @@ def test_without_a_pair_nothing_is_known() -> None:
     assert (point.implicit_accuracy, point.accuracy_error) == (0.5, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "accuracy"), [("dpo", 1.0), ("rank_dpo", 2 / 3), ("mapo", 2 / 3), ("sft", 2 / 3)]
+)
+def test_pairs_are_those_that_training_counts(name: str, accuracy: float) -> None:
+    """The best against the worst is right, the second against the worst is not: best-worst DPO never looks at it."""
+    given = inputs([[0.8, 1.1, 1.0]], [[1.0, 1.0, 1.0]], [[1, 2, 3]])
+    options = {"name": name, "beta": 1.0}
+    assert figures(1, given, 1, ObjectiveConfig(**options)).implicit_accuracy == pytest.approx(
+        accuracy, abs=1e-6
+    )
+
+
 def run(make: Make, **changes: object) -> list[Point]:
     """Points before the first step and after the last, of a run on two prompts that validates on two."""
     job = make(**HELD_OUT, **changes)
