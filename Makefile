@@ -3,6 +3,7 @@
 # make tiny   random weights of the paper's nine models, Q-Align and the judges, and their environments: jobs/*-tiny.toml
 # make rehearse  jobs/synpic.toml, rankdpo-sdxl, rankdpo-sd3 and evaluate on logical GPUs, with the weights of make tiny
 # make check  format, lint, types, rooms
+# make docs   the site, in build/docs/index.html
 #
 # PYTHON chooses the interpreter, TORCH the build of torch, where the newest is not wanted:
 #   make install PYTHON=python3.12 TORCH="torch==2.14.1 torchvision==0.29.1"
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed
 # One thread a process: Ray gives each actor one core, and torch would otherwise take all of them in each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install test test-all check hooks demo tiny rehearse wheel wheel-check clean
+.PHONY: install test test-all check hooks docs demo tiny rehearse wheel wheel-check clean
 
 install: $(STAMP)
 
@@ -36,10 +37,12 @@ SPREAD := -n auto --maxprocesses 8 --dist loadfile
 test: install
 	$(BIN)/python -m pytest tests/unit tests/gpu $(SPREAD)
 	$(BIN)/python -m pytest tests/ray
+	$(BIN)/python -m pytest tests/chaos
 
 test-all: install
 	$(BIN)/python -m pytest -m "not gpu" tests/unit tests/gpu $(SPREAD)
 	$(BIN)/python -m pytest -m "not gpu" tests/ray
+	$(BIN)/python -m pytest -m "not gpu" tests/chaos
 
 check: install
 	$(BIN)/ruff format --check .
@@ -50,6 +53,9 @@ check: install
 # Once, by whoever commits: format and lint are then checked before each commit.
 hooks: install
 	git config --local core.hooksPath .githooks
+
+docs: install
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --fresh-env docs build/docs
 
 demo: install
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py --output "$(OUTPUT)" $(ARGS)

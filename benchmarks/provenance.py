@@ -15,7 +15,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "ray", "pyarrow")
 
 def provenance() -> dict[str, Any]:
     """Commit, versions of what is installed, and the hardware: Ray's cluster where it is up in this process."""
-    commit = _git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
     cpu = next(
         (row.split(":")[1].strip() for row in _cpuinfo() if row.startswith("model name")),
         platform.processor(),
@@ -23,7 +23,7 @@ def provenance() -> dict[str, Any]:
     ray = sys.modules.get("ray")
     resources = ray.cluster_resources() if ray is not None and ray.is_initialized() else {}
     return {
-        "commit": commit + ("+changes" if _git("status", "--porcelain") else ""),
+        "commit": commit + ("+changes" if git("status", "--porcelain") else ""),
         "versions": {name: found for name in PACKAGES if (found := _version(name))}
         | {"python": platform.python_version()},
         "hardware": {
@@ -34,12 +34,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
+    """What git answers in this directory, "" on a machine without it."""
     try:
         return subprocess.run(
             ["git", *arguments], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
         ).stdout.strip()
-    except FileNotFoundError:  # a machine without git
+    except FileNotFoundError:
         return ""
 
 

@@ -65,12 +65,13 @@ def drawn(painter: DiffusersGenerator, prompts: list[str]) -> Values:
 def some_rows(job: TrainJob, count: int, seed: int) -> Rows:
     """`count` of the job's prompts, drawn anew for each seed, of which the configuration's share is held out."""
     rows = Rows(job)
-    places = sorted(rows.places + rows.held_out, key=lambda place: place.prompt_id)
+    (learnt,) = rows.places
+    places = sorted(learnt + rows.held_out, key=lambda place: place.prompt_id)
     taken = [places[n] for n in np.random.default_rng(1000 + seed).permutation(len(places))[:count]]
-    away = feed.held_out([place.prompt_id for place in taken], job.config.validation)
+    away = feed.held_out([place.prompt for place in taken], job.config.validation)
     by_id = sorted(taken, key=lambda place: place.prompt_id)
-    rows.places = [place for place in by_id if place.prompt_id not in away]
-    rows.held_out = [place for place in by_id if place.prompt_id in away]
+    rows.places = [[place for place in by_id if place.prompt not in away]]
+    rows.held_out = [place for place in by_id if place.prompt in away]
     return rows
 
 
@@ -80,7 +81,7 @@ def cell(
     """Trains as the configuration says, and measures the step that it would export."""
     settings, rows = job.config.validation, some_rows(job, count, job.config.seed)
     training = begin(job, rows)
-    held_out, state = HeldOut(training, rows), RunState()
+    held_out, state = HeldOut(training, rows), RunState(0)
     state, kept = state.validated(held_out.measure(state)), {}
     for step in training.steps(rows):
         state = state.after(step.bad, step.sums)

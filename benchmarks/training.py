@@ -40,7 +40,7 @@ class CommonRecipe:
         from rankray.models.denoisers import parts
         from rankray.rankdpo import batches
 
-        self.rows = [row for row in plan.dataset.rows(images=True) if _pair(row) is not None]
+        self.rows = [row for row in plan.sources[0].dataset.rows(images=True) if _pair(row) is not None]
         self.encoders = parts.load_encoders(plan.spec, "cpu", torch.float32)
         self.model = parts.load_denoiser(plan.spec, "cpu", torch.float32).train()
         self.reference = parts.load_denoiser(plan.spec, "cpu", torch.float32).requires_grad_(False)

@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import rankray
-from rankray.cluster.job import Result, Say, connect, exclusive, open_output
-from rankray.config import ConfigError
+from rankray import words
+from rankray.cluster import terminal
+from rankray.cluster.job import Result, open_output
+from rankray.config import ConfigError, PromptsConfig
 from rankray.config.rankdpo import AlignConfig
-from rankray.data import place
+from rankray.data import owner, place
 from rankray.data.place import Output, Publish
+from rankray.data.prompts import read_prompts
 from rankray.evals import scores as evaluation
+from rankray.rankdpo import feed
 from rankray.rankdpo import job as rankdpo
 from rankray.synpic import job as synpic
+from rankray.words import Say
 
 
 @dataclass(frozen=True)
@@ -43,34 +48,64 @@ def run(config: AlignConfig, say: Say, publish: Publishers) -> Result:
     """
     output = open_output(config.output)
     check(config, output.uri)
-    connect()
-    with exclusive("align", output.uri):
+    with owner.owned(output, "align") as held:
+        terminal.place_log(output)
+        say(opening(config, output.uri))
         info = _rounds(config, output, say, publish)
-    return Result(output.uri, place.publish(output, "align.json", info, publish.align))
+        held.require()
+        return Result(output.uri, place.publish(output, "align.json", info, publish.align))
 
 
 def _rounds(config: AlignConfig, output: Output, say: Say, publish: Publishers) -> dict[str, Any]:
     """All rounds, each found finished where it is; the contents of `align.json`."""
-    evaluations = [_evaluate(config, output, "before", None, say, publish.dataset)]
+    part = terminal.aside(say)
+    say("before: held-out prompts")
+    evaluations = [_evaluate(config, output, "before", None, part, publish.dataset)]
     source, rounds = None, []
     for number in range(1, config.rounds + 1):
-        say(f"round {number} of {config.rounds}")
-        part = output.uri_of(f"round-{number}")
-        made = synpic.run(config.synpic(f"{part}/synpic", number, source), say, publish.dataset)
-        trained = rankdpo.run(config.rankdpo(made.path, f"{part}/rankdpo", source), say, publish.run)
+        place_ = output.uri_of(f"round-{number}")
+        say(f"round {number} of {config.rounds}: dataset")
+        made = synpic.run(config.synpic(f"{place_}/synpic", number, source), part, publish.dataset)
+        say(f"round {number} of {config.rounds}: training")
+        trained = rankdpo.run(config.rankdpo(made.path, f"{place_}/rankdpo", source), part, publish.run)
         source = f"{trained.path}/pipeline"
-        evaluations.append(_evaluate(config, output, f"round-{number}", source, say, publish.dataset))
+        if trained.info.get("validation"):
+            say(f"  the pipeline is {trained.info['validation']['decision']}")
+        say(f"round {number} of {config.rounds}: held-out prompts")
+        evaluations.append(_evaluate(config, output, f"round-{number}", source, part, publish.dataset))
         rounds.append(_round(made.info, trained.info, evaluation.difference(evaluations[0], evaluations[-1])))
         say(evaluation.table(rounds[-1]["gain"]))
     return {"rankray_version": rankray.__version__, "rounds": rounds, "pipeline": source}
+
+
+def opening(config: AlignConfig, output: str) -> str:
+    """What a job is about to do."""
+    training, held_out = config.training, config.held_out.prompts
+    drawn = ", ".join(
+        f"{one.label} x {one.samples}" if one.samples > 1 else one.label for one in config.generators
+    )
+    lines = [
+        f"{config.model.label} in {words.count(config.rounds, 'round')}, into {output}",
+        f"  prompts   {_prompts(config.prompts)}, held out {_prompts(held_out)}",
+        f"  draws     {drawn}",
+        f"  ranks     {', '.join(one.label for one in config.rewards)}",
+        f"  trains    {training.steps:,} steps of {training.batch_size:,} prompts, {training.objective.name}, "
+        f"{words.count(training.workers.count, 'worker')}",
+    ]
+    return "\n".join(lines)
+
+
+def _prompts(prompts: PromptsConfig) -> str:
+    return prompts.path if prompts.limit is None else f"up to {prompts.limit:,} of {prompts.path}"
 
 
 def check(config: AlignConfig, output: str) -> None:
     """Finds what is wrong with any phase before the first begins.
 
     Raises:
-        ConfigError: later rounds read the pipelines of earlier ones as directories, and output is a URI; or the model
-            does not train, or the cluster is too small.
+        ConfigError: prompts are both learnt from and held out, or too few for a training to validate on; or later
+            rounds read the pipelines of earlier ones as directories, and output is a URI; or the model does not train,
+            or the cluster is too small.
     """
     if config.rounds > 1 and "://" in output:
         raise ConfigError(
@@ -80,6 +115,16 @@ def check(config: AlignConfig, output: str) -> None:
     config.synpic(f"{output}/round-1/synpic", 1, None)
     rankdpo.check_model(config.model)
     rankdpo.check_reward(config.training, [choice.label for choice in config.rewards])
+    learnt, held_out = (read_prompts(part).rows for part in (config.prompts, config.held_out.prompts))
+    if overlap := set(learnt) & set(held_out):
+        raise ConfigError(
+            f"{words.count(len(overlap), 'prompt')} of held_out.prompts also in prompts, first {min(overlap)!r}; "
+            "what a model learns from cannot measure it, so give others"
+        )
+    try:
+        feed.held_out(learnt, config.training.validation)
+    except ConfigError as error:  # or all pictures would be drawn before a round's training says so
+        raise ConfigError(f"[training] {error}") from None
 
 
 def _evaluate(

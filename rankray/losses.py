@@ -335,23 +335,18 @@ def needed(name: str, inputs: LossInputs, options: Mapping[str, Any]) -> Tensor:
     return usable(inputs)
 
 
-def _pair_differences(inputs: LossInputs, computed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """([b, i, j] is s_j - s_i, where it is a preference between errors that are there), in float64: [B, K, K] both."""
+def pair_sums(inputs: LossInputs, computed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(pairs that are implicitly right, the sum of their s_j - s_i, pairs) of each row, float64[B] each.
+
+    A pair is a preference, which ties have not, between errors that are there: `computed` says where (bool[B, K],
+    `needed`); None is everywhere. It is right where the model, against the reference, denoises the preferred candidate
+    better than the other: s_i < s_j; equal counts one half, so an untrained model stands at 0.5.
+    """
     usable_ = usable(inputs) if computed is None else usable(inputs) & computed
     pairs = preferred(inputs) & usable_[:, :, None] & usable_[:, None, :]
-    return _difference(-_s(inputs, usable_).detach().double()), pairs
-
-
-def implicitly_right(inputs: LossInputs, computed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(pairs that are implicitly right, pairs) of each row, float64[B] both.
-
-    A pair is right where the model, against the reference, denoises the preferred candidate better than the other:
-    s_i < s_j; equal counts one half, so an untrained model stands at 0.5. `computed` says where there are errors
-    (bool[B, K], `needed`); None is everywhere.
-    """
-    difference, pairs = _pair_differences(inputs, computed)
+    difference = _difference(-_s(inputs, usable_).detach().double())
     right = (difference > 0).double() + 0.5 * (difference == 0).double()
-    return _sum(right, pairs), pairs.sum((-2, -1)).double()
+    return _sum(right, pairs), _sum(difference, pairs), pairs.sum((-2, -1)).double()
 
 
 def loss_parts(
@@ -380,23 +375,21 @@ def metric_sums(
     `computed` says where there are errors (bool[B, K], `needed`); None is everywhere. `parts` are the loss's, as
     `loss_parts` gives them; where there are several, each has a sum of its own.
 
-    What "right" counts `implicitly_right` says; the margin is beta * (s_j - s_i). Pairs are those with a preference,
-    which ties have not.
+    What pairs are and which are right `pair_sums` says; the margin is beta * (s_j - s_i).
     """
     rows = usable(inputs).any(-1)
     usable_ = usable(inputs) if computed is None else usable(inputs) & computed
-    difference, pairs = _pair_differences(inputs, computed)
-    right, _ = implicitly_right(inputs, computed)
-    zero = torch.zeros((), dtype=torch.float64, device=difference.device)
+    right, difference, pairs = pair_sums(inputs, computed)
+    zero = torch.zeros((), dtype=torch.float64, device=right.device)
     several = parts if parts is not None and len(parts) > 1 else {}
     losses = {"loss": loss, **{f"loss_{part}": values for part, values in several.items()}}
     return {
         **{key: torch.where(rows, values.detach().double(), zero).sum() for key, values in losses.items()},
         "right": right.sum(),
-        "margin": beta * _sum(difference, pairs).sum(),
+        "margin": beta * difference.sum(),
         "model_error": _clean(inputs.model_error, usable_).detach().double().sum(),
         "ref_error": _clean(inputs.ref_error, usable_).detach().double().sum(),
-        "pairs": pairs.sum().double(),
+        "pairs": pairs.sum(),
         "candidates": usable_.sum().double(),
         "prompts": rows.sum().double(),
         "skipped_prompts": (~rows).sum().double(),

@@ -16,7 +16,7 @@ left out of that reward's votes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +67,23 @@ def rank(win_probability: npt.ArrayLike) -> Ints:
     places = np.broadcast_to(np.arange(1, phi.shape[-1] + 1), phi.shape)
     np.put_along_axis(ranks, order, places, axis=-1)
     return np.asarray(np.where(np.isnan(phi), 0, ranks))
+
+
+def admitted(scores: npt.ArrayLike, names: Sequence[str], least: Mapping[str, float]) -> Floats:
+    """The scores without those of candidates that a threshold leaves out of the ranking: they are compared with none.
+
+    Args:
+        scores: float[..., K, N].
+        names: of the N rewards.
+        least: of some of them: a candidate that one scores lower, or could not score, is left out.
+
+    Returns:
+        float64[..., K, N], NaN for all of a candidate that is left out.
+    """
+    values = np.asarray(scores, np.float64)
+    due = np.array([least.get(name, np.nan) for name in names])
+    low = (~(values >= due) & ~np.isnan(due)).any(axis=-1)
+    return np.where(low[..., None], np.nan, values)
 
 
 def weighted_wins(scores: Floats, weights: Floats) -> Floats:

@@ -39,7 +39,7 @@ CANDIDATE_TYPE = pa.struct(
 """One candidate. `scores` are in the order of the metadata's rewards; NaN where a reward failed, and then
 `score_errors`, in the same order, have what it said. A candidate without an image has null image and size, NaN scores
 and win_probability, rank 0, and its generator's `error`; of one with an image `error` is all `score_errors` in one
-text, for people."""
+text, for people, and says where a reward's threshold left it out of the ranking: rank 0, and its scores are kept."""
 
 FIRST_CANDIDATE_TYPE = pa.struct(list(CANDIDATE_TYPE)[:-1])
 """What candidates were before they had `score_errors`; such datasets are read as ever."""
@@ -49,9 +49,18 @@ DETAILS_TYPE = pa.list_(pa.string())
 judge's verdict was made from, by its label; null where no judge saw the candidate."""
 
 
-def joined_errors(names: Iterable[str], errors: Iterable[str | None]) -> str | None:
-    """`error` of a candidate with an image: what its rewards said, as `a: what; b: what`; None where none failed."""
+def joined_errors(
+    names: Sequence[str],
+    errors: Iterable[str | None],
+    scores: Iterable[float] = (),
+    least: Mapping[str, float] | None = None,
+) -> str | None:
+    """`error` of a candidate with an image: what its rewards said, as `a: what; b: what`, and which of its `scores`
+    are below a reward's threshold `least`, which leaves it out of the ranking; None where there is nothing to say."""
     told = [f"{name}: {error}" for name, error in zip(names, errors, strict=True) if error is not None]
+    for name, score in zip(names, scores, strict=False):
+        if least and name in least and float(score) < least[name]:
+            told.append(f"{name}: {score:.3g} is below least = {least[name]:g}: left out of the ranking")
     return "; ".join(told) or None
 
 
@@ -119,7 +128,7 @@ def ranked_schema(
         "rankray.schema_version": str(SCHEMA_VERSION),
         "rankray.generators": json.dumps(dict(generators)),
         "rankray.rewards": json.dumps(dict(rewards)),
-        "huggingface": json.dumps({"info": {"features": _hugging_face_features(details)}}),
+        **hugging_face(fields),
     }
     return pa.schema(fields, metadata=metadata)
 
@@ -139,31 +148,21 @@ def schema_names(schema: pa.Schema) -> tuple[dict[str, str], dict[str, str]]:
     return json.loads(metadata[b"rankray.generators"]), json.loads(metadata[b"rankray.rewards"])
 
 
-def _hugging_face_features(details: bool) -> dict[str, Any]:
-    """The feature description by which `datasets` shows `candidates[].image` as pictures.
+def hugging_face(fields: Iterable[pa.Field]) -> dict[str, str]:
+    """The metadata by which `datasets` reads columns, and shows `IMAGE_TYPE` as pictures.
 
     Lists are JSON's own, which every version from 3.0 on reads as such; `List` is a type of 4.0, and a `Sequence` of
     structs is a struct of lists to those before it.
     """
 
-    def value(dtype: str) -> dict[str, str]:
-        return {"dtype": dtype, "_type": "Value"}
+    def feature(kind: pa.DataType) -> Any:
+        if kind == IMAGE_TYPE:
+            return {"_type": "Image"}
+        if pa.types.is_list(kind):
+            return [feature(kind.value_type)]
+        if pa.types.is_struct(kind):
+            return {field.name: feature(field.type) for field in kind}
+        return {"dtype": "float32" if kind == pa.float32() else str(kind), "_type": "Value"}
 
-    candidate = {
-        "generator": value("string"),
-        "seed": value("int64"),
-        "image": {"_type": "Image"},
-        "width": value("int32"),
-        "height": value("int32"),
-        "scores": [value("float32")],
-        "win_probability": value("float32"),
-        "rank": value("int8"),
-        "error": value("string"),
-        "score_errors": [value("string")],
-    }
-    return {
-        "prompt_id": value("string"),
-        "prompt": value("string"),
-        "candidates": [candidate],
-        **({"details": [value("string")]} if details else {}),
-    }
+    features = {field.name: feature(field.type) for field in fields}
+    return {"huggingface": json.dumps({"info": {"features": features}})}

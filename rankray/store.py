@@ -6,21 +6,29 @@ candidates are 20 MB of scores under 420 GB of pictures. `validate` reads everyt
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import io
+import itertools
 import json
 import math
+import os
+import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from rankray import ranking, schema
+from rankray import ranking, schema, secret
+from rankray.words import first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,6 +38,12 @@ IMAGES = "images"
 
 MAX_FAULTS = 20
 """Faults that a `DatasetError` lists; the rest is a number."""
+
+FILES_AT_ONCE = 16
+"""An object store takes 50 ms for a request, and 58,000 prompts are 3,625 files."""
+
+ROWS_AT_ONCE = 16
+"""Of a row group that is written here: 115 MB of four 1024-pixel PNGs each."""
 
 _PLAIN = tuple(field.name for field in schema.CANDIDATE_TYPE if field.name != "image")
 
@@ -43,6 +57,15 @@ def absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
+S3_ATTEMPTS = 8
+"""Of one request, with pauses that double up to 20 s: a store may be away for ten seconds, of which half a minute on
+average is bridged (measured: 3 attempts bridge 2 s, 5 bridge 8 s, 8 bridge 27 s)."""
+
+S3_ANSWER_S = 60.0
+"""How long one answer may take: by itself pyarrow gives up after 3 s, and a busy store joins a large file's parts for
+longer."""
+
+
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of a path or URI, and the path within it.
 
@@ -50,29 +73,162 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
         OSError, ValueError: pyarrow knows no such scheme, or cannot reach the place.
     """
     place = absolute(path)
-    found: tuple[pafs.FileSystem, str]
-    found = pafs.FileSystem.from_uri(place) if "://" in place else (pafs.LocalFileSystem(), place)
-    return found[0], found[1].rstrip("/")
+    if "://" not in place:
+        return pafs.LocalFileSystem(), place.rstrip("/")
+    if secret.in_address(place):
+        raise DatasetError(f"{secret.masked(place)} holds a password or a key; {secret.REMEDY}")
+    escaped = _escaped(place)
+    if "#" in place:  # pyarrow leaves out what follows, and would read and write another key
+        raise DatasetError(f"{place}: an URI ends at '#'; where it is of the name, write {escaped}")
+    try:
+        fs, within = pafs.FileSystem.from_uri(place)
+    except pa.ArrowInvalid as error:
+        if escaped == place:
+            raise
+        raise DatasetError(
+            f"{place} is no URI, in which spaces, letters beyond ASCII and such are escaped ({first_line(error)}); "
+            f"write {escaped}"
+        ) from None
+    if not within and not isinstance(fs, pafs.LocalFileSystem):
+        raise DatasetError(f"{path} names no bucket; give one, such as {path.rstrip('/')}//BUCKET/NAME")
+    if isinstance(fs, pafs.S3FileSystem) and "?" not in place:
+        fs = _patient(fs)
+    return fs, within.rstrip("/")
+
+
+def _escaped(uri: str) -> str:
+    """An URI whose name may be written as it is, with all escaped that cannot stand in one."""
+    known = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", uri)
+    return quote(known, safe="%/:?@!$&'()*+,;=~")
+
+
+def _patient(fs: pafs.S3FileSystem) -> pafs.S3FileSystem:
+    """The same store, asked `S3_ATTEMPTS` times: as an URI gives it, pyarrow gives up after 6 s without an answer.
+
+    What an URI says after "?" cannot be read back from it, so such a store stays as it is.
+    """
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return pafs.S3FileSystem(
+        region=fs.region,
+        endpoint_override=endpoint,
+        request_timeout=S3_ANSWER_S,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
+    )
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or is nested thousands deep.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def read_json(path: str, fs: pafs.FileSystem) -> dict[str, Any]:
-    """The object in a JSON file."""
+    """The object in a JSON file.
+
+    Raises:
+        DatasetError: it holds none: cut short, changed, nested thousands deep.
+        OSError: it cannot be opened.
+    """
     with fs.open_input_stream(path) as stream:
-        value: dict[str, Any] = json.loads(stream.read())
+        data = stream.read()
+    try:
+        value = parse_json(data)
+    except ValueError as error:
+        raise DatasetError(f"{path} is no JSON ({error}); get it again, or let its job write it") from None
+    if not isinstance(value, dict):
+        raise DatasetError(f"{path} holds {type(value).__name__}, where an object is due; get it again")
     return value
 
 
-def write_text(path: str, text: str, fs: pafs.FileSystem) -> None:
+def read_text(path: str, fs: pafs.FileSystem) -> str | None:
+    """A file's text, what is no UTF-8 in it replaced; None where there is no such file."""
+    if fs.get_file_info(path).type != pafs.FileType.File:
+        return None
+    with fs.open_input_stream(path) as stream:
+        return bytes(stream.read()).decode("utf-8", "replace")
+
+
+def read_json_lines(path: str, fs: pafs.FileSystem) -> list[dict[str, Any]]:
+    """The objects of a file of ours that has one a line; none where there is no such file.
+
+    Raises:
+        DatasetError: a line holds none; it is named.
+    """
+    found = []
+    for number, line in enumerate((read_text(path, fs) or "").splitlines(), 1):
+        try:
+            value = parse_json(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise DatasetError(f"{path}, line {number}: it is no JSON object; get the file again")
+        found.append(value)
+    return found
+
+
+def write_bytes(path: str, data: bytes, fs: pafs.FileSystem) -> None:
     """Writes a file whole: under a passing name first, so that no reader sees half of it."""
     passing = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     with fs.open_output_stream(passing) as stream:
-        stream.write(text.encode("utf-8"))
+        stream.write(data)
     fs.move(passing, path)
+
+
+def write_text(path: str, text: str, fs: pafs.FileSystem) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"), fs)
+
+
+def json_text(value: dict[str, Any]) -> str:
+    """An object as the text of a file."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def write_json(path: str, value: dict[str, Any], fs: pafs.FileSystem) -> None:
     """Writes an object as JSON, whole."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", fs)
+    write_text(path, json_text(value), fs)
+
+
+SEAL = "seal"
+"""The key, of what a job writes last, that has the hash of all else there: whether it was changed since can be told."""
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object as JSON has it, with its seal."""
+    plain = {key: item for key, item in json.loads(json_text(dict(value))).items() if key != SEAL}
+    return {**plain, SEAL: hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]}
+
+
+def write_rows(
+    path: str,
+    rows: Iterable[dict[str, Any]],
+    names: Mapping[str, Mapping[str, str]],
+    fs: pafs.FileSystem,
+) -> int:
+    """Writes one file of a ranked dataset, whole or not at all, a few rows in memory at a time; how many.
+
+    Args:
+        path: of the file, within `fs`.
+        rows: as Python values, their pictures inline; all with `details`, or none.
+        names: of "generators" and "rewards": label -> revision.
+    """
+    found, count = iter(rows), 0
+    batch = list(itertools.islice(found, ROWS_AT_ONCE))
+    details = bool(batch) and "details" in batch[0]
+    due = schema.ranked_schema(names["generators"], names["rewards"], details)
+    with pq.ParquetWriter(f"{path}.tmp", due, filesystem=fs) as writer:
+        while batch:
+            writer.write_table(pa.Table.from_pylist(batch, due))
+            count += len(batch)
+            batch = list(itertools.islice(found, ROWS_AT_ONCE))
+    fs.move(f"{path}.tmp", path)
+    return count
 
 
 def complete(path: str) -> bool:
@@ -91,14 +247,34 @@ class RankedDataset:
     fs: pafs.FileSystem
 
     def tables(self, images: bool = False) -> Iterator[pa.Table]:
-        """A table a file, with columns prompt_id, prompt, candidates; candidates without `image` unless asked."""
-        for file in self.files:
-            yield read_table(file, self.fs, images)
+        """A table a file, with columns prompt_id, prompt, candidates; candidates without `image` unless asked, and then
+        `FILES_AT_ONCE` are read side by side."""
+        at_once = 1 if images else FILES_AT_ONCE
+        read = functools.partial(read_table, fs=self.fs, images=images)
+        with ThreadPoolExecutor(at_once) as pool:
+            for start in range(0, len(self.files), at_once):
+                yield from pool.map(read, self.files[start : start + at_once])
 
     def rows(self, images: bool = False) -> Iterator[dict[str, Any]]:
         """Every row as Python values."""
         for table in self.tables(images):
             yield from located(table.to_pylist(), self.path)
+
+    def groups(self, file: str) -> Iterator[list[dict[str, Any]]]:
+        """A file's rows, pictures and all, a row group in memory at a time."""
+        parquet = pq.ParquetFile(file, filesystem=self.fs)
+        for group in range(parquet.num_row_groups):
+            yield located(parquet.read_row_group(group).to_pylist(), self.path)
+
+    def ids(self, file: str) -> list[str]:
+        """The prompt ids of a file's rows, in their order."""
+        return row_ids(file, self.fs)
+
+
+def row_ids(file: str, fs: pafs.FileSystem) -> list[str]:
+    """The prompt ids of a Parquet file's rows, in their order; nothing else of it is read."""
+    ids: list[str] = pq.read_table(file, columns=["prompt_id"], filesystem=fs)["prompt_id"].to_pylist()
+    return ids
 
 
 def read_table(file: str, fs: pafs.FileSystem, images: bool = False) -> pa.Table:
@@ -112,7 +288,34 @@ def read_table(file: str, fs: pafs.FileSystem, images: bool = False) -> pa.Table
 def data_files(fs: pafs.FileSystem, path: str) -> tuple[str, ...]:
     """The Parquet files of the dataset at `path` within `fs`, sorted."""
     selector = pafs.FileSelector(f"{path}/data", allow_not_found=True)
-    return tuple(sorted(info.path for info in fs.get_file_info(selector) if info.path.endswith(".parquet")))
+    try:
+        found = fs.get_file_info(selector)
+    except NotADirectoryError:
+        found = []
+    return tuple(sorted(info.path for info in found if info.path.endswith(".parquet")))
+
+
+_OTHERS = {
+    "run.json": "but a training; give the dataset that it learnt from, or another",
+    "align.json": "but an alignment; its datasets are round-1/synpic and so on",
+    "results.json": "but an evaluation; give a dataset",
+    "ablation.json": "but an ablation; its dataset is synpic",
+    "webdataset.json": "but shards; `rankray import` makes them a dataset again",
+}
+"""What else a directory is, by the file that is written last, and what to do about it."""
+
+
+def _in_its_place(fs: pafs.FileSystem, place: str) -> str:
+    """What is where a dataset was looked for."""
+    kind = fs.get_file_info(place).type
+    if kind == pafs.FileType.NotFound:
+        return "nor anything else; look at how it is written"
+    if kind == pafs.FileType.File:
+        return "but a file; give the directory that holds dataset.json"
+    for marker, words in _OTHERS.items():
+        if fs.get_file_info(f"{place}/{marker}").type == pafs.FileType.File:
+            return words
+    return "as there is no dataset.json; give the output of a finished job"
 
 
 def read(path: str) -> RankedDataset:
@@ -127,10 +330,26 @@ def read(path: str) -> RankedDataset:
         state = (
             f"{len(files)} data files, but no dataset.json: the job is not finished; run it again"
             if files
-            else ("no dataset there")
+            else f"no dataset there, {_in_its_place(fs, place)}"
         )
         raise DatasetError(f"{absolute(path)}: {state}")
-    return RankedDataset(absolute(path), read_json(f"{place}/dataset.json", fs), data_files(fs, place), fs)
+    info, files = read_json(f"{place}/dataset.json", fs), data_files(fs, place)
+    dataset = RankedDataset(absolute(path), info, files, fs)
+    if not files:
+        require_rows(dataset, 0)
+    return dataset
+
+
+def require_rows(dataset: RankedDataset, found: int) -> None:
+    """Refuses a dataset of which `found` rows are there, and its `dataset.json` names another number.
+
+    Raises:
+        DatasetError: so it is.
+    """
+    due = dataset.info.get("rows", found)
+    if due != found:
+        there = f"{found:,} rows in data/" if dataset.files else "no file in data/"
+        raise DatasetError(f"{dataset.path}: {there}, and rows are due: {due}; copy all of it again")
 
 
 @dataclass(frozen=True)
@@ -147,7 +366,7 @@ def validate(path: str) -> Validation:
     """Checks everything that a finished dataset claims of itself.
 
     Ids are unique and the prompts' hashes; candidates, seeds and revisions are the configuration's (of what was
-    imported: two candidates a row, of the models that are named, their seeds unknown); win probability (or what
+    imported: of the models that are named, their seeds unknown, two a pair); win probability (or what
     `rankray.data.rerank` put in its place) and rank, computed again from the stored scores, agree exactly (float32);
     every image decodes to the stated size; failed candidates carry nothing but their error;
     the counts of `dataset.json` hold.
@@ -178,7 +397,7 @@ def validate(path: str) -> Validation:
             rows += 1
             candidates += len(row["candidates"])
             images += sum(candidate["image"] is not None for candidate in row["candidates"])
-            failures += _failures(row["candidates"])
+            failures += _failures(row["candidates"], dataset.info)
     counted = {"rows": rows, "candidates": candidates, "images": images}
     for key, count in counted.items():
         if dataset.info[key] != count:
@@ -193,12 +412,37 @@ def validate(path: str) -> Validation:
     return Validation(rows, candidates, images, failures)
 
 
-def _failures(candidates: Sequence[dict[str, Any]]) -> int:
-    """A candidate without an image is one failure; one with an image, one for each NaN score."""
-    return sum(
-        1 if candidate["image"] is None else sum(math.isnan(score) for score in candidate["scores"])
-        for candidate in candidates
-    )
+def well_formed(dataset: RankedDataset) -> bool:
+    """Whether its rows have the columns and the values that a dataset's have, be they true or not, and are as many as
+    it says; pictures aside."""
+    scores, count = len(dataset.info["rewards"]), 0
+    for file in dataset.files:
+        if _schema_faults(pq.read_schema(file, filesystem=dataset.fs), dataset.info, file):
+            return False
+        for row in read_table(file, dataset.fs).to_pylist():
+            kept = [row["prompt_id"], row["prompt"], *(row["candidates"] or [None])]
+            for one in row["candidates"] or ():
+                kept += [one["generator"], one["rank"], one["win_probability"], *(one["scores"] or [None])]
+            if None in kept or any(len(one["scores"]) != scores for one in row["candidates"]):
+                return False
+            count += 1
+    return bool(count == dataset.info["rows"])
+
+
+def partial_rewards(info: dict[str, Any]) -> list[bool]:
+    """Of each reward, whether it had no say on some candidates: a NaN of it is no failure (people's votes)."""
+    return [bool(reward.get("partial")) for reward in info["rewards"]]
+
+
+def _failed(candidate: dict[str, Any], info: dict[str, Any]) -> list[bool]:
+    """Of each reward, whether it failed for the candidate."""
+    due = zip(candidate["scores"], partial_rewards(info), strict=False)  # lengths are checked elsewhere
+    return [math.isnan(score) and not partial for score, partial in due]
+
+
+def _failures(candidates: Sequence[dict[str, Any]], info: dict[str, Any]) -> int:
+    """A candidate without an image is one failure; one with an image, one for each reward that failed."""
+    return sum(1 if found["image"] is None else sum(_failed(found, info)) for found in candidates)
 
 
 def _schema_faults(found: pa.Schema, info: dict[str, Any], name: str) -> list[str]:
@@ -238,7 +482,7 @@ def _row_faults(row: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
         if len(candidate["scores"]) != len(info["rewards"]):
             yield f"{name}: {len(candidate['scores'])} scores for {len(info['rewards'])} rewards"
             return
-        yield from (f"{name}: {fault}" for fault in _candidate_faults(candidate))
+        yield from (f"{name}: {fault}" for fault in _candidate_faults(candidate, info))
     yield from _ranking_faults(candidates, info)
 
 
@@ -253,18 +497,21 @@ def _due_id(row: dict[str, Any], info: dict[str, Any]) -> str:
 
 
 def _due_names(row: dict[str, Any], info: dict[str, Any]) -> list[str]:
-    """Generators in the dataset's order, each as often as it drew; of an imported pair, any two of them."""
-    if not info.get("imported"):
+    """Generators in the dataset's order, each as often as it drew; of what was imported, any: two of them of a pair."""
+    imported = info.get("imported")
+    if not imported:
         return [item["name"] for item in info["generators"] for _ in range(item["samples"])]
     names = {item["name"] for item in info["generators"]}
     given = [candidate["generator"] for candidate in row["candidates"]]
-    return [name if name in names else f"one of {sorted(names)}" for name in given[:2]]
+    due = given[:2] if imported["format"] == "pickapic" else given
+    return [name if name in names else f"one of {sorted(names)}" for name in due]
 
 
 def _due_seeds(row: dict[str, Any], info: dict[str, Any]) -> list[int | None]:
-    """Seeds that identify what was drawn here; nothing is known of imported pictures'."""
-    if info.get("imported"):
-        return [None] * len(row["candidates"])
+    """Seeds that identify what was drawn here; nothing is known of imported pictures', and merged ones stay."""
+    if imported := info.get("imported"):
+        merged = imported["format"] == "merge"
+        return [candidate["seed"] if merged else None for candidate in row["candidates"]]
     return [
         schema.candidate_seed(info["seed"], row["prompt_id"], item.get("seed_name") or item["name"], sample)
         for item in info["generators"]
@@ -275,8 +522,10 @@ def _due_seeds(row: dict[str, Any], info: dict[str, Any]) -> list[int | None]:
 def _ranking_faults(candidates: list[dict[str, Any]], info: dict[str, Any]) -> Iterator[str]:
     scores = np.array([candidate["scores"] for candidate in candidates], np.float32)
     how = info.get("ranking", {"aggregation": "win_probability", "weights": {}})
-    weights = [how["weights"].get(reward["name"], 1.0) for reward in info["rewards"]]
-    phi = ranking.strength(how["aggregation"], scores, weights)
+    names = [reward["name"] for reward in info["rewards"]]
+    weights = [how["weights"].get(name, 1.0) for name in names]
+    compared = ranking.admitted(scores, names, how.get("least", {}))
+    phi = ranking.strength(how["aggregation"], compared, weights)
     stored = np.array([candidate["win_probability"] for candidate in candidates], np.float32)
     if not np.array_equal(stored, phi.astype(np.float32), equal_nan=True):
         yield f"win_probability {stored.tolist()}, the scores make it {phi.astype(np.float32).tolist()}"
@@ -285,8 +534,8 @@ def _ranking_faults(candidates: list[dict[str, Any]], info: dict[str, Any]) -> I
         yield f"rank {ranks}, the scores make it {ranking.rank(phi).tolist()}"
 
 
-def _candidate_faults(candidate: dict[str, Any]) -> Iterator[str]:
-    failed = [math.isnan(score) for score in candidate["scores"]]
+def _candidate_faults(candidate: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
+    failed = _failed(candidate, info)
     told = [error is not None for error in candidate.get("score_errors") or ()]
     if any(failed) and not candidate["error"]:
         yield "a score is NaN, and no error says why"
@@ -301,7 +550,7 @@ def _candidate_faults(candidate: dict[str, Any]) -> Iterator[str]:
     try:
         size = image_size(candidate["image"])
     except (OSError, ValueError, SyntaxError) as error:
-        yield f"the image cannot be read: {str(error).splitlines()[0]}"
+        yield f"the image cannot be read: {first_line(error)}"
         return
     if size != (candidate["width"], candidate["height"]):
         yield f"the image is {size[0]}x{size[1]}, stated are {candidate['width']}x{candidate['height']}"
@@ -340,6 +589,14 @@ def image_bytes(image: dict[str, Any]) -> bytes:
         return bytes(stream.read())
 
 
+def with_images(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, as `located` gave it, with its pictures in it."""
+    for candidate in row["candidates"]:
+        if candidate["image"] is not None:
+            candidate["image"] = {"bytes": image_bytes(candidate["image"]), "path": None}
+    return row
+
+
 def missing_images(dataset: RankedDataset) -> list[str]:
     """Places of pictures that rows name and that are not there; rows that hold their pictures miss none."""
     if dataset.info["identity"].get("images.store") == "inline":
@@ -364,18 +621,36 @@ def missing_images(dataset: RankedDataset) -> list[str]:
     return missing
 
 
-def require_images(dataset: RankedDataset) -> None:
-    """Refuses a dataset whose rows name pictures that are not there.
+def require_whole(dataset: RankedDataset) -> None:
+    """Refuses a dataset of which rows are not there, or whose rows name pictures that are not.
 
     Raises:
         DatasetError: so it is.
     """
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        heads = pool.map(functools.partial(pq.read_metadata, filesystem=dataset.fs), dataset.files)
+        require_rows(dataset, sum(head.num_rows for head in heads))
     missing = missing_images(dataset)
     if missing:
         raise DatasetError(
             f"{dataset.path}: {len(missing):,} images are missing, the first is {missing[0]}; put its {IMAGES} "
             "directory back"
         )
+
+
+def opened(data: bytes) -> Image.Image:
+    """A stored picture, not decoded yet.
+
+    Raises:
+        OSError, SyntaxError: it is none.
+        DatasetError: it claims more pixels than Pillow decodes, 179 million.
+    """
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise DatasetError(f"a picture cannot be opened ({error}); get its dataset again") from None
 
 
 def shown(picture: Image.Image) -> Image.Image:
@@ -408,8 +683,6 @@ def image_size(image: dict[str, Any]) -> tuple[int, int]:
     Raises:
         OSError, ValueError, SyntaxError: it is missing, cut short, or none that `shown` takes.
     """
-    from PIL import Image
-
-    with Image.open(io.BytesIO(image_bytes(image))) as picture:
+    with opened(image_bytes(image)) as picture:
         width, height = shown(picture).size
     return width, height

@@ -8,7 +8,10 @@ parsed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+Say = Callable[[str], None]
+"""Who takes lines for whoever looks on."""
 
 PROMPT_CHARACTERS = 240
 MISSING = "–"
@@ -76,6 +79,18 @@ def count(number_: int, noun: str) -> str:
 def short(text: str, characters: int = PROMPT_CHARACTERS) -> str:
     """The text, or its beginning and an ellipsis where it is longer."""
     return text if len(text) <= characters else text[:characters].rstrip() + "…"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its further lines; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Lines of a Markdown table; a bar within a cell stays one."""
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in (header, *rows)]
+    lines = [f"| {' | '.join(line)} |" for line in cells]
+    return [lines[0], "|---" * len(cells[0]) + "|", *lines[1:]]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:

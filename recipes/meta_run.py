@@ -15,7 +15,9 @@ import json
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -130,9 +132,53 @@ def _flux(module: Any, part: Component, side: int) -> Any:
     return module(_empty(1, tokens, 64), text, pooled, _empty(1), places[1], places[0], guidance)
 
 
+def _chroma(module: Any, part: Component, side: int) -> Any:
+    tokens = (side // 16) ** 2
+    places, mask = (_empty(part.tokens, 3), _empty(tokens, 3)), _empty(1, part.tokens + tokens)
+    return module(_empty(1, tokens, 64), _empty(1, part.tokens, 4096), _empty(1), places[1], places[0], mask)
+
+
+def _flux2(module: Any, part: Component, side: int) -> Any:
+    tokens = (side // 16) ** 2
+    text, places = _empty(1, part.tokens, 7680), (_empty(1, part.tokens, 4), _empty(1, tokens, 4))
+    return module(_empty(1, tokens, 128), text, _empty(1), places[1], places[0])
+
+
+def _lumina2(module: Any, part: Component, side: int) -> Any:
+    text, mask = _empty(1, part.tokens, 2304), torch.ones(1, part.tokens, dtype=torch.long)
+    return module(_empty(1, 16, side // 8, side // 8), _empty(1), text, mask)
+
+
+def _cogview4(module: Any, part: Component, side: int) -> Any:
+    size, text = torch.full((1, 2), float(side), device="meta"), _empty(1, part.tokens, 4096)
+    return module(
+        _empty(1, 16, side // 8, side // 8), text, _empty(1), size, size, torch.zeros(1, 2, device="meta")
+    )
+
+
+def _z_image(module: Any, part: Component, side: int) -> Any:
+    text = _empty(part.tokens, 2560)
+    return module([_empty(16, 1, side // 8, side // 8)], _empty(1), [text])
+
+
+def _qwen_image(module: Any, part: Component, side: int) -> Any:
+    tokens, text = (side // 16) ** 2, _empty(1, part.tokens, 3584)
+    shape = [[(1, side // 16, side // 16)]]
+    return module(_empty(1, tokens, 64), text, timestep=_empty(1), img_shapes=shape)
+
+
+def _ernie_image(module: Any, part: Component, side: int) -> Any:
+    text, lengths = _empty(1, part.tokens, 3072), _ids(1)
+    with mock.patch("torch.autocast", return_value=nullcontext()):  # it knows no meta device
+        return module(_empty(1, 128, side // 16, side // 16), _empty(1), text, lengths)
+
+
 def _sana(module: Any, part: Component, side: int) -> Any:
     text, mask = _empty(1, part.tokens, 2304), _empty(1, part.tokens)
-    return module(_empty(1, 32, side // 32, side // 32), text, _empty(1), encoder_attention_mask=mask)
+    guidance = _empty(1) if part.config.get("guidance_embeds") else None
+    return module(
+        _empty(1, 32, side // 32, side // 32), text, _empty(1), guidance, encoder_attention_mask=mask
+    )
 
 
 def _cascade(module: Any, part: Component, side: int) -> Any:
@@ -149,6 +195,11 @@ def _cascade(module: Any, part: Component, side: int) -> Any:
 def _decode(module: Any, part: Component, side: int) -> Any:
     shrunk = {"AutoencoderDC": 32, "PaellaVQModel": 4}.get(part.kind.rpartition(".")[2], 8)
     return module.decode(_empty(1, part.config["latent_channels"], side // shrunk, side // shrunk))
+
+
+def _decode_film(module: Any, part: Component, side: int) -> Any:
+    """Of one picture."""
+    return module.decode(_empty(1, part.config["z_dim"], 1, side // 8, side // 8))
 
 
 def _text(module: Any, part: Component, side: int) -> Any:
@@ -198,13 +249,27 @@ CALLS: dict[str, Callable[[Any, Component, int], Any]] = {
     "FluxTransformer2DModel": _flux,
     "SanaTransformer2DModel": _sana,
     "StableCascadeUNet": _cascade,
+    "ChromaTransformer2DModel": _chroma,
+    "Flux2Transformer2DModel": _flux2,
+    "Lumina2Transformer2DModel": _lumina2,
+    "CogView4Transformer2DModel": _cogview4,
+    "ZImageTransformer2DModel": _z_image,
+    "QwenImageTransformer2DModel": _qwen_image,
+    "ErnieImageTransformer2DModel": _ernie_image,
     "AutoencoderKL": _decode,
+    "AutoencoderKLFlux2": _decode,
+    "AutoencoderKLQwenImage": _decode_film,
     "AutoencoderDC": _decode,
     "PaellaVQModel": _decode,
     "CLIPTextModel": _text,
     "CLIPTextModelWithProjection": _text,
     "T5EncoderModel": _text,
     "Gemma2Model": _text,
+    "GlmModel": _text,
+    "Mistral3Model": _text,
+    "Qwen2_5_VLForConditionalGeneration": _text,
+    "Qwen3ForCausalLM": _text,
+    "Qwen3Model": _text,
     "CLIPModel": _clip,
     "CLIPVisionModel": _vision,
     "BlipVisionModel": _vision,
@@ -216,7 +281,7 @@ CALLS: dict[str, Callable[[Any, Component, int], Any]] = {
 }
 """How each class is called for one item, a picture of `side` pixels square."""
 
-SIZED = frozenset({_unet, _sd3, _pixart, _flux, _sana, _cascade, _decode})
+SIZED = frozenset(CALLS.values()) - {_text, _clip, _vision, _blip_text, _question, _mps, _project, _rate}
 """Those whose cost depends on the picture's size; the others see text, or a picture made small."""
 
 

@@ -8,9 +8,10 @@ would take every Ray of the machine with it. Starting and stopping it costs abou
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import ctypes
-import json
+import logging
 import os
 import secrets
 import shlex
@@ -27,6 +28,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
+
+from rankray.cluster.terminal import Screen
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -141,23 +145,50 @@ def private_ray() -> Iterator[dict[str, str]]:
 
 
 def submit(options: list[str], config: str, environment: dict[str, str]) -> int:
-    """Submits `jobs/align.py`, follows its log, and returns 0 if the job succeeded.
+    """Submits `jobs/align.py`, follows its log, and returns its exit code; 2 where no Ray takes it.
 
     The job is stopped if following it is interrupted: on a Ray that is not ours it would go on.
     """
-    submission = f"rankray-demo-{uuid.uuid4().hex[:8]}"
-    runtime = {"env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}}
-    command = ["ray", "job", "submit", "--submission-id", submission, "--working-dir", "."]
-    command += ["--runtime-env-json", json.dumps(runtime), "--"]
-    command += ["python", "jobs/align.py", "--config", config, *options]
-    print(f"demo: {shlex.join(command)}", flush=True)
+    os.environ.update(environment)  # read where Ray is imported: the address and the token
+    from ray.exceptions import RayError
+    from ray.job_submission import JobSubmissionClient
+
+    logging.disable(logging.WARNING)  # what is packed and uploaded
+    command = shlex.join(["python", "jobs/align.py", "--config", config, *options])
     try:
-        followed = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+        client = JobSubmissionClient()
+        print(f"demo: {command}", flush=True)
+        name = client.submit_job(
+            entrypoint=command,
+            submission_id=f"rankray-demo-{uuid.uuid4().hex[:8]}",
+            runtime_env={
+                "working_dir": str(ROOT),
+                "env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
+            },
+        )
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        print(
+            f"demo: that Ray takes no job ({said}); it may be too busy to answer, or want its token (export "
+            "RAY_AUTH_MODE=token); or start another for the demo alone: --own-ray",
+            file=sys.stderr,
+        )
+        return 2
+    screen = Screen(sys.stdout)
+    try:
+        asyncio.run(_follow(client, name, screen))
     except BaseException:
-        stopping = ["ray", "job", "stop", "--no-wait", submission]
-        subprocess.run(stopping, env=environment, check=False, stdout=subprocess.DEVNULL)
+        client.stop_job(name)
         raise
-    return followed.returncode
+    finally:
+        screen.clear()
+    ended = client.get_job_info(name)
+    return 0 if ended.status == "SUCCEEDED" else ended.driver_exit_code or 1
+
+
+async def _follow(client: Any, name: str, screen: Screen) -> None:
+    async for text in client.tail_job_logs(name):
+        screen.write(text)
 
 
 def free_ports(count: int) -> list[int]:

@@ -18,6 +18,9 @@ from hypothesis import settings
 # Before anything imports ray or torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = (
+    "1"  # or a stand-in's answers would be kept for whatever asks a hub next
+)
 for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
     os.environ.pop(name, None)
 
@@ -27,7 +30,7 @@ settings.load_profile("rankray")
 
 GOLDEN = Path(__file__).parent / "golden"
 MASKED = re.compile(
-    r"/(?:created|rankray_version|first_block|gpu|steps/Ray|steps/nodes and plan|steps/environments and prompts"
+    r"/(?:created|rankray_version|seal|first_block|gpu|steps/Ray|steps/nodes and plan|steps/environments and prompts"
     r"|cpu_minutes|(?:gpu|cpu)_hours|(?:peak_)?gpu_gb|memory_gb|data_wait_share"
     r"|(?:busy|load|idle|alive|start|wall|step|data_wait|cpu)_s|(?:images|rows|prompts)_per_s"
     r"|items|images_made|totals/images)$"  # as actors metered it: a last report may be missing
@@ -35,6 +38,29 @@ MASKED = re.compile(
 """Where in a JSON file time, machine, version or luck decide; the value's type stays."""
 STATED = re.compile(r"/(?:identity|settings)/|/(?:learning_rate|beta)$")
 """Where numbers are what a user asked for: they are compared exactly."""
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """A bucket of an S3 server on this machine, which pyarrow finds by its environment."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow.fs import FileSystem
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {
+        "AWS_ACCESS_KEY_ID": "rankray",
+        "AWS_SECRET_ACCESS_KEY": "rankray",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+            patch.setenv(name, value)
+        fs, _ = FileSystem.from_uri("s3://rankray?allow_bucket_creation=true")
+        fs.create_dir("rankray")
+        yield "rankray"
+    server.stop()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

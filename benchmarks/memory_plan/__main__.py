@@ -29,7 +29,7 @@ def known() -> dict[str, Callable[[Path], runs.Run]]:
     """What runs each name."""
     found: dict[str, Callable[[Path], runs.Run]] = {}
     for name, row in GENERATORS.items():
-        if row.full_size:
+        if row.full_size and name not in runs.UNSEEN:
             found[name] = lambda place, name=name: runs.generator(name, place)
     for name in runs.REWARD_NAMES:
         found[name] = lambda place, name=name: runs.reward(name, place)

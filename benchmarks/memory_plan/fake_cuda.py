@@ -106,6 +106,7 @@ class _Faked(Counted):
             "equal": _equal,
             "nonzero": _nonzero,
             "index": _index,
+            "split_with_sizes": _split,
         }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -180,6 +181,14 @@ def _index(func: Any, tensor: Tensor, places: Sequence[Tensor | None], *more: An
         else:
             found.append(place)
     return func(tensor, found, *more)
+
+
+def _split(func: Any, tensor: Tensor, sizes: Sequence[int], dim: int = 0) -> Any:
+    """Into equal parts where the sizes are numbers that are not known, and so 0."""
+    if not any(sizes):
+        part, rest = divmod(tensor.shape[dim], len(sizes))
+        sizes = [part + rest] + [part] * (len(sizes) - 1)
+    return func(tensor, sizes, dim)
 
 
 def _attention(

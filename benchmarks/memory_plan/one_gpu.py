@@ -28,7 +28,7 @@ from rankray.rankdpo import zero
 from rankray.rankdpo.encoded import Layout, encoded_table
 from rankray.rankdpo.feed import Rows
 from rankray.rankdpo.step import TrainedModel, Training
-from rankray.rankdpo.train_job import TrainJob
+from rankray.rankdpo.train_job import RowSet, TrainJob
 from recipes.random_weights.full_size import fill
 
 JOBS = {"sdxl": "rankdpo-sdxl.toml", "sd3-medium": "rankdpo-sd3.toml"}
@@ -114,8 +114,8 @@ class Trainer:
             changes["tuned.dtype"] = "float32"
         self.job = TrainJob(
             config=config.build(RankDPOConfig, config.with_options(tables, changes)),
-            spec=spec, files=(str(place / "rows.parquet"),), files_uri=str(place),
-            layout=layout, encoded=str(place), reference=None, encoders=(), reward=None, labelling=None,
+            spec=spec, sets=(RowSet((str(place / "rows.parquet"),), str(place), layout),),
+            encoded=str(place), encoders=(), reward=None,
             rows=PROMPTS, sample_prompts=(), output=str(place), device=device,
         )  # fmt: skip
         with _own_threads():

@@ -26,8 +26,14 @@ from rankray.models.rewards import REWARDS
 from rankray.models.targets import Target, load
 
 Plant = Callable[[Any], None]
-FLUX_ANGLES = 300_000
-"""diffusers computes the angles of Flux's rotary embedding in float64: 4,608 tokens of 56."""
+ANGLES = {
+    "FluxPipeline": 300_000,
+    "ChromaPipeline": 300_000,
+    "Flux2KleinPipeline": 150_000,
+    "Lumina2Pipeline": 10**9,
+}
+"""diffusers computes the angles of these rotary embeddings in float64: Flux's are 4,608 tokens of 56, Flux.2's 4,096
+of 32 on each axis, and Lumina's are multiplied with queries and keys so."""
 PROMPTS = ("a red kite over an old mill", "two blue birds", "a red kite over an old mill")
 
 
@@ -78,6 +84,10 @@ def run(target: Target, call: Callable[[Any], Any], plant: Plant | None, **faked
     return Run(target.name, spec.dtype, spec.batch_size, made, *bytes_alive, *planned)
 
 
+UNSEEN = {"ernie-image"}
+"""Whose pipeline asks the device how long its texts are, which a fake one does not know."""
+
+
 def generator(name: str, place: Path, plant: Plant | None = None) -> Run:
     """A generator's row draws three prompts in two steps: a step takes what all take."""
     row = GENERATORS[name]
@@ -85,8 +95,7 @@ def generator(name: str, place: Path, plant: Plant | None = None) -> Run:
     call = {key: 2 if key == "num_inference_steps" else value for key, value in row.call.items()}
     spec = replace(row, source=str(place), variant=None, steps=min(row.steps, 2), call=call)
     target = Target(name, spec.target, {"spec": spec})
-    doubles = FLUX_ANGLES if row.pipeline == "FluxPipeline" else DOUBLES
-    faked = {"answer": True, "doubles": doubles}
+    faked = {"answer": True, "doubles": ANGLES.get(row.pipeline, DOUBLES)}
     return run(target, lambda model: model.generate(list(PROMPTS), [1, 2, 3]), plant, **faked)
 
 

@@ -33,7 +33,7 @@ from rankray.rankdpo import step as training_step
 from rankray.rankdpo.encoded import decoded_row, layout_of
 from rankray.rankdpo.encoding import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob
 from rankray.rankdpo.feed import Loaded, Reads
-from rankray.rankdpo.train_job import TrainJob
+from rankray.rankdpo.train_job import RowSet, TrainJob
 
 CANDIDATES = 4
 PROMPT = "a red kite over an old mill"
@@ -110,14 +110,10 @@ def job_of(name: str, spec: GeneratorSpec, place: Path, device: str, options: Ma
     return TrainJob(
         config=config.build(RankDPOConfig, config.with_options(tables, dotted)),
         spec=spec,
-        files=(),
-        files_uri=str(place),
-        layout=None,
+        sets=(RowSet((), str(place), None),),
         encoded=str(place),
-        reference=None,
         encoders=(),
         reward=None,
-        labelling=None,
         rows=2,
         sample_prompts=(),
         output=str(place),
@@ -145,7 +141,10 @@ def step(case: str, place: Path, kind: str = "cpu", plant: Plant | None = None, 
         model = training_step.TrainedModel(job)
         if model.mode == "precomputed":
             reference = ReferenceActor(ReferenceJob(spec, kind, job.config, job.encoded, ONE_EPOCH))(table)
-            model.ahead = {row["prompt_id"]: row["ref_error"] for row in reference.to_pylist()}
+            rows = tuple(
+                replace(row, ref_error=errors)
+                for row, errors in zip(rows, reference["ref_error"].to_pylist(), strict=True)
+            )
             del reference
         held = [*model.module.parameters(), *(model.copy.parameters() if model.copy is not None else ())]
         assert {(p.device.type, p.dtype) for p in held} == {(kind, torch.bfloat16)}

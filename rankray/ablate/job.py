@@ -28,10 +28,10 @@ from rankray import store
 from rankray.ablate import table as tables
 from rankray.ablate.trials import START, Bench, Outcome, outcomes, room
 from rankray.ablate.tuning import Choice, Grid, Place, Trial, best_point, choose, next_trials
-from rankray.cluster.job import Job, Result, Say, open_output
+from rankray.cluster.job import Job, Result, connect, open_output
 from rankray.config import ConfigError, nearest
 from rankray.config.ablate import CHECKER, AblationConfig, Row
-from rankray.config.rankdpo import RankDPOConfig
+from rankray.config.rankdpo import WITHOUT_PAIRS
 from rankray.data import place
 from rankray.data.place import Publish
 from rankray.data.prompts import read_prompts
@@ -39,8 +39,7 @@ from rankray.evals.shapes import categories as categories_of
 from rankray.rankdpo import job as rankdpo
 from rankray.rankdpo import labels
 from rankray.synpic import job as synpic
-
-HAS_NO_BETA = frozenset({"sft", "weighted_sft"})
+from rankray.words import Say
 
 
 def run(config: AblationConfig, say: Say, publish_dataset: Publish, publish: Publish) -> Result:
@@ -50,30 +49,33 @@ def run(config: AblationConfig, say: Say, publish_dataset: Publish, publish: Pub
         ConfigError: something in the configuration, the prompts, the models or the cluster does not fit.
     """
     output = open_output(config.output)
-    _, revision = check(config, output.uri)
-    contents = {f"{name}.contents": place.prompts_digest(rows) for name, rows in _prompts_of(config).items()}
+    revision, prompts = check(config, output.uri)
+    contents = {f"{name}.contents": place.prompts_digest(rows) for name, rows in prompts.items()}
     identity = place.identity_of(config, {"model": revision}, contents)
     job = Job("ablate", config, output, "ablation.json", identity, say)
 
     def work(_: None, meter: Any) -> dict[str, Any]:
         made = synpic.run(config.synpic(output.uri_of("synpic")), say, publish_dataset)
-        bench = Bench(config, output, made.path, say)
+        bench = Bench(config, output, made.path, say, prompts)
         say(plan_line(config))
-        held_out = _prompts_of(config)["held_out"]
+        held_out = prompts["held_out"]
         searches, start = _searched(bench, len(held_out))
         settings, tuned = _chosen(bench, searches, start, len(held_out))
         figures = _figures(bench, made.info, settings, held_out, tuned["power"])
         info = {**figures, **tuned, "identity": place.claimed(output)}
-        for table in info["tables"]:
-            say(f"\nTable {table}\n{tables.markdown(info, table)}")
-        output.write_text("tables.md", _markdown(info))
+        parts = {table: tables.markdown(info, table) for table in info["tables"]}
+        for table, text in parts.items():
+            say(f"\nTable {table}\n{text}")
+        written = [f"## Table {table}\n\n{text}" for table, text in parts.items()]
+        written.append(f"## Settings that were tried\n\n{tables.sweep_markdown(info)}\n")
+        output.write_text("tables.md", "\n\n".join(written))
         return info
 
-    return Result(output.uri, job.complete() or job.run(lambda: None, work, publish))
+    return Result(output.uri, job.run(connect, work, publish))
 
 
-def check(config: AblationConfig, output: str) -> tuple[Any, str]:
-    """Finds what is wrong with any part before the first begins; the model's row and revision.
+def check(config: AblationConfig, output: str) -> tuple[str, dict[str, list[str]]]:
+    """Finds what is wrong with any part before the first begins; the model's revision, and prompts by their part.
 
     Raises:
         ConfigError: the model does not train, the metric is unknown, or trained pipelines could not be loaded.
@@ -83,7 +85,7 @@ def check(config: AblationConfig, output: str) -> tuple[Any, str]:
             f"an ablation measures trained pipelines, which load from directories, and output is '{output}'; give a "
             "directory that all nodes see"
         )
-    model = rankdpo.check_model(config.model)
+    _, revision = rankdpo.check_model(config.model)
     names = [choice.label for choice in config.rewards]
     if config.metric not in (CHECKER, *names):
         raise ConfigError(
@@ -112,7 +114,7 @@ def check(config: AblationConfig, output: str) -> tuple[Any, str]:
                     f"metric '{CHECKER}' judges prompts of the shapes world, and those of {name} are others; give a "
                     f"reward as metric: {', '.join(names)}"
                 )
-    return model
+    return revision, prompts
 
 
 def _prompts_of(config: AblationConfig) -> dict[str, list[str]]:
@@ -204,28 +206,21 @@ def _searched(bench: Bench, held_out: int) -> tuple[dict[str, Search], Mapping[s
         for name, one in found.items()
         for trial in next_trials(one.grid, one.done, tuning.trainings, tuning.seeds)
     ]:
-        names = [_trial_name(name, found[name].grid, trial) for name, trial in due]
-        trials = [(_tried(config, found[name].grid, name, trial), _measured(config)) for name, trial in due]
-        came = outcomes(bench, dict(zip(names, trials, strict=True)), config.validation, tuning=True)
+        trials = {}
+        for name, (place_, seed) in due:
+            rate, beta = found[name].grid.setting(place_)
+            asked = config.trial(config.tuned(name), config.labels, (rate, beta), config.sweep_seed + seed)
+            trials[f"sweep-{name}-lr{rate:g}-beta{beta:g}-seed{seed}"] = asked, _measured(config)
+        came = outcomes(bench, trials, "validation", tuning=True)
         if not start:
-            bench.say(_hours(bench, came[START], [came[label] for label in names], held_out))
+            bench.say(_hours(bench, came[START], [came[label] for label in trials], held_out))
         start = came[START].last
-        for (name, trial), label in zip(due, names, strict=True):
+        for (name, trial), label in zip(due, trials, strict=True):
             found[name].add(trial, came[label], config.metric, start)
         bench.say(
             f"{sum(len(one.done) for one in found.values()):,} of {_counts(config)[0]:,} trainings that tune"
         )
     return found, start
-
-
-def _tried(config: AblationConfig, grid: Grid, name: str, trial: Trial) -> RankDPOConfig:
-    place, seed = trial
-    return config.trial(config.tuned(name), config.labels, grid.setting(place), config.sweep_seed + seed)
-
-
-def _trial_name(name: str, grid: Grid, trial: Trial) -> str:
-    rate, beta = grid.setting(trial[0])
-    return f"sweep-{name}-lr{rate:g}-beta{beta:g}-seed{trial[1]}"
 
 
 def _measured(config: AblationConfig) -> list[int]:
@@ -274,7 +269,7 @@ def _figures(
         for row in config.rows
         if seed < len(names[row.name])
     }
-    came = outcomes(bench, trials, config.held_out)
+    came = outcomes(bench, trials, "held_out")
     start = came[START].last
     categories = categories_of(held_out) or ["all"] * len(held_out)
     rows = [
@@ -327,7 +322,7 @@ def _swept(
         )
     return {
         "objective": name,
-        "has_beta": config.tuned(name).objective.name not in HAS_NO_BETA,
+        "has_beta": config.tuned(name).objective.name not in WITHOUT_PAIRS,
         "trainings": len(search.done),
         "trials": tried,
         "chosen": settings.index(choice.place),
@@ -366,7 +361,7 @@ def _row(
         "paper": dict(row.paper),
         "objective": row.objective,
         "learning_rate": setting.learning_rate,
-        "beta": None if config.tuned(row.objective).objective.name in HAS_NO_BETA else setting.beta,
+        "beta": None if config.tuned(row.objective).objective.name in WITHOUT_PAIRS else setting.beta,
         "step": setting.step,
         "labels": config.labels_of(row).model_dump(mode="json"),
         "reencode": row.reencode,
@@ -393,7 +388,7 @@ def _along(bench: Bench, settings: Mapping[str, Setting]) -> dict[str, Any] | No
     trial = config.trial_of(row, settings[row.objective].pair, 0)
     name, steps = f"along-{row.name}", range(wanted.every, wanted.steps + 1, wanted.every)
     trials = {name: (trial.model_copy(update={"steps": wanted.steps}), steps)}
-    came = outcomes(bench, trials, config.held_out)
+    came = outcomes(bench, trials, "held_out")
     start = came[START].last
     points = [
         {
@@ -403,8 +398,3 @@ def _along(bench: Bench, settings: Mapping[str, Setting]) -> dict[str, Any] | No
         for step, values in sorted(came[name].points.items())
     ]
     return {"row": row.name, "failed": came[name].failed, "points": points}
-
-
-def _markdown(info: Mapping[str, Any]) -> str:
-    parts = [f"## Table {table}\n\n{tables.markdown(info, table)}" for table in info["tables"]]
-    return "\n\n".join([*parts, f"## Settings that were tried\n\n{tables.sweep_markdown(info)}"]) + "\n"

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rankray import words
 from rankray.evals import published
 from rankray.stats import SEED, Components, compare, components, pooled, resamples, smallest_difference
 
@@ -205,10 +206,9 @@ def markdown(info: Mapping[str, Any], table: str) -> str:
     quoted = published.TABLES.get(int(table)) if table.isdigit() else None
     head = ["row", *names, "all", "gain, 95 % interval", "wins : losses", "each seed"]
     head += [f"the paper, {quoted.columns[0]}"] if quoted else []
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     start = info["start"]
     paper = _quoted(quoted, next(iter(quoted.rows))) if quoted else []
-    lines.append(_line("start", start["categories"].values(), start["accuracy"], "", "", "", *paper))
+    lines = [_line("start", start["categories"].values(), start["accuracy"], "", "", "", *paper)]
     for row in rows:
         paper = _quoted(quoted, row["paper"].get(table))
         if row["gain"] is None:
@@ -221,7 +221,7 @@ def markdown(info: Mapping[str, Any], table: str) -> str:
         cells = row["categories"].values()
         votes = f"{found['wins']} : {found['losses']}"
         lines.append(_line(row["label"], cells, row["accuracy"], points(found), votes, seeds, *paper))
-    return "\n".join([*lines, "", *order(info, rows)])
+    return "\n".join([*words.markdown(head, lines), "", *order(info, rows)])
 
 
 def _quoted(table: published.Quoted | None, row: str | None) -> list[str]:
@@ -248,26 +248,20 @@ def points(found: Mapping[str, float]) -> str:
     return f"{100 * found['gain']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
 
 
-def _line(label: str, categories: Any, accuracy: float | None, *rest: str) -> str:
+def _line(label: str, categories: Any, accuracy: float | None, *rest: str) -> list[str]:
     cells = ["" if value is None else f"{100 * value:.1f}" for value in (*categories, accuracy)]
-    return "| " + " | ".join([label, *cells, *rest]) + " |"
+    return [label, *cells, *rest]
 
 
 def sweep_markdown(info: Mapping[str, Any]) -> str:
     """Every setting that was tried, and which was taken, as Markdown."""
     head = ["objective", "learning rate", "beta", "trainings", "best step", "gain on validation", "taken"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for sweep in info["sweep"]:
         for number, trial in enumerate(sweep["trials"]):
             gain = trial["failed"] or points(trial["gain"])
             beta = f"{trial['beta']:g}" if sweep["has_beta"] else ""
             taken = "" if number != sweep["chosen"] else "yes" if sweep["inside"] else "yes, at the edge"
-            cells = [
-                sweep["objective"],
-                f"{trial['learning_rate']:g}",
-                beta,
-                f"{trial['seeds']}",
-                f"{trial['step']}",
-            ]
-            lines.append("| " + " | ".join([*cells, gain, taken]) + " |")
-    return "\n".join(lines)
+            cells = [f"{trial['learning_rate']:g}", beta, f"{trial['seeds']}", f"{trial['step']}"]
+            rows.append([sweep["objective"], *cells, gain, taken])
+    return "\n".join(words.markdown(head, rows))

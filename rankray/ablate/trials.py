@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.fs as pafs
@@ -28,20 +28,19 @@ import ray
 
 from rankray import schema, store
 from rankray.ablate.table import Values
-from rankray.cluster.item_safe import ItemSafe
-from rankray.cluster.job import Say
+from rankray.cluster.item_safe import ItemSafe, of_each
 from rankray.config import MAX_CANDIDATES, device_of
 from rankray.config.ablate import CHECKER, SEED_NAME, AblationConfig, DrawnConfig
 from rankray.config.rankdpo import REFERENCE_FREE, RankDPOConfig
 from rankray.data.place import Output
-from rankray.data.prompts import read_prompts
 from rankray.evals import scores, shapes
 from rankray.evals.scores import Pictures
 from rankray.models import generators, rewards
 from rankray.models.targets import load
 from rankray.rankdpo import job as rankdpo
-from rankray.rankdpo.train_job import TrainJob
+from rankray.rankdpo.train_job import TrainJob, checkpoint_state
 from rankray.synpic import job as synpic
+from rankray.words import Say
 
 START = "start"
 """The model as every row starts from it."""
@@ -75,12 +74,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all trials of an ablation share; `dataset` is the ranked one's place."""
+    """What all trials of an ablation share: `dataset` is the ranked one's place, and `prompts` are read once, by their
+    part's name, as files may change within hours."""
 
     config: AblationConfig
     output: Output
     dataset: str
     say: Say
+    prompts: Mapping[str, Sequence[str]]
 
     def placed(self, name: str, config: RankDPOConfig) -> RankDPOConfig:
         """A trial's configuration with its dataset and output in place."""
@@ -91,22 +92,22 @@ class Bench:
 def outcomes(
     bench: Bench,
     trials: Mapping[str, tuple[RankDPOConfig, Sequence[int]]],
-    drawn: DrawnConfig,
+    part: Literal["validation", "held_out"],
     tuning: bool = False,
 ) -> dict[str, Outcome]:
     """Trains and measures what is left of `trials`, by name, and the model as it starts, as `START`.
 
     Args:
         trials: a training, and the steps at which it is measured, rising; nothing after the last is looked at.
-        drawn: what is drawn each time.
+        part: whose prompts are drawn each time.
         tuning: settings are tried: actors ask no judge but the metric, and keep no weights.
     """
     configs = with_references({name: config for name, (config, _) in trials.items()})
     placed = {name: bench.placed(name, config) for name, config in configs.items()}
     marks = {name: tuple(steps) for name, (_, steps) in trials.items()}
     if bench.config.trials == "actors":
-        return _by_actors(bench, placed, drawn, marks, tuning)
-    return _by_jobs(bench, placed, drawn, marks)
+        return _by_actors(bench, placed, part, marks, tuning)
+    return _by_jobs(bench, placed, getattr(bench.config, part), marks)
 
 
 def with_references(trials: Mapping[str, RankDPOConfig]) -> dict[str, RankDPOConfig]:
@@ -172,11 +173,12 @@ def _all_done(
 def _by_actors(
     bench: Bench,
     trials: Mapping[str, RankDPOConfig],
-    drawn: DrawnConfig,
+    part: Literal["validation", "held_out"],
     marks: Mapping[str, tuple[int, ...]],
     tuning: bool,
 ) -> dict[str, Outcome]:
-    config, prompts = bench.config, tuple(read_prompts(drawn.prompts).rows)
+    config, prompts = bench.config, tuple(bench.prompts[part])
+    drawn: DrawnConfig = getattr(config, part)
     measured_on = repr((config.model, config.rewards, drawn, prompts))
     start = f"{START}-{hashlib.sha256(measured_on.encode()).hexdigest()[:8]}"
     found = {
@@ -193,8 +195,10 @@ def _by_actors(
         work[start] = (None, (), bench.output.uri_of("trials", start))
     for name, trial in left.items():
         plan = rankdpo.check(trial)
-        own: dict[str, Any] = {"reward": plan.reward, "labelling": plan.labelling, "output": trial.output}
-        job = dataclasses.replace(prepared[_kind(trial)], config=trial, **own)
+        shared = prepared[_kind(trial)]
+        sets = (dataclasses.replace(shared.sets[0], labelling=plan.sources[0].labelling),)
+        own: dict[str, Any] = {"reward": plan.reward, "sets": sets, "output": trial.output}
+        job = dataclasses.replace(shared, config=trial, **own)
         work[name] = (job, marks[name], trial.output)
     workers = config.training.workers
     claims: dict[str, Any] = {"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus}
@@ -247,6 +251,8 @@ class TrialActor:
         if job is None:
             points.append({"step": 0, "values": self._values(self._painter())})
         else:
+            from safetensors.torch import save
+
             from rankray.rankdpo.samples import place_weights
             from rankray.rankdpo.step import train_alone
 
@@ -257,7 +263,8 @@ class TrialActor:
                         place_weights(painter.pipe, job.spec, job.config, weights.items())
                         points.append({"step": step, "values": self._values(painter)})
                         if not self._tuning:
-                            _keep(weights, f"{place}/step-{step:06}.safetensors", fs)
+                            kept = save({name: value.contiguous() for name, value in weights.items()})
+                            store.write_bytes(f"{place}/step-{step:06}.safetensors", kept, fs)
                     if step == marks[-1]:
                         break
             except FloatingPointError as error:
@@ -303,25 +310,16 @@ class TrialActor:
         return found
 
 
-def _score_by(judge: Any) -> Callable[[Sequence[Any]], list[float]]:
+def _score_by(judge: Any) -> Callable[[Sequence[Any]], list[float | Exception]]:
     """Pairs of picture and prompt -> the scores of a reward or a judge."""
 
-    def score(pairs: Sequence[Any]) -> list[float]:
+    def score(pairs: Sequence[Any]) -> list[float | Exception]:
         images, texts = [image for image, _ in pairs], [text for _, text in pairs]
         if isinstance(judge, shapes.ShapesJudge):
             return [judgement.score for judgement in judge.judge(images, texts)]
-        return [float(value) for value in judge.score(images, texts)]
+        return of_each(float, judge.score(images, texts))
 
     return score
-
-
-def _keep(weights: Mapping[str, Any], place: str, fs: Any) -> None:
-    """The trained weights, whole or not at all."""
-    from safetensors.torch import save
-
-    with fs.open_output_stream(f"{place}.tmp") as stream:
-        stream.write(save({name: value.contiguous() for name, value in weights.items()}))
-    fs.move(f"{place}.tmp", place)
 
 
 def _by_jobs(
@@ -366,7 +364,8 @@ def _train(config: RankDPOConfig) -> dict[str, Any]:
     A run that diverges is a result; what is wrong with all of them, such as a dataset that is gone, propagates.
     """
     try:
-        result = rankdpo.run(config, say=lambda line: None)
+        # a killed ablation's trials are at work for the seconds until Ray notices
+        result = rankdpo.run(config, say=lambda line: None, wait=lambda line: None)
     except rankdpo.TrainingError as error:
         return {"cpu_minutes": 0.0, "failed": str(error)}
     return {"cpu_minutes": result.info["throughput"]["cpu_minutes"], "failed": None}
@@ -392,7 +391,7 @@ def _checkpoint(output: Output, name: str, step: int) -> str:
     for info in sorted(infos, key=lambda info: str(info.base_name), reverse=True):
         state = f"{info.path}/state.json"
         there = output.fs.get_file_info(state).type != pafs.FileType.NotFound
-        if there and store.read_json(state, output.fs)["run"]["step"] == step:
+        if there and checkpoint_state(output.fs, info.path).run.step == step:
             return output.uri_of("trials", name, "checkpoints", info.base_name)
     raise RuntimeError(f"no checkpoint of step {step} in {root}; remove that directory and run again")
 

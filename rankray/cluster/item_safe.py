@@ -12,6 +12,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from rankray import secret
+from rankray.words import Say
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -106,10 +109,7 @@ class ItemSafe:
     """
 
     def __init__(
-        self,
-        model: Any,
-        name: str,
-        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        self, model: Any, name: str, say: Say = lambda line: print(line, file=sys.stderr, flush=True)
     ) -> None:
         self._model, self._name, self._say = model, name, say
         self._most: int | None = None
@@ -184,8 +184,8 @@ class ItemSafe:
 
 
 def describe(error: Exception) -> str:
-    """`"ValueError: first line"`, at most 300 characters: it stands in every failed row."""
-    lines = str(error).strip().splitlines()
+    """`"ValueError: first line"`, at most 300 characters and no secrets: it stands in every failed row."""
+    lines = secret.masked(str(error)).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
 
 

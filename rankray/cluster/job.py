@@ -1,32 +1,37 @@
-"""The life of a job on Ray: found complete, or joined to Ray, checked, claimed, locked, worked, published.
+"""The life of a job on Ray: found complete, or owned, joined to Ray, checked, claimed, worked, published.
 
-    complete already?  another configuration's output is refused before Ray is joined
-    prepare            what needs Ray and may still refuse: nodes, environments; nothing is written yet
+    complete already?  another configuration's output is refused before anything is written
+    own                a second process at work on the output is one line (`data.owner`); complete meanwhile?
+    prepare            what needs Ray and may still refuse: nodes, environments
     claim              the output becomes this configuration's
-    lock               a second job of this Ray on the same output is one line
     work               what the job is about; a kill costs what the work itself says
     publish            the report, and last of all the marker, whose presence means that all is there
 
 Syn-Pic, RankDPO, evaluations and ablations live so; what needs no Ray (`data.rerank` and its like) takes the same
-steps of `data.place` without the lock. The lock is an actor's name, so two Rays do not see each other's.
+steps by `owner.once` alone.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
+from ray._private import services
 
+from rankray import words
+from rankray.cluster import terminal
 from rankray.cluster.progress import start_meter
 from rankray.config import ConfigError
-from rankray.data import place
+from rankray.data import owner, place
 from rankray.data.place import JobConfig, Output, Publish
+from rankray.words import Say, first_line
 
-Say = Callable[[str], None]
 Prepared = TypeVar("Prepared")
 
 
@@ -44,7 +49,7 @@ class Job:
     """One job on one output.
 
     Attributes:
-        kind: "synpic", "rankdpo" and so on: part of the lock's name.
+        kind: "synpic", "rankdpo" and so on: what others are told of who is at work.
         marker: the file that is written last.
         identity: what tells its output from another's (`place.identity_of`).
     """
@@ -69,24 +74,31 @@ class Job:
         prepare: Callable[[], Prepared],
         work: Callable[[Prepared, Any], dict[str, Any]],
         report: Publish | None = None,
+        found: Callable[[], dict[str, Any] | None] | None = None,
+        wait: Say | None = None,
     ) -> dict[str, Any]:
-        """Does what is left; returns the summary.
+        """The summary of what is finished, or of what is made now.
 
         Args:
-            prepare: may refuse; what it returns is `work`'s.
+            prepare: joins Ray, and may refuse; what it returns is `work`'s.
             work: (prepared, the job's meter) -> the summary.
             report: writes the page.
+            found: the summary where nothing is left to do; `complete` unless it is given.
+            wait: is told of another at work on the output, who is waited for; without it that is an error.
 
         Raises:
-            ConfigError: `prepare` refuses, the output is another's, or another job is writing there.
+            ConfigError: `prepare` refuses, the output is another's, or another job is at work there.
         """
-        connect()
-        prepared = prepare()
-        place.claim(self.output, self.marker, self.identity, self.config)
-        self.say(f"output: {self.output.uri}")
-        with exclusive(self.kind, self.output.uri) as meter:
-            info = work(prepared, meter)
-        return place.publish(self.output, self.marker, info, report)
+
+        def make() -> dict[str, Any]:
+            prepared = prepare()
+            place.claim(self.output, self.marker, self.identity, self.config)
+            terminal.place_log(self.output)
+            self.say(f"output: {self.output.uri}")
+            with _metered(self.kind, self.output.uri) as meter:
+                return work(prepared, meter)
+
+        return owner.once(self.output, self.kind, self.marker, found or self.complete, make, report, wait)
 
 
 def open_output(uri: str) -> Output:
@@ -98,18 +110,80 @@ def open_output(uri: str) -> Output:
     return place.open_output(uri, in_job=in_submitted_job())
 
 
+ANSWER_S = 5.0
+"""Ray itself asks an address that nobody answers for two minutes, and then ends the process with 15."""
+
+
 def connect() -> None:
-    """Joins the Ray that runs (a job's, RAY_ADDRESS's, or this machine's), or starts one for this job alone."""
+    """Joins the Ray that RAY_ADDRESS names, or else this machine's; where none is named and none runs, starts one.
+
+    Raises:
+        ConfigError: RAY_ADDRESS is no address, nobody answers there, or it does not let this process in.
+    """
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS") != "local":
-        try:
-            ray.init(address="auto")
-        except ConnectionError:
-            pass
-        else:
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        if named not in ("", "auto", "local"):
+            _require_answer(named)
+            ray.init(address=named)
+        elif named == "local" or not _joined():
+            ray.init(address="local", include_dashboard=False)
+            terminal.say(f"Ray: started one on this machine ({_resources()}); it ends with this job")
             return
-    ray.init(address="local", include_dashboard=False)
+        address = ray.get_runtime_context().gcs_address
+        terminal.say(f"Ray: joined the one at {address} ({_resources()}); it stays when this job ends")
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS {named or 'unset'}: {first_line(error)}; name a Ray that lets you in "
+            "(RAY_AUTH_TOKEN, or ~/.ray/auth_token), or set RAY_ADDRESS=local to start one for this job alone"
+        ) from None
+    finally:
+        # Ray's own ends this process with 15, as if that were its answer.
+        if callable(before) and signal.getsignal(signal.SIGTERM) is not before:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _joined() -> bool:
+    """Whether a Ray of this machine, by the note that the last `ray start` left, or by its process, was there to join.
+
+    A note outlives a Ray that was killed.
+    """
+    try:
+        address = services.canonicalize_bootstrap_address_or_die("auto")
+        _require_answer(address)
+    except (ConnectionError, ConfigError):
+        return False
+    ray.init(address=address)
+    return True
+
+
+def _require_answer(address: str) -> None:
+    """Whether anybody listens there, by one TCP connection.
+
+    Raises:
+        ConfigError: nobody does, or it is no address of a Ray.
+    """
+    host, _, port = address.removeprefix("ray://").rstrip("/").rpartition(":")
+    known = (
+        "give HOST:PORT of its head as `ray start` prints it, ray://HOST:PORT, auto, or local to start one"
+    )
+    if not host or not port.isdecimal() or "://" in host:
+        also = (
+            "; http:// is for RAY_API_SERVER_ADDRESS, which `ray job submit` reads" if "http" in host else ""
+        )
+        raise ConfigError(f"RAY_ADDRESS '{address}' is no address of a Ray{also}; {known}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray answers at RAY_ADDRESS '{address}' ({error}); {known}") from None
+
+
+def _resources() -> str:
+    found = ray.cluster_resources()
+    nodes = words.count(len([node for node in ray.nodes() if node["Alive"]]), "node")
+    return f"{nodes}, {found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs"
 
 
 def in_submitted_job() -> bool:
@@ -118,18 +192,22 @@ def in_submitted_job() -> bool:
 
 
 @contextmanager
-def exclusive(kind: str, uri: str, wait_s: float = 30.0) -> Iterator[Any]:
-    """The job's meter, whose name keeps a second job of this Ray off the same output.
+def _metered(kind: str, uri: str) -> Iterator[Any]:
+    """The job's meter, by whose name others find it.
 
-    A job that was killed holds it for the seconds until Ray notices: `wait_s` is how long to wait.
+    A driver that was killed keeps it, and all its actors, for the seconds until Ray notices; one that is stopped, for
+    as long as it is.
 
     Raises:
-        ConfigError: another job is writing there.
+        ConfigError: the actors of a job that owned the output before are still there.
     """
     try:
-        meter = start_meter(f"{kind} {uri}", wait_s)
+        meter = start_meter(f"{kind} {uri}")
     except ValueError:
-        raise ConfigError(f"another job is writing to {uri}; wait for it, or stop it") from None
+        raise ConfigError(
+            f"the job that was at work on {uri} before gives no sign of life, but its actors are still on this Ray; "
+            "end it (`ray list actors --detail` tells its pid), and run this again"
+        ) from None
     try:
         yield meter
     finally:

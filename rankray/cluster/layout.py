@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rankray import words
@@ -19,6 +19,7 @@ from rankray.cluster import seats
 from rankray.cluster.actors import Stage
 from rankray.cluster.seats import SLACK, Node, actor_demand, alive_nodes, claims, fits, shortage
 from rankray.config import ConfigError
+from rankray.words import Say
 
 START_S = 60.0
 """A phase's processes, imports and loading, where nothing was measured: a few GB of weights from a local disk."""
@@ -254,7 +255,7 @@ def _phases(stages: Sequence[Stage], nodes: Sequence[Node]) -> tuple[tuple[Stage
     return tuple(tuple(phase) for phase in phases)
 
 
-def wait_for_nodes(stages: Sequence[Stage], wait_s: float, say: Callable[[str], None]) -> list[Node]:
+def wait_for_nodes(stages: Sequence[Stage], wait_s: float, say: Say) -> list[Node]:
     """The alive nodes, once they are `enough` for `stages` or `wait_s` has passed.
 
     Tells the autoscaler what the pools need, so that a cluster which starts with a head alone grows to it. Where it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -10,9 +10,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rankray.config import ConfigError
 from rankray.models import environments
 from rankray.models.environments import EnvironmentSpec, Status
+from rankray.words import Say
 
 
-def prepare(names: Sequence[str], build: bool, say: Callable[[str], None]) -> None:
+def prepare(names: Sequence[str], build: bool, say: Say) -> None:
     """Makes sure that each node has the environments `names`.
 
     Args:
@@ -48,15 +49,11 @@ def prepare(names: Sequence[str], build: bool, say: Callable[[str], None]) -> No
                 f"{environments.HOME} alike on all"
             )
     if faults:
-        raise ConfigError(
-            "\n".join(
-                [
-                    *faults,
-                    f"run `rankray envs build {' '.join(names)}` on each such node, or let the job do it: "
-                    "--execution.build_environments true",
-                ]
-            )
+        faults.append(
+            f"run `rankray envs build {' '.join(names)}` on each such node, or let the job do it: "
+            "--execution.build_environments true"
         )
+        raise ConfigError("\n".join(faults))
 
 
 @ray.remote(num_cpus=0)

@@ -58,7 +58,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Seat:
+class Placement:
     """Where one actor of a claim may run: the node's index, and the GPUs of that node that it takes or shares."""
 
     claim: Claim
@@ -142,7 +142,7 @@ def demand(stages: Sequence[Stage]) -> dict[str, float]:
     return {name: sum(claim.count * claim.needs.get(name, 0.0) for claim in wanted) for name in names}
 
 
-def place(wanted: Sequence[Claim], nodes: Sequence[Node]) -> tuple[list[Seat], Claim | None]:
+def place(wanted: Sequence[Claim], nodes: Sequence[Node]) -> tuple[list[Placement], Claim | None]:
     """Seats, and the claim that did not find all of its own, None where all did.
 
     First-fit-decreasing: claims by their largest share of the cluster, on the plainest nodes first. Linear in
@@ -153,7 +153,7 @@ def place(wanted: Sequence[Claim], nodes: Sequence[Node]) -> tuple[list[Seat], C
     rooms = [(index, node.amounts, [1.0] * node.gpus) for index, node in plainest]
     names = {name for claim in wanted for name in claim.needs}
     total = {name: sum(left.get(name, 0.0) for _, left, _ in rooms) or SLACK for name in names}
-    seats: list[Seat] = []
+    seats: list[Placement] = []
 
     def share(claim: Claim) -> float:
         return max((amount / total[name] for name, amount in claim.needs.items()), default=0.0)
@@ -162,7 +162,7 @@ def place(wanted: Sequence[Claim], nodes: Sequence[Node]) -> tuple[list[Seat], C
         missing = claim.count
         for index, left, gpus in rooms:
             while missing and (devices := _take(left, gpus, claim.needs)) is not None:
-                seats.append(Seat(claim, index, devices))
+                seats.append(Placement(claim, index, devices))
                 missing -= 1
         if missing:
             return seats, claim

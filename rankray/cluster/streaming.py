@@ -105,7 +105,7 @@ def stream(
     context = ray.data.DataContext.get_current()
     config = CheckpointConfig(
         id_column="prompt_id",
-        checkpoint_path=output.uri_of(*checkpoint),
+        checkpoint_path=output.at(*checkpoint),  # as `write_parquet` below
         delete_checkpoint_on_success=False,
         override_filesystem=output.fs,
     )
@@ -124,8 +124,9 @@ def stream(
             override_num_blocks=len(files),  # a file is a block, in every phase
             num_cpus=IO_CPUS,
         )
+        # A path within the filesystem: of an URI Ray takes the escapes (%20) for the key's own, and writes beside it.
         build(dataset).write_parquet(
-            output.uri_of(*sink),
+            output.at(*sink),
             filesystem=output.fs,
             ray_remote_args={"num_cpus": IO_CPUS},
             **arrow_args,

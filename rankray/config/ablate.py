@@ -14,7 +14,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from rankray.config import (
+    DRAWN_BY,
     MAX_CANDIDATES,
+    SCORED_BY,
     DrawingJob,
     GeneratorChoice,
     PromptsConfig,
@@ -43,7 +45,7 @@ class DrawnConfig(Strict):
 
     prompts: PromptsConfig
     samples: int = Field(1, ge=1, le=MAX_CANDIDATES // 2, description="pictures a prompt")
-    seed: int = Field(1, ge=0, lt=2**62)
+    seed: int = Field(1, ge=0, lt=2**62, description="of their pictures, the same for every model")
 
 
 class TuningConfig(Strict):
@@ -63,10 +65,12 @@ class TuningConfig(Strict):
 class TunedObjective(Strict):
     """An objective and the grid that is searched for it, each axis rising; one value is given, and not searched."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="by which rows name it")
     objective: ObjectiveConfig
-    learning_rates: tuple[float, ...] = Field(min_length=1)
-    betas: tuple[float, ...] = Field((), description="the objective's own if empty")
+    learning_rates: tuple[float, ...] = Field(min_length=1, description="that are tried, rising")
+    betas: tuple[float, ...] = Field(
+        (), description="that are tried with each of them, rising; the objective's own if empty"
+    )
 
     @model_validator(mode="after")
     def _rising(self) -> TunedObjective:
@@ -93,8 +97,8 @@ class TunedObjective(Strict):
 class Row(Strict):
     """One row of a table, or one point of a curve: an objective at its best setting, and whom it learns from."""
 
-    name: str = Field(min_length=1)
-    label: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="by which curves and files name it")
+    label: str = Field(min_length=1, description="what tables call it")
     objective: str = Field(description="the name of one of [[objectives]]")
     labels: LabelsConfig | None = Field(None, description="in place of the ablation's own, key by key")
     tables: tuple[str, ...] = Field((), description="where it stands, such as '4'")
@@ -108,25 +112,25 @@ class Row(Strict):
 class Point(Strict):
     """Where a row stands on a curve."""
 
-    x: float
-    row: str
+    x: float = Field(description="how much of the quantity the row has")
+    row: str = Field(description="the row's name")
 
 
 class Curve(Strict):
     """Rows along a quantity: candidates, rewards, prompts."""
 
-    name: str
-    title: str
-    x_label: str
-    points: tuple[Point, ...] = Field(min_length=2)
+    name: str = Field(description="by which files name it")
+    title: str = Field(description="of its chart")
+    x_label: str = Field(description="what the quantity is called")
+    points: tuple[Point, ...] = Field(min_length=2, description="rows, and where each stands")
 
 
 class Along(Strict):
     """One long run of a row, measured as it goes: does the truth still rise when the reward does?"""
 
-    row: str
-    steps: int = Field(ge=2)
-    every: int = Field(ge=1)
+    row: str = Field(description="the row's name")
+    steps: int = Field(ge=2, description="of the run")
+    every: int = Field(ge=1, description="steps between measurements")
 
 
 class AblationConfig(DrawingJob):
@@ -134,8 +138,8 @@ class AblationConfig(DrawingJob):
 
     model: GeneratorChoice = Field(description="the model that every row starts from")
     prompts: PromptsConfig
-    generators: tuple[GeneratorChoice, ...] = Field(min_length=1)
-    rewards: tuple[RewardChoice, ...] = Field(min_length=1)
+    generators: tuple[GeneratorChoice, ...] = DRAWN_BY
+    rewards: tuple[RewardChoice, ...] = SCORED_BY
     seed: int = Field(
         0, ge=0, lt=2**62, description="of the dataset; rows are trained from seeds 0, 1, 2, ..."
     )
@@ -156,10 +160,14 @@ class AblationConfig(DrawingJob):
     validation: DrawnConfig
     held_out: DrawnConfig
     tuning: TuningConfig = TuningConfig()
-    objectives: tuple[TunedObjective, ...] = Field(min_length=1)
-    rows: tuple[Row, ...] = Field(min_length=1)
-    curves: tuple[Curve, ...] = ()
-    along: Along | None = None
+    objectives: tuple[TunedObjective, ...] = Field(
+        min_length=1, description="what rows are trained by, each with its grid"
+    )
+    rows: tuple[Row, ...] = Field(
+        min_length=1, description="of the tables and curves, a training each a seed"
+    )
+    curves: tuple[Curve, ...] = Field((), description="rows along a quantity")
+    along: Along | None = Field(None, description="one long run of a row, measured as it goes")
 
     @model_validator(mode="after")
     def _consistent(self) -> AblationConfig:
@@ -261,12 +269,7 @@ class AblationConfig(DrawingJob):
     def synpic(self, output: str) -> SynPicConfig:
         """The dataset that all rows learn from."""
         return self.drawing(
-            SynPicConfig,
-            prompts=self.prompts,
-            generators=self.generators,
-            rewards=self.rewards,
-            output=output,
-            seed=self.seed,
+            SynPicConfig, output, self.seed, self.prompts, self.generators, rewards=self.rewards
         )
 
     def trial_of(self, row: Row, setting: tuple[float, float], seed: int) -> RankDPOConfig:
@@ -307,22 +310,9 @@ class AblationConfig(DrawingJob):
 
     def evaluation(self, output: str, drawn: DrawnConfig, models: dict[str, str | None]) -> SynPicConfig:
         """Pictures and scores of several models by name, from the same seeds; None is the model as it starts."""
-        choices = tuple(
-            self.model.model_copy(
-                update={
-                    "name": name,
-                    "samples": drawn.samples,
-                    "seed_name": SEED_NAME,
-                    **({} if source is None else {"source": source}),
-                }
-            )
+        alike = self.model.model_copy(update={"samples": drawn.samples, "seed_name": SEED_NAME})
+        choices = [
+            alike.model_copy(update={"name": name, **({} if source is None else {"source": source})})
             for name, source in models.items()
-        )
-        return self.drawing(
-            SynPicConfig,
-            prompts=drawn.prompts,
-            generators=choices,
-            rewards=self.rewards,
-            output=output,
-            seed=drawn.seed,
-        )
+        ]
+        return self.drawing(SynPicConfig, output, drawn.seed, drawn.prompts, choices, rewards=self.rewards)

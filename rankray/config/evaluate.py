@@ -38,7 +38,7 @@ class EvaluatedModel(GeneratorChoice):
     """One model: a row of the generators' table, with a `source` of its own if need be, or what a run has made."""
 
     model: str = Field(
-        description="a row of the generators' table, a finished run of jobs/rankdpo.py, or one of its checkpoints"
+        description="a row of the generators' table, a finished run of rankdpo, or one of its checkpoints"
     )
 
     @model_validator(mode="after")
@@ -60,6 +60,14 @@ class MetricChoice(RewardChoice):
     on: tuple[str, ...] | None = Field(
         None, min_length=1, description="prompt lists that it scores; all of them unless given"
     )
+
+    @model_validator(mode="after")
+    def _of_all(self) -> MetricChoice:
+        if self.least is not None:
+            raise ValueError(
+                f"metric '{self.label}': `least` is a dataset's; a metric is the mean of all pictures"
+            )
+        return self
 
 
 class PromptListConfig(PromptsConfig):
@@ -104,7 +112,7 @@ class EvaluateConfig(DrawingJob):
         None, min_length=1, description="the model that others are compared with: its name, or as --model"
     )
     follow: str | None = Field(
-        None, min_length=1, description="a run of jobs/rankdpo.py: measure its checkpoints as they come"
+        None, min_length=1, description="a run of rankdpo: measure its checkpoints as they come"
     )
     follow_interval_s: float = Field(30.0, gt=0, description="how often to look for a new checkpoint")
     follow_patience_s: float = Field(
@@ -119,7 +127,7 @@ class EvaluateConfig(DrawingJob):
     prompts: dict[str, PromptListConfig] = Field(
         {}, description="by name; --prompts.NAME PATH gives a benchmark of that name its file"
     )
-    seed: int = Field(1, ge=0, lt=2**63)
+    seed: int = Field(1, ge=0, lt=2**63, description="of all pictures, the same for every model")
     changed: int = Field(
         4, ge=0, le=50, description="pictures kept that changed most, up and down, by each judge"
     )
@@ -170,10 +178,7 @@ class EvaluateConfig(DrawingJob):
 
     def identity(self) -> dict[str, Any]:
         """The fields that make models comparable, flat, by dotted name."""
-        content = self.model_dump(
-            mode="json",
-            include={"evals", "metrics", "prompts", "seed", "images"},
-        )
+        content = self.model_dump(mode="json", include={"evals", "metrics", "prompts", "seed", "images"})
         for choice in (*content["evals"], *content["metrics"]):
             del choice["pool"], choice["batch_size"]
         return dict(flatten(content))
@@ -191,17 +196,11 @@ class EvaluateConfig(DrawingJob):
         generator = GeneratorChoice(
             **generator.model_dump(exclude={"name", "samples"}), name=LABEL, samples=samples
         )
-        return self.drawing(
-            SetConfig,
-            prompts=PromptsConfig(**self.prompts[name].model_dump(exclude={"samples"})),
-            generators=(generator,),
-            judges=tuple(choice for choice in scorers if isinstance(choice, EvalChoice)),
-            rewards=tuple(
-                RewardChoice(**choice.model_dump(exclude={"on"}))
-                for choice in scorers
-                if isinstance(choice, RewardChoice)
-            ),
-            asked=asked,
-            output=output,
-            seed=self.seed,
-        )
+        prompts = PromptsConfig(**self.prompts[name].model_dump(exclude={"samples"}))
+        metrics = [
+            choice.model_dump(exclude={"on"}) for choice in scorers if isinstance(choice, RewardChoice)
+        ]
+        judges = tuple(choice for choice in scorers if isinstance(choice, EvalChoice))
+        rewards = tuple(RewardChoice(**metric) for metric in metrics)
+        more: dict[str, Any] = {"judges": judges, "rewards": rewards, "asked": asked}
+        return self.drawing(SetConfig, output, self.seed, prompts, [generator], **more)

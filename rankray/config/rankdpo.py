@@ -12,8 +12,10 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from rankray.config import (
+    DRAWN_BY,
     MAX_CANDIDATES,
     REHEARSE,
+    SCORED_BY,
     ConfigError,
     DrawingJob,
     GeneratorChoice,
@@ -67,7 +69,7 @@ class ObjectiveConfig(Strict):
     """What is minimised (`rankray.losses`)."""
 
     name: Literal["rank_dpo", "dpo", "dpo_gain", "sft", "weighted_sft", "plackett_luce", "mapo", "kto"] = (
-        "rank_dpo"
+        Field("rank_dpo", description="the loss; rank_dpo is the paper's Eq. 7")
     )
     beta: float = Field(
         2500.0, gt=0, description="on errors as means and without a one-half; see docs/rankdpo.md"
@@ -121,15 +123,19 @@ class LabelsConfig(Strict):
 
 
 class NoiseConfig(Strict):
-    """Times and noise (Algorithm 2, lines 3 and 4). None takes what the family was trained with."""
+    """Times and noise (Algorithm 2, lines 3 and 4)."""
 
-    distribution: Literal["uniform", "logit_normal"] | None = None
+    distribution: Literal["uniform", "logit_normal"] | None = Field(
+        None, description="of times; what the model's family was trained with unless given"
+    )
     mean: float = Field(0.0, description="of the logit-normal")
     std: float = Field(1.0, gt=0, description="of the logit-normal")
     shared: bool = Field(
         False, description="one noise for all candidates of a prompt, as Diffusion-DPO has it"
     )
-    weighting: Literal["none", "min_snr"] = "none"
+    weighting: Literal["none", "min_snr"] = Field(
+        "none", description="of errors by their time; min_snr caps the signal-to-noise ratio at 5"
+    )
     prompt_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of prompts made empty; Diffusion-DPO: 0.2"
     )
@@ -145,10 +151,16 @@ class TunedConfig(Strict):
         "full",
         description="all of the denoiser, LoRA adapters, or modules whose names hold one of these strings",
     )
-    lora_rank: int = Field(64, ge=1)
-    lora_alpha: int | None = Field(None, ge=1, description="None is lora_rank")
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    activation_checkpointing: bool = False
+    lora_rank: int = Field(64, ge=1, description="of the adapters")
+    lora_alpha: int | None = Field(
+        None, ge=1, description="adapters are scaled by it over their rank; lora_rank unless given"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="in which the model computes; what is learnt is kept in float32"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute activations a second time instead of keeping them: less memory, more time"
+    )
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of averaged weights, which are then the result"
     )
@@ -157,16 +169,20 @@ class TunedConfig(Strict):
 class OptimizerConfig(Strict):
     """How the weights move."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd"] = Field("adamw", description="how gradients become steps")
     learning_rate: float = Field(
         1e-5, ge=0, description="0 trains nothing, and gives back the model as it was"
     )
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = Field(
+        (0.9, 0.999), description="of adamw: decay of its means of gradients and of their squares"
+    )
+    eps: float = Field(1e-8, gt=0, description="of adamw: what is added to the root it divides by")
+    weight_decay: float = Field(0.01, ge=0, description="pull of all trained weights towards 0")
     momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="of the learning rate after warm-up; cosine and linear fall to 0"
+    )
+    warmup_steps: int = Field(0, ge=0, description="in which the learning rate rises from 0")
     clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 is no limit")
 
     @field_validator("name", mode="before")
@@ -183,13 +199,19 @@ class OptimizerConfig(Strict):
 class EncodingConfig(Strict):
     """Latents and text embeddings: computed once and kept beside the dataset, or while trainers train."""
 
-    mode: Literal["store", "stream"] = "store"
-    dtype: Literal["float32", "float16"] = "float32"
-    place: str | None = Field(None, description="where they are kept; None is DATASET/encoded")
+    mode: Literal["store", "stream"] = Field(
+        "store", description="encode once and keep it, or anew while trainers train"
+    )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="of latents and embeddings; float16 takes half the room"
+    )
+    place: str | None = Field(None, description="where they are kept; DATASET/encoded unless given")
     min_size: int = Field(1, ge=1, description="encoding actors")
-    max_size: int | None = Field(None, ge=1)
-    num_cpus: float = Field(0.25, ge=0)
-    num_gpus: Gpus = 0.0
+    max_size: int | None = Field(
+        None, ge=1, description="encoding actors at most, as nodes join; min_size unless given"
+    )
+    num_cpus: float = Field(0.25, ge=0, description="CPUs that Ray reserves for an encoding actor")
+    num_gpus: Gpus = Field(0.0, description="GPUs of an encoding actor; a fraction shares one")
     batch_size: int = Field(16, ge=1, description="pictures encoded at once")
     reencode: bool = Field(
         False, description="pictures as the model's autoencoder gives them back, so that all have its look"
@@ -199,24 +221,26 @@ class EncodingConfig(Strict):
 class WorkersConfig(Strict):
     """Ray Train's workers and DeepSpeed's ZeRO. Nothing here changes what is learnt, beyond rounding."""
 
-    count: int = Field(1, ge=1)
+    count: int = Field(1, ge=1, description="workers that train")
     max_count: int | None = Field(None, ge=1, description="elastic: grow to so many as nodes join")
     resize_every_s: float = Field(
         60.0,
         ge=0,
         description="elastic: how often to look for new nodes; growing repeats steps since a checkpoint",
     )
-    num_cpus: float = Field(1.0, gt=0)
+    num_cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves for a worker")
     num_gpus: Gpus = Field(0.0, description="GPUs of one worker: 0 or 1")
     wait_for_nodes_s: float = Field(
         0.0, ge=0, description="how long to wait for nodes that the encoders and workers.count workers need"
     )
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="what workers share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too"
+    )
     offload: bool = Field(
         False, description="optimizer state in host memory (stages 1 to 3), parameters too (3)"
     )
     micro_batch: int | None = Field(
-        None, ge=1, description="prompts at once on a worker; None tries what fits"
+        None, ge=1, description="prompts at once on a worker; what fits is tried unless given"
     )
     max_failures: int = Field(3, ge=-1, description="lost workers to recover from; -1 is any number")
 
@@ -224,10 +248,10 @@ class WorkersConfig(Strict):
 class CheckpointsConfig(Strict):
     """What is kept of a run, and what is looked at."""
 
-    every: int = Field(50, ge=1, description="steps")
+    every: int = Field(50, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="last checkpoints; the best is kept beside them")
     export_dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
-        None, description="of the pipeline's trained part; None is that of the published weights"
+        None, description="of the pipeline's trained part; that of the published weights unless given"
     )
     sample_every: int = Field(0, ge=0, description="steps between picture grids; 0 draws none")
     sample_prompts: tuple[str, ...] = Field(
@@ -238,7 +262,7 @@ class CheckpointsConfig(Strict):
         None, description="a Weights & Biases project; needs that package and its login"
     )
     mlflow: str | None = Field(None, description="an MLflow experiment; needs that package and a server")
-    mlflow_uri: str | None = Field(None, description="where MLflow is; None is MLFLOW_TRACKING_URI")
+    mlflow_uri: str | None = Field(None, description="where MLflow is; MLFLOW_TRACKING_URI unless given")
     bad_steps: int = Field(
         10, ge=0, description="steps with a loss that is not finite, or explodes, before it stops"
     )
@@ -284,8 +308,8 @@ class ValidationConfig(Strict):
 class TrainingSettings(Strict):
     """How a model is trained, whatever it is and whatever on."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
-    steps: int = Field(400, ge=1)
+    seed: int = Field(0, ge=0, lt=2**63, description="of the prompts' order, times, noise and dropout")
+    steps: int = Field(400, ge=1, description="times that the weights are updated")
     batch_size: int = Field(1024, ge=1, description="prompts a step over all workers")
     objective: ObjectiveConfig = ObjectiveConfig()
     labels: LabelsConfig = LabelsConfig()
@@ -344,14 +368,50 @@ class TrainingSettings(Strict):
             raise ValueError(f"batch_size {self.batch_size} leaves some of {most} workers without a prompt")
 
 
+class MixedConfig(Strict):
+    """A further dataset of a run, and how often its rows come."""
+
+    dataset: str = Field(min_length=1, description="a finished ranked dataset: a directory or URI")
+    weight: float = Field(gt=0, description="rows of it for each row of the run's `dataset`")
+    labels: LabelsConfig = LabelsConfig()
+
+
 class RankDPOConfig(TrainingSettings):
     """RankDPO (paper section 3.3, Algorithm 2): a ranked dataset and a model -> a better model."""
 
     dataset: str = Field(min_length=1, description="a finished ranked dataset: a directory or URI")
+    mix: tuple[MixedConfig, ...] = Field(
+        (), description="further datasets, such as [{dataset = '/data/human', weight = 0.25}]"
+    )
     output: str = Field(min_length=1, description="an absolute directory, or a URI such as s3://bucket/name")
     model: GeneratorChoice = Field(
         description="the model that is tuned: a generator's row, with its own source"
     )
+
+    @model_validator(mode="after")
+    def _mixes(self) -> RankDPOConfig:
+        if not self.mix:
+            return self
+        places = [one.dataset for one in self.sets]
+        twice = next((place for place in places if places.count(place) > 1), None)
+        if twice is not None:
+            raise ValueError(f"mix: dataset '{twice}' stands twice; give it once, with one weight")
+        if self.objective.name in SCORED:
+            raise ValueError(
+                f"{self.objective.name} weighs by a reward's scores, which other datasets' rewards do not share: "
+                "leave mix out, or make one dataset of them with `rankray import`"
+            )
+        if any(one.labels.pairs != "all" for one in self.sets):
+            raise ValueError(
+                "labels.pairs goes by a generator's place in the row, which differs between datasets: "
+                "with mix take 'all'"
+            )
+        return self
+
+    @property
+    def sets(self) -> tuple[MixedConfig, ...]:
+        """All datasets, the run's own first, with weight 1."""
+        return (MixedConfig(dataset=self.dataset, weight=1.0, labels=self.labels), *self.mix)
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what is learnt, flat, by dotted name."""
@@ -376,6 +436,8 @@ class RankDPOConfig(TrainingSettings):
             del content["encoding"]["reencode"]
         if not self.validation.share:
             del content["validation"]
+        if not self.mix:
+            del content["mix"]
         return dict(flatten(content))
 
 
@@ -386,7 +448,7 @@ class HeldOutConfig(Strict):
     samples: int = Field(
         2, ge=2, le=MAX_CANDIDATES, description="pictures a prompt, of the same seeds each time"
     )
-    seed: int = Field(1, ge=0, lt=2**63)
+    seed: int = Field(1, ge=0, lt=2**63, description="of their pictures, each time the same")
 
 
 class AlignConfig(DrawingJob):
@@ -397,8 +459,8 @@ class AlignConfig(DrawingJob):
         description="the model that is tuned; generators of its label draw as it learns"
     )
     prompts: PromptsConfig
-    generators: tuple[GeneratorChoice, ...] = Field(min_length=1)
-    rewards: tuple[RewardChoice, ...] = Field(min_length=1)
+    generators: tuple[GeneratorChoice, ...] = DRAWN_BY
+    rewards: tuple[RewardChoice, ...] = SCORED_BY
     seed: int = Field(
         0, ge=0, lt=2**62, description="of the first round's pictures; later ones count on from it"
     )
@@ -407,14 +469,8 @@ class AlignConfig(DrawingJob):
 
     def synpic(self, output: str, number: int, source: str | None) -> SynPicConfig:
         """Syn-Pic of a round (from 1); `source` is where the model of the round before stands, None at the start."""
-        return self.drawing(
-            SynPicConfig,
-            prompts=self.prompts,
-            generators=tuple(self._current(choice, source) for choice in self.generators),
-            rewards=self.rewards,
-            output=output,
-            seed=self.seed + number - 1,
-        )
+        seed, drawn = self.seed + number - 1, [self._current(choice, source) for choice in self.generators]
+        return self.drawing(SynPicConfig, output, seed, self.prompts, drawn, rewards=self.rewards)
 
     def rankdpo(self, dataset: str, output: str, source: str | None) -> RankDPOConfig:
         """RankDPO of a round, from the model of the round before."""
@@ -424,15 +480,9 @@ class AlignConfig(DrawingJob):
 
     def evaluation(self, output: str, source: str | None) -> SynPicConfig:
         """Pictures and scores of held-out prompts; one label for all, so that their seeds are the same."""
-        model = self._tuned(source).model_copy(update={"name": "model", "samples": self.held_out.samples})
-        return self.drawing(
-            SynPicConfig,
-            prompts=self.held_out.prompts,
-            generators=(model,),
-            rewards=self.rewards,
-            output=output,
-            seed=self.held_out.seed,
-        )
+        held = self.held_out
+        model = self._tuned(source).model_copy(update={"name": "model", "samples": held.samples})
+        return self.drawing(SynPicConfig, output, held.seed, held.prompts, [model], rewards=self.rewards)
 
     def _tuned(self, source: str | None) -> GeneratorChoice:
         return self.model if source is None else self.model.model_copy(update={"source": source})

@@ -1,4 +1,5 @@
-"""Parquet files under Pick-a-Pic v2's columns: found, checked before anything is written, and streamed.
+"""Parquet files of pairs: found, checked before anything is written, and streamed; under Pick-a-Pic v2's columns, or
+as `prompt`, `chosen` and `rejected`, as sets of preferences have them and `rankray export --to pairs` writes them.
 
 One row: a caption, two pictures as bytes, the model of each, and a label for each: 1 for the one that somebody chose
 and 0 for the other, or one half each where they were alike. What is in memory is decided by the file: a page has at
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from rankray import store
 from rankray.config import ConfigError
+from rankray.words import first_line
 
 ROWS_AT_ONCE = 64
 BUFFER_BYTES = 1024**2
@@ -51,6 +53,9 @@ REASONS = {
     "same_picture": "of a picture with itself",
     "repeated": "of captions or pairs that were there already",
     "undecodable": "with a picture that cannot be decoded",
+    "few": "with fewer than two pictures left",
+    "many": "of more than 127 pictures",
+    "pictures": "single pictures that are missing or cannot be decoded",
 }
 """Why a row of the file is left out."""
 
@@ -79,7 +84,7 @@ class Source:
                     rows += batch.num_rows
         except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(
-                f"{self.uri} cannot be read beyond row {rows:,} ({str(error).splitlines()[0]}); get it again"
+                f"{self.uri} cannot be read beyond row {rows:,} ({first_line(error)}); get it again"
             ) from None
 
 
@@ -96,11 +101,58 @@ def find(name: str) -> list[Source]:
             inside = fs.get_file_info(pafs.FileSelector(path, recursive=True))
             found = sorted((i for i in inside if i.path.endswith(".parquet")), key=lambda info: info.path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"input '{name}' cannot be opened: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"input '{name}' cannot be opened: {first_line(error)}") from None
+    if found and found[0].type == pafs.FileType.NotFound:
+        raise ConfigError(f"input '{name}' is not there; look at how it is written")
     if not found or found[0].type != pafs.FileType.File:
         raise ConfigError(f"input '{name}': no Parquet file is there; give files, or a directory of them")
     root = store.absolute(name)
     return [Source(root + info.path[len(path) :], info.path, info.size, fs) for info in found]
+
+
+PREFERENCE = ("prompt", "chosen", "rejected")
+"""The columns of the other form: text, and two pictures as `datasets` keeps them; `*_generator` may be there."""
+
+
+def items(source: Source) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a file, a few at a time, under the names of `COLUMNS`.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    names = _columns(source).names
+    if not set(names) >= set(PREFERENCE):
+        for batch in source.batches(tuple(COLUMNS)):
+            yield batch.to_pylist()
+        return
+    models = tuple(f"{side}_generator" for side in PREFERENCE[1:] if f"{side}_generator" in names)
+    for batch in source.batches((*PREFERENCE, *models)):
+        yield [_named(row) for row in batch.to_pylist()]
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    found = {"caption": row["prompt"], "label_0": 1.0, "label_1": 0.0, "has_label": True}
+    for n, side in enumerate(PREFERENCE[1:]):
+        found[f"jpg_{n}"] = (row[side] or {}).get("bytes")
+        found[f"model_{n}"] = row.get(f"{side}_generator")
+    return found
+
+
+def _columns(source: Source) -> pa.Schema:
+    try:
+        return pq.read_schema(source.path, filesystem=source.fs)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ConfigError(
+            f"{source.uri} is no Parquet file ({first_line(error)}); get it again. Tables end in .parquet, "
+            ".json, .jsonl, .csv or .tsv"
+        ) from None
+
+
+def _require_pictures(source: Source, found: pa.Schema) -> None:
+    for side in PREFERENCE[1:]:
+        kind = found.field(side).type
+        if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+            raise ConfigError(f"{source.uri}: {side} is {kind}; a picture with its bytes is due")
 
 
 def models_of(sources: Sequence[Source]) -> list[str]:
@@ -111,12 +163,12 @@ def models_of(sources: Sequence[Source]) -> list[str]:
     """
     models: set[str] = set()
     for source in sources:
-        try:
-            found = pq.read_schema(source.path, filesystem=source.fs)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ConfigError(
-                f"{source.uri} is no Parquet file ({str(error).splitlines()[0]}); get it again"
-            ) from None
+        found = _columns(source)
+        if set(found.names) >= set(PREFERENCE):
+            _require_pictures(source, found)
+            sides = [f"{side}_generator" for side in PREFERENCE[1:] if f"{side}_generator" in found.names]
+            models |= _distinct(source, sides) if sides else {UNNAMED}
+            continue
         missing = [name for name in COLUMNS if name not in found.names]
         if missing:
             raise ConfigError(
@@ -126,9 +178,18 @@ def models_of(sources: Sequence[Source]) -> list[str]:
             words, fits = _KINDS[kind]
             if not fits(found.field(name).type):
                 raise ConfigError(f"{source.uri}: {name} is {found.field(name).type}; {words} is due")
-        for batch in source.batches(("model_0", "model_1")):
-            models.update(name or UNNAMED for column in batch.columns for name in column.to_pylist())
+        models |= _distinct(source, ("model_0", "model_1"))
     return sorted(models)
+
+
+def _distinct(source: Source, columns: Sequence[str]) -> set[str]:
+    """What stands in some columns."""
+    return {
+        name or UNNAMED
+        for batch in source.batches(columns)
+        for column in batch.columns
+        for name in column.to_pylist()
+    }
 
 
 def reason_against(item: Mapping[str, Any]) -> str:

@@ -1,8 +1,10 @@
-"""A ranked dataset as preference pairs, for trainers that know pairs alone.
+"""A ranked dataset in other forms: preference pairs, for trainers that know pairs alone, and WebDataset shards.
 
     pairs       the best against the worst of each prompt
     all-pairs   every pair with a preference, each with Delta, RankDPO's weight (paper section 3.3)
     pickapic    best against worst under Pick-a-Pic v2's columns, which public Diffusion-DPO trainers read
+    folders     best against worst as files of one name in two folders, which SimpleTuner's flow-DPO reads
+    webdataset  everything, as tar files (`rankray.data.webdataset`)
 
 Rows are streamed, a file at a time. Pictures are copied into each pair as they are stored, so that a file is a whole
 answer: all pairs of four candidates hold each picture three times, 6 GB a thousand prompts of 1024-pixel PNGs.
@@ -10,9 +12,12 @@ answer: all pairs of four candidates hold each picture three times, 6 GB a thous
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -22,30 +27,26 @@ import pyarrow.parquet as pq
 import rankray
 from rankray import schema, store
 from rankray.config import ConfigError, nearest
-from rankray.data.place import claim, complete, open_output, publish
+from rankray.data import owner, pictures, webdataset
+from rankray.data.place import Output, claim, complete, open_output
+from rankray.words import Say
 
 MARKER = "pairs.json"
 
-_IMAGES = {"chosen": schema.IMAGE_TYPE, "rejected": schema.IMAGE_TYPE}
-_FEATURES = {
-    "prompt_id": "string",
-    "prompt": "string",
-    "chosen": "Image",
-    "rejected": "Image",
-    "chosen_generator": "string",
-    "rejected_generator": "string",
-    "chosen_win_probability": "float32",
-    "rejected_win_probability": "float32",
-    "weight": "float32",
-}
-_HUGGING_FACE = {
-    name: {"_type": "Image"} if kind == "Image" else {"dtype": kind, "_type": "Value"}
-    for name, kind in _FEATURES.items()
-}
-PAIR_SCHEMA = pa.schema(
-    [(name, _IMAGES[name] if kind == "Image" else kind) for name, kind in _FEATURES.items()],
-    metadata={"huggingface": json.dumps({"info": {"features": _HUGGING_FACE}})},
+_PAIR = pa.schema(
+    [
+        ("prompt_id", "string"),
+        ("prompt", "string"),
+        ("chosen", schema.IMAGE_TYPE),
+        ("rejected", schema.IMAGE_TYPE),
+        ("chosen_generator", "string"),
+        ("rejected_generator", "string"),
+        ("chosen_win_probability", "float32"),
+        ("rejected_win_probability", "float32"),
+        ("weight", "float32"),
+    ]
 )
+PAIR_SCHEMA = _PAIR.with_metadata(schema.hugging_face(_PAIR))
 """One pair; `weight` is Delta."""
 
 PICKAPIC_SCHEMA = pa.schema(
@@ -70,48 +71,81 @@ PICKAPIC_SCHEMA = pa.schema(
 has, PNG or another: its readers look at the bytes and not at the column's name."""
 
 
-def run(dataset: str, output: str, to: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Writes `output`/data/*.parquet and, last, `output`/pairs.json, which it returns.
+def run(dataset: str, output: str, to: str, say: Say) -> dict[str, Any]:
+    """Writes the dataset in the form `to` and, last, the form's marker, which it returns.
 
     A run that was killed goes on where it was; one that is complete does nothing.
 
     Raises:
         DatasetError: there is no finished dataset.
-        ConfigError: `to` is none of `FORMATS`, or `output` holds something else.
+        ConfigError: `to` is none of `FORMATS`, or `output` holds something else, or another job is at work there.
     """
     if to not in FORMATS:
         raise ConfigError(f"format '{to}'{nearest(to, FORMATS)}; allowed: {', '.join(FORMATS)}")
-    source = store.read(dataset)
+    source, form = store.read(dataset), FORMATS[to]
     made = open_output(output, in_job=False)
     identity = {"dataset": source.path, "created": source.info["created"], "format": to}
     if made.uri == source.path:
         raise ConfigError(f"output {made.uri} is the dataset itself; take another output")
-    if (already := complete(made, MARKER, identity, say)) is not None:
-        return already
-    store.require_images(source)
-    claim(made, MARKER, identity)
+
+    def make() -> dict[str, Any]:
+        store.require_whole(source)
+        claim(made, form.marker, identity)
+        info = {
+            "rankray_version": rankray.__version__,
+            "identity": identity,
+            "prompts": int(source.info["rows"]),
+        }
+        return {**info, **form.write(source, made)}
+
+    found = functools.partial(complete, made, form.marker, identity, say)
+    return owner.once(made, "export", form.marker, found, make)
+
+
+def _write_pairs(
+    pair_schema: pa.Schema,
+    pairs_of: Callable[[dict[str, Any]], Iterator[dict[str, Any]]],
+    source: store.RankedDataset,
+    made: Output,
+) -> dict[str, Any]:
+    """Writes `made`/data/*.parquet, a file for each of the dataset's; their count of pairs."""
     made.make("data")
-    pair_schema, pairs_of = FORMATS[to]
     for file in source.files:
         file_out = made.at("data", file.rpartition("/")[2])
         if made.exists("data", file.rpartition("/")[2]):
             continue
         with pq.ParquetWriter(f"{file_out}.tmp", pair_schema, filesystem=made.fs) as writer:
-            parquet = pq.ParquetFile(file, filesystem=source.fs)
-            for group in range(parquet.num_row_groups):
-                rows = store.located(parquet.read_row_group(group).to_pylist(), source.path)
+            for rows in source.groups(file):
                 found = [pair for row in rows for pair in pairs_of(row)]
                 if found:  # `datasets` cannot read an empty row group
                     writer.write_table(pa.Table.from_pylist(found, pair_schema))
         made.fs.move(f"{file_out}.tmp", file_out)
-    pairs = sum(pq.ParquetFile(path, filesystem=made.fs).metadata.num_rows for path in made.files("data"))
-    info = {
-        "rankray_version": rankray.__version__,
-        "identity": identity,
-        "prompts": source.info["rows"],
-        "pairs": pairs,
-    }
-    return publish(made, MARKER, info)
+    files = made.tables("data")
+    return {"pairs": sum(pq.ParquetFile(path, filesystem=made.fs).metadata.num_rows for path in files)}
+
+
+def _write_folders(source: store.RankedDataset, made: Output) -> dict[str, Any]:
+    """Writes `made`/preferred/ID.png and `made`/rejected/ID.png with the prompt in ID.txt beside each, and what they
+    are as HPDv2 has it in rankings.json, which `rankray import` reads; their count of pairs. A kill costs all of it.
+
+    Trainers find a picture's partner by its name, so both end as the preferred one's kind does: they look at the bytes.
+    """
+    sides = {"preferred": "chosen", "rejected": "rejected"}
+    for folder in sides:
+        made.make(folder)
+    records = []
+    for row in source.rows(images=True):
+        for pair in best_worst(row):
+            name = f"{row['prompt_id']}.{pictures.suffix(pair['chosen']['bytes'])}"
+            for folder, side in sides.items():
+                text = f"{folder}/{row['prompt_id']}.txt"
+                for file, data in ((f"{folder}/{name}", pair[side]["bytes"]), (text, row["prompt"].encode())):
+                    with made.fs.open_output_stream(made.at(file)) as stream:
+                        stream.write(data)
+            places = [f"{folder}/{name}" for folder in sides]
+            records.append({"prompt": row["prompt"], "image_path": places, "rank": [1, 2]})
+    made.write_text("rankings.json", json.dumps(records))
+    return {"pairs": len(records)}
 
 
 def _ranked(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -184,8 +218,18 @@ def pickapic(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     }
 
 
-FORMATS: dict[str, tuple[pa.Schema, Callable[[dict[str, Any]], Iterator[dict[str, Any]]]]] = {
-    "pairs": (PAIR_SCHEMA, best_worst),
-    "all-pairs": (PAIR_SCHEMA, all_pairs),
-    "pickapic": (PICKAPIC_SCHEMA, pickapic),
+@dataclass(frozen=True)
+class Form:
+    """A form: the file that is written last, and who writes the others and counts what there is."""
+
+    marker: str
+    write: Callable[[store.RankedDataset, Output], dict[str, Any]]
+
+
+FORMATS = {
+    "pairs": Form(MARKER, partial(_write_pairs, PAIR_SCHEMA, best_worst)),
+    "all-pairs": Form(MARKER, partial(_write_pairs, PAIR_SCHEMA, all_pairs)),
+    "pickapic": Form(MARKER, partial(_write_pairs, PICKAPIC_SCHEMA, pickapic)),
+    "folders": Form(MARKER, _write_folders),
+    "webdataset": Form(webdataset.MARKER, webdataset.write),
 }

@@ -92,23 +92,15 @@ def _row(actor: ActorUsage, prices: PricesConfig) -> dict[str, Any]:
     cpu_hours = max(actor.alive_s * actor.num_cpus, actor.busy_s + actor.load_s) / 3600
     # A GPU node's price includes its CPUs; an actor without a GPU pays for its CPUs. A model may have had both.
     usd = gpu_hours * prices.gpu_usd_per_hour if actor.num_gpus else cpu_hours * prices.cpu_usd_per_hour
+    told = ("kind", "model", "items", "failures", "busy_s", "load_s", "alive_s")
     return {
-        "kind": actor.kind,
-        "model": actor.model,
+        **{key: getattr(actor, key) for key in (*told, "gpu", "gpu_gb", "peak_gpu_gb")},
         "actors": 1,
-        "items": actor.items,
-        "failures": actor.failures,
-        "busy_s": actor.busy_s,
-        "load_s": actor.load_s,
         "idle_s": max(0.0, actor.alive_s - actor.busy_s - actor.load_s),
-        "alive_s": actor.alive_s,
         "gpu_hours": gpu_hours,
         "cpu_hours": cpu_hours,
         "usd": usd,
         "usd_per_1000": None,
-        "gpu": actor.gpu,
-        "gpu_gb": actor.gpu_gb,
-        "peak_gpu_gb": actor.peak_gpu_gb,
     }
 
 

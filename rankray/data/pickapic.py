@@ -1,4 +1,4 @@
-"""Human choices, as Pick-a-Pic v2 keeps them, read as a ranked dataset: two candidates a row, one reward, `human`.
+"""Choices between two pictures, as Pick-a-Pic v2 keeps them, as a ranked dataset: pairs as rows, one reward, `human`.
 
 A caption stands there in many rows, with other pictures each time. Each pair that somebody compared becomes a row of
 its own, so that whatever trains on the dataset learns from pairs that people saw side by side and from no others. A
@@ -8,29 +8,29 @@ caption's first pair alone, a row a prompt as in any other dataset, for a compar
 
 Pictures stay as they are stored. They are decoded once, to find those that cannot be: 10 ms for a pair of 1024-pixel
 JPEGs on one core, by far the most of the work. A kill costs the input file that was being read.
+
+`write` is what every import of others' judgements goes through (`rankray.data.rankings` has the other formats).
 """
 
 from __future__ import annotations
 
-import datetime
+import functools
 import hashlib
+import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-import rankray
 from rankray import ranking, schema, store
 from rankray.config import ConfigError, PricesConfig, nearest
-from rankray.data import choices
+from rankray.data import choices, owner, pictures
 from rankray.data.cost import ledger
-from rankray.data.place import Output, Publish, claim, claimed, complete, open_output, publish
+from rankray.data.place import Output, Publish, claim, claimed, complete, count_failures, head, open_output
+from rankray.words import Say
 
 REWARD = "human"
 ROWS_PER_FILE = 128
@@ -54,7 +54,7 @@ class Importing:
 
 
 @dataclass
-class _Seen:
+class Seen:
     """What rows there are already: their ids, and the ids of their pairs."""
 
     rows: set[str] = field(default_factory=set)
@@ -73,47 +73,109 @@ class _Seen:
         return pair if pairs == "all" and pair not in self.pairs else None
 
 
+Judged = Iterator[tuple[Counter[str], dict[str, Any] | None, str]]
+"""Of each item of a file: why it or a part of it is left out (`choices.REASONS`), its row if it is kept, and the id of
+its pictures. The caller adds a row to `Seen` before it asks for the next."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is imported.
+
+    Attributes:
+        name: in `dataset.json`.
+        things: what a row of it is, in words.
+        generators, rewards: all that the files name.
+        comparable: whether scores mean the same in every row, as ranks and choices do not.
+        judged: reads one file.
+    """
+
+    name: str
+    things: str
+    generators: Sequence[str]
+    rewards: Sequence[str]
+    comparable: bool
+    judged: Callable[[choices.Source, Importing, Seen, ThreadPoolExecutor], Judged]
+
+
 def run(
-    inputs: Sequence[str],
-    output: str,
-    how: Importing,
-    say: Callable[[str], None],
-    report: Publish | None = None,
+    inputs: Sequence[str], output: str, how: Importing, say: Say, report: Publish | None = None
 ) -> dict[str, Any]:
     """Writes the ranked dataset of `inputs` (Parquet files, or directories of them) to `output`; its `dataset.json`.
 
-    A run that was killed goes on with the input file that it was in; one that is complete does nothing.
+    Raises:
+        ConfigError: as `write`; an input is missing or has other columns (nothing is written).
+    """
+    check(how)
+    sources = [source for name in inputs for source in choices.find(name)]
+    form = Form("pickapic", "pairs", choices.models_of(sources), [REWARD], False, _judged)
+    return write(form, sources, output, how, say, report)
+
+
+def check(how: Importing) -> None:
+    """Refuses what is not understood.
 
     Raises:
-        ConfigError: `how` is not understood, an input is missing or has other columns (nothing is written), `output`
-            holds something else, or no row of the inputs can be used.
+        ConfigError: so it is.
     """
     for key, value, allowed in (("ties", how.ties, [*TIES]), ("pairs", how.pairs, [*PAIRS])):
         if value not in allowed:
             raise ConfigError(f"{key} '{value}'{nearest(value, allowed)}; allowed: {', '.join(allowed)}")
-    sources = [source for name in inputs for source in choices.find(name)]
-    models = choices.models_of(sources)
+
+
+def write(
+    form: Form,
+    sources: Sequence[choices.Source],
+    output: str,
+    how: Importing,
+    say: Say,
+    report: Publish | None = None,
+) -> dict[str, Any]:
+    """Writes the ranked dataset of `sources` to `output`; its `dataset.json`.
+
+    A run that was killed goes on with the input file that it was in; one that is complete does nothing.
+
+    Raises:
+        ConfigError: `output` holds something else, a file is damaged, or no row of the inputs can be used.
+    """
     made = open_output(output, in_job=False)
     identity = _identity(sources, how)
-    if (already := complete(made, "dataset.json", identity, say)) is not None:
-        return already
-    claim(made, "dataset.json", identity)
+
+    def make() -> dict[str, Any]:
+        claim(made, "dataset.json", identity)
+        return _write(form, sources, made, how, say)
+
+    found = functools.partial(complete, made, "dataset.json", identity, say)
+    return owner.once(made, "import", "dataset.json", found, make, report)
+
+
+def _write(
+    form: Form, sources: Sequence[choices.Source], made: Output, how: Importing, say: Say
+) -> dict[str, Any]:
+    """Writes what is left of the rows, by input file; the contents of `dataset.json`."""
     made.make("data")
     made.make("_work", "read")
-    begin_s, seen, counts = time.perf_counter(), _Seen(), Counter[str]()
-    due = schema.ranked_schema(dict.fromkeys(models, "unrecorded"), {REWARD: "labels"})
+    begin_s, seen, counts, candidates = time.perf_counter(), Seen(), Counter[str](), 0
+    revision = "unrecorded" if form.comparable else "labels"
+    names = {
+        "generators": dict.fromkeys(form.generators, "unrecorded"),
+        "rewards": dict.fromkeys(form.rewards, revision),
+    }
     for number, source in enumerate(sources):
         note = made.at("_work", "read", f"{number:05}.json")
         if not made.exists("_work", "read", f"{number:05}.json"):
-            store.write_json(note, _read(source, number, made, due, how, seen), made.fs)
+            store.write_json(note, _read(form, source, number, made, names, how, seen), made.fs)
         found = store.read_json(note, made.fs)
         seen.add(found["ids"])
         counts.update(found["counts"])
-        say(f"{number + 1} of {len(sources)} files: {counts['read']:,} pairs read, {counts['kept']:,} kept")
+        candidates += found["candidates"]
+        say(
+            f"{number + 1} of {len(sources)} files: {counts['read']:,} {form.things} read, {counts['kept']:,} kept"
+        )
     if not counts["kept"]:
-        raise ConfigError(f"no pair of {counts['read']:,} can be used: {left_out(counts, how.ties)}")
-    info = _summary(made, models, how, counts, seen.rows, time.perf_counter() - begin_s)
-    return publish(made, "dataset.json", info, report)
+        thing = form.things.removesuffix("s")
+        raise ConfigError(f"no {thing} of {counts['read']:,} can be used: {left_out(counts, how.ties)}")
+    return _summary(form, made, how, counts, candidates, seen.rows, time.perf_counter() - begin_s)
 
 
 def left_out(counts: dict[str, int] | Counter[str], ties: str) -> str:
@@ -123,7 +185,7 @@ def left_out(counts: dict[str, int] | Counter[str], ties: str) -> str:
         for reason, words in choices.REASONS.items()
         if counts.get(reason) and not (reason == "ties" and ties == "half")
     ]
-    return ", ".join(told) or "none left out"
+    return ", ".join(told) or "none"
 
 
 def _identity(sources: Sequence[choices.Source], how: Importing) -> dict[str, Any]:
@@ -136,144 +198,163 @@ def _identity(sources: Sequence[choices.Source], how: Importing) -> dict[str, An
 
 
 def _read(
-    source: choices.Source, number: int, output: Output, due: pa.Schema, how: Importing, seen: _Seen
+    form: Form,
+    source: choices.Source,
+    number: int,
+    output: Output,
+    names: Mapping[str, Mapping[str, str]],
+    how: Importing,
+    seen: Seen,
 ) -> dict[str, Any]:
     """Writes the rows of one input; what is noted of it: counts, and [row's id, pair's id] of each row."""
-    counts = Counter[str]()
+    counts, candidates = Counter[str](), 0
     ids: list[list[str]] = []
     waiting: list[dict[str, Any]] = []
     parts = 0
 
     def write(rows: list[dict[str, Any]]) -> None:
-        target = output.at("data", f"{number:05}-{parts:05}.parquet")
-        table = pa.Table.from_pylist(rows, due)
-        pq.write_table(table, f"{target}.tmp", filesystem=output.fs, row_group_size=choices.ROWS_AT_ONCE)
-        output.fs.move(f"{target}.tmp", target)
+        place = output.at("data", f"{number:05}-{parts:05}.parquet")
+        store.write_rows(place, rows, names, output.fs)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for batch in source.batches(tuple(choices.COLUMNS)):
-            for reason, row, pair in _judged(batch.to_pylist(), how, seen, pool):
-                counts["read"] += 1
-                counts[reason] += 1
-                if row is None:
-                    continue
-                seen.add([(row["prompt_id"], pair)])
-                ids.append([row["prompt_id"], pair])
-                waiting.append(row)
-                counts["kept"] += 1
-            while len(waiting) >= ROWS_PER_FILE:
-                write(waiting[:ROWS_PER_FILE])
-                parts, waiting = parts + 1, waiting[ROWS_PER_FILE:]
+        for reasons, row, pair in form.judged(source, how, seen, pool):
+            counts["read"] += 1
+            counts.update(reasons)
+            if row is None:
+                continue
+            seen.add([(row["prompt_id"], pair)])
+            ids.append([row["prompt_id"], pair])
+            waiting.append(row)
+            counts["kept"] += 1
+            candidates += len(row["candidates"])
+            if len(waiting) == ROWS_PER_FILE:
+                write(waiting)
+                parts, waiting = parts + 1, []
     if waiting:
         write(waiting)
-    del counts[""]
-    return {"counts": dict(counts), "ids": ids}
+    return {"counts": dict(counts), "ids": ids, "candidates": candidates}
 
 
-def _judged(
-    items: Sequence[dict[str, Any]], how: Importing, seen: _Seen, pool: ThreadPoolExecutor
-) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
-    """(reason, row, pair's id) of each item: a row where it is kept; the caller adds it to `seen` before the next."""
-    reasons = [choices.reason_against(item) for item in items]
+def _judged(source: choices.Source, how: Importing, seen: Seen, pool: ThreadPoolExecutor) -> Judged:
+    """What becomes of each pair of a file."""
     out = {"ties"} if how.ties == "drop" else set()
-    good = [n for n, reason in enumerate(reasons) if reason in {"", "ties"} - out]
-    sizes = dict(zip(good, pool.map(_sizes, [items[n] for n in good]), strict=True))
-    for n, (item, reason) in enumerate(zip(items, reasons, strict=True)):
-        if n not in sizes:
-            yield reason, None, ""
-            continue
-        caption = item["caption"].strip()
-        pair = schema.pair_id(caption, [item["jpg_0"], item["jpg_1"]])
-        row_id, size = seen.new_id(caption, pair, how.pairs), sizes[n]
-        if row_id is None:
-            yield "repeated", None, pair
-        elif size is None:
-            yield "undecodable", None, pair
-        else:
-            yield reason, _row(item, row_id, size, how), pair
+    for items in choices.items(source):
+        reasons = [choices.reason_against(item) for item in items]
+        good = [n for n, reason in enumerate(reasons) if reason in {"", "ties"} - out]
+        sizes = dict(zip(good, pool.map(_sizes, [items[n] for n in good]), strict=True))
+        for n, (item, reason) in enumerate(zip(items, reasons, strict=True)):
+            if n not in sizes:
+                yield Counter([reason]), None, ""
+                continue
+            caption = item["caption"].strip()
+            pair = schema.pair_id(caption, [item["jpg_0"], item["jpg_1"]])
+            row_id, size = seen.new_id(caption, pair, how.pairs), sizes[n]
+            if row_id is None:
+                yield Counter(["repeated"]), None, pair
+            elif size is None:
+                yield Counter(["undecodable"]), None, pair
+            else:
+                yield Counter([reason] if reason else []), _row(item, row_id, size, how), pair
 
 
 def _sizes(item: dict[str, Any]) -> list[tuple[int, int]] | None:
     """(width, height) of both pictures, None where one cannot be decoded."""
-    from PIL import Image
-
     try:
-        return [store.image_size({"bytes": item[name], "path": None}) for name in ("jpg_0", "jpg_1")]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return [pictures.imported(item[name])[1] for name in ("jpg_0", "jpg_1")]
+    except (OSError, ValueError, SyntaxError):
         return None
 
 
 def _row(
     item: dict[str, Any], row_id: str, sizes: Sequence[tuple[int, int]], how: Importing
 ) -> dict[str, Any]:
-    """A dataset's row of two candidates; their seeds are not known."""
-    labels = [float(item["label_0"]), float(item["label_1"])]
-    phi = ranking.strength(TIES[how.ties], [[label] for label in labels])
+    """A dataset's row of two candidates."""
+    seen = [(item[f"jpg_{k}"], sizes[k]) for k in (0, 1)]
+    names = [item[f"model_{k}"] or choices.UNNAMED for k in (0, 1)]
+    labels = [[float(item[f"label_{k}"])] for k in (0, 1)]
+    return ranked_row(row_id, item["caption"].strip(), list(zip(names, seen, labels, strict=True)), how.ties)
+
+
+def ranked_row(
+    row_id: str,
+    prompt: str,
+    candidates: Sequence[tuple[str, tuple[bytes, tuple[int, int]], Sequence[float]]],
+    ties: str,
+    rewards: Sequence[str] = (REWARD,),
+) -> dict[str, Any]:
+    """A dataset's row of others' pictures, whose seeds are not known.
+
+    Args:
+        row_id, prompt: its own.
+        candidates: (generator, (bytes, (width, height)), scores) of each; NaN is "not scored".
+        ties: of `TIES`.
+        rewards: what the scores are called.
+    """
+    phi = ranking.strength(TIES[ties], [list(scores) for _, _, scores in candidates])
     ranks = ranking.rank(phi)
-    candidates = [
-        {
-            "generator": item[f"model_{k}"] or choices.UNNAMED,
-            "seed": None,
-            "image": {"bytes": item[f"jpg_{k}"], "path": None},
-            "width": sizes[k][0],
-            "height": sizes[k][1],
-            "scores": [labels[k]],
-            "win_probability": phi[k],
-            "rank": int(ranks[k]),
-            "error": None,
-            "score_errors": [None],
-        }
-        for k in (0, 1)
-    ]
-    return {"prompt_id": row_id, "prompt": item["caption"].strip(), "candidates": candidates}
+    found = []
+    for k, (generator, (data, (width, height)), scores) in enumerate(candidates):
+        errors = ["not scored" if math.isnan(score) else None for score in scores]
+        found.append(
+            {
+                "generator": generator,
+                "seed": None,
+                "image": {"bytes": data, "path": None},
+                "width": width,
+                "height": height,
+                "scores": list(scores),
+                "win_probability": phi[k],
+                "rank": int(ranks[k]),
+                "error": schema.joined_errors(rewards, errors),
+                "score_errors": errors,
+            }
+        )
+    return {"prompt_id": row_id, "prompt": prompt, "candidates": found}
 
 
 def _summary(
+    form: Form,
     output: Output,
-    models: Sequence[str],
     how: Importing,
     counts: Counter[str],
+    candidates: int,
     ids: Iterable[str],
     wall_s: float,
 ) -> dict[str, Any]:
     """The contents of `dataset.json`: a job's, as far as there was one."""
-    rows, read = counts["kept"], counts["read"]
-    identity = claimed(output)
-    files = identity["import.files"]
+    read, files = counts["read"], len(claimed(output)["import.files"])
+    revision = "unrecorded" if form.comparable else "labels"
+    own = {"format": form.name, "ties": how.ties, "pairs": how.pairs, "comparable": form.comparable}
     return {
-        "schema_version": schema.SCHEMA_VERSION,
-        "rankray_version": rankray.__version__,
-        "complete": True,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "seed": None,
-        "identity": identity,
-        "imported": {"format": "pickapic", "ties": how.ties, "pairs": how.pairs, "counts": dict(counts)},
-        "prompts": {
-            "source": f"{len(files)} files of human choices",
-            "read": read,
-            "empty": counts["empty"],
-            "duplicates": counts["repeated"],
-            "undecodable": 0,
-            "rows": rows,
-            "sha256": hashlib.sha256("".join(sorted(ids)).encode()).hexdigest(),
-        },
+        **head(output, None),
+        "imported": {**own, "counts": dict(counts)},
+        "prompts": imported_prompts(f"{files} files of {form.things}", counts, ids),
         # No fixed number of samples: a row's two pictures are of any of them.
         "generators": [
-            {"name": name, "model": name, "revision": "unrecorded", "samples": 0} for name in models
+            {"name": name, "model": name, "revision": "unrecorded", "samples": 0} for name in form.generators
         ],
-        "rewards": [{"name": REWARD, "model": REWARD, "revision": "labels"}],
-        "ranking": {"aggregation": TIES[how.ties], "weights": {REWARD: 1.0}},
-        "rows": rows,
-        "candidates": 2 * rows,
-        "images": 2 * rows,
-        "images_made": 0,
-        "failures": {"total": 0, "by_model": {}, "tolerance": 0.0, "examples": []},
-        "layout": "imported",
-        "runs": 1,
+        "rewards": [{"name": name, "model": name, "revision": revision} for name in form.rewards],
+        "ranking": {"aggregation": TIES[how.ties], "weights": dict.fromkeys(form.rewards, 1.0)},
+        "candidates": candidates,
+        "images": candidates,
+        "failures": {**count_failures(output, form.rewards), "tolerance": 0.0},
         "throughput": {
             "wall_s": wall_s,
-            "images_per_s": 2 * read / wall_s,
+            "images_per_s": candidates / wall_s,
             "rows_per_s": read / wall_s,
         },
-        "cost": ledger([], PricesConfig()),
+        **no_job(counts["kept"]),
     }
+
+
+def imported_prompts(source: str, counts: Counter[str], ids: Iterable[str]) -> dict[str, Any]:
+    """`prompts` of a `dataset.json` that no job made: how many were kept, of these ids, and what became of others."""
+    sha = hashlib.sha256("".join(sorted(ids)).encode()).hexdigest()
+    left = {"empty": counts["empty"], "duplicates": counts["repeated"], "undecodable": 0}
+    return {"source": source, "read": counts["read"], **left, "rows": counts["kept"], "sha256": sha}
+
+
+def no_job(rows: int) -> dict[str, Any]:
+    """What a `dataset.json` says of the job that made the rows, where there was none."""
+    made = {"images_made": 0, "layout": "imported", "runs": 1}
+    return {"rows": rows, **made, "cost": ledger([], PricesConfig())}

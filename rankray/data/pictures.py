@@ -9,13 +9,24 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from rankray.config import ImagesConfig
-from rankray.store import IMAGES, filesystem, image_bytes, image_place, shown
+from rankray.store import IMAGES, filesystem, image_bytes, image_place, opened, shown
 
 if TYPE_CHECKING:
     from PIL import Image
 
 PICTURE_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
 """What a generator may return; kept as RGB, on white. Modes of more bits (I;16, I, F) have no range that is known."""
+
+LONGEST_SIDE = 16_383
+"""What WebP can hold, the narrowest of the formats."""
+SUFFIXES = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+"""What rows hold, by Pillow's names; what is imported in another format becomes PNG."""
+READABLE = (*SUFFIXES, "BMP", "GIF", "TIFF")
+"""What is imported: none whose reader starts a program of its own, as that of EPS does."""
+MAX_PIXELS = 2**26
+"""Of a picture, drawn or imported, 8192 x 8192: 200 MB when decoded, and a file of 100 KB can claim much more."""
+MAX_BYTES = 2**29
+"""Of an imported picture's file: `MAX_PIXELS` of 16-bit RGBA as they are."""
 
 
 def image_key(row_id: str, generator: str, sample: int) -> str:
@@ -49,7 +60,40 @@ def picture_of(image: Any) -> Image.Image:
             f"a generator returned a picture of mode {image.mode}, {image.width}x{image.height}; due are 8-bit modes "
             f"({', '.join(PICTURE_MODES)}) of at least 1x1: convert it to RGB"
         )
+    if max(image.size) > LONGEST_SIDE or image.width * image.height > MAX_PIXELS:
+        raise ValueError(
+            f"a generator returned a picture of {image.width}x{image.height}; due are at most {LONGEST_SIDE:,} a side "
+            f"and {MAX_PIXELS:,} pixels"
+        )
     return image
+
+
+def suffix(data: bytes) -> str:
+    """How the name of a file with a stored picture ends."""
+    with opened(data) as picture:
+        return SUFFIXES.get(picture.format or "", "img")
+
+
+def imported(data: bytes) -> tuple[bytes, tuple[int, int]]:
+    """(bytes, size) of somebody's picture: the bytes as they are where rows may hold such, else as PNG. Its size is
+    looked at before it is decoded, to its last pixel, as it is shown.
+
+    Raises:
+        OSError, ValueError, SyntaxError: it is none, is cut short, or is larger than `MAX_PIXELS`.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=READABLE) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(
+                    f"a picture of {picture.width}x{picture.height}; at most {MAX_PIXELS:,} pixels"
+                )
+            seen = shown(picture)
+            kept = picture.format in SUFFIXES
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from None
+    return (data if kept else encode_image(seen, ImagesConfig())), seen.size
 
 
 def file_name(label: str) -> str:
@@ -71,7 +115,5 @@ def encode_image(image: Image.Image, images: ImagesConfig) -> bytes:
 
 def decode(entry: dict[str, Any], dataset: str) -> Image.Image:
     """The RGB picture of an entry that `stored` wrote for `dataset`."""
-    from PIL import Image
-
     path = entry["path"] and image_place(entry["path"], dataset)
-    return shown(Image.open(io.BytesIO(image_bytes({"bytes": entry["image"], "path": path}))))
+    return shown(opened(image_bytes({"bytes": entry["image"], "path": path})))

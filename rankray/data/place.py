@@ -6,6 +6,7 @@
     OUTPUT/dataset.json        written last: the dataset is complete
     OUTPUT/report.html
     OUTPUT/_work/              identity, staged prompts, phases, checkpoints, usage; removed at the end
+    OUTPUT/_owner.*            who is at work there (`data.owner`); removed at the end
 
 All of it goes through a pyarrow filesystem, so OUTPUT may be a directory or s3://, gs:// and the like.
 Prompts are staged as Parquet sorted by id because Ray Data's checkpoint filters only what a `read_*` source
@@ -14,24 +15,34 @@ reads (rows from memory would silently be made twice), and sorted rows make the 
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import functools
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+import re
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import tomli_w
 
+import rankray
 from rankray import schema, store
 from rankray.config import ConfigError, SynPicConfig, differing_keys
 from rankray.config.ablate import AblationConfig
 from rankray.config.evaluate import EvaluateConfig
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.data.prompts import PromptsRead
+from rankray.words import Say, first_line
 
 JobConfig = SynPicConfig | RankDPOConfig | AblationConfig | EvaluateConfig
 Publish = Callable[[str, dict[str, Any]], None]
@@ -40,11 +51,78 @@ Publish = Callable[[str, dict[str, Any]], None]
 IO_THREADS = 16
 """58,000 prompts are 3,625 files, and an object store takes some 50 ms for one."""
 
+OWNER = "_owner."
+"""How the names of marks begin that say who is at work on an output."""
+
+MARKERS = ("dataset.json", "run.json", "align.json", "results.json", "ablation.json")
+"""What jobs write last into their outputs."""
+
 NO_LONGER = frozenset({"objective.reference"})
 """Keys that identities once had: work that was begun with them goes on."""
 
+WORDS = 200
+"""Characters of what another library says of a damaged file."""
+
+PARQUET_END = b"PAR1"
+
 MAX_EXAMPLES = 20
 """Failures that `dataset.json` quotes; all of them stand in the rows."""
+
+
+_DAMAGE = (
+    *(LookupError, TypeError, AttributeError, ValueError, ArithmeticError, OSError, pa.ArrowException),
+    *(SyntaxError, RecursionError),  # Pillow's, of a broken PNG; of JSON that is thousands deep
+)
+"""What reading changed or damaged files raises."""
+
+
+@contextlib.contextmanager
+def as_written(*places: str) -> Iterator[None]:
+    """Around what reads finished work, which anybody may have changed: a key that is gone and a value of another kind
+    are the place's fault, in one line.
+
+    They are ours, and pass, where all `places` are as they were left: their markers have their seals, and a dataset's
+    rows are well-formed. Of work that is not finished, and of others' files, that cannot be told: around what a job
+    computes from them it would hide faults of ours.
+
+    Raises:
+        DatasetError: what is there is not as rankray wrote it. An `errno`, of a full disk say, passes.
+    """
+    try:
+        yield
+    except (ConfigError, store.DatasetError):
+        raise
+    except _DAMAGE as error:
+        place = ", ".join(places)
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:WORDS]}"
+        if isinstance(error, OSError):
+            if error.errno is not None:
+                raise
+            raise store.DatasetError(
+                f"{place} cannot be read ({what}); check the address, or get it again"
+            ) from error
+        if all(map(_as_left, places)):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise store.DatasetError(
+            f"{place} is not as rankray wrote it ({what}, at {last.filename.rpartition('/')[2]}:{last.lineno}); it was "
+            "changed or damaged: get it again, or let its job write it"
+        ) from error
+
+
+def _as_left(place: str) -> bool:
+    """Whether finished work is what a job left there."""
+    try:
+        fs, path = store.filesystem(place)
+        files = [path] if path.endswith(".json") else [f"{path}/{name}" for name in MARKERS]
+        infos = [
+            store.read_json(file, fs) for file in files if fs.get_file_info(file).type == pafs.FileType.File
+        ]
+        if not infos or any(info.get(store.SEAL) != store.sealed(info)[store.SEAL] for info in infos):
+            return False
+        return not store.complete(place) or store.well_formed(store.read(place))
+    except _DAMAGE:
+        return False
 
 
 @dataclass(frozen=True)
@@ -70,6 +148,11 @@ class Output:
             info.path for info in self.fs.get_file_info(selector) if info.type == pafs.FileType.File
         )
 
+    def tables(self, *parts: str) -> list[str]:
+        """The Parquet files of a directory that are whole: a kill leaves others under passing names."""
+        found = [path for path in self.files(*parts) if path.endswith(".parquet")]
+        return [path for path in found if not path.endswith(".pending.parquet")]
+
     def make(self, *parts: str) -> str:
         self.fs.create_dir(self.at(*parts), recursive=True)
         return self.at(*parts)
@@ -83,6 +166,9 @@ class Output:
         store.write_text(self.at(name), text, self.fs)
 
 
+_ONE_SLASH = re.compile("(s3|gs|gcs|hdfs|abfss?|file):/(?!/)")
+
+
 def open_output(uri: str, in_job: bool) -> Output:
     """The output directory at `uri`; nothing is written yet.
 
@@ -91,14 +177,23 @@ def open_output(uri: str, in_job: bool) -> Output:
         in_job: this process runs in a submitted job's copy of the working directory, which Ray deletes.
 
     Raises:
-        ConfigError: a relative path in a submitted job, or an URI that pyarrow cannot open or that has options.
+        ConfigError: a relative path in a submitted job, a file or a path through one, or an URI that lacks a slash,
+            that pyarrow cannot open or that has options.
     """
     if in_job and "://" not in uri and not uri.startswith(("/", "~")):
         raise ConfigError(
             f"output '{uri}' is relative, and a submitted job runs in a copy of the working directory that Ray deletes "
             "afterwards; give an absolute path that every node sees, or an URI such as s3://bucket/name"
         )
+    if scheme := _ONE_SLASH.match(uri):
+        raise ConfigError(
+            f"output '{uri}' is a path on this machine; an URI has two slashes: {scheme[1]}://BUCKET/NAME"
+        )
     place = store.absolute(uri)
+    if "://" not in place:
+        for each in (place, *map(str, PurePath(place).parents)):
+            if os.path.isfile(each):
+                raise ConfigError(f"output '{place}' cannot be written, {each} is a file; give a directory")
     if "://" in place and "?" in place:
         raise ConfigError(
             f"output '{place}' has options after '?', which are not handed on to the places inside it; an object store "
@@ -108,7 +203,7 @@ def open_output(uri: str, in_job: bool) -> Output:
         fs, path = store.filesystem(place)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"output '{place}' cannot be opened ({_first_line(error)}); give a path or an URI"
+            f"output '{place}' cannot be opened ({first_line(error)}); give a path or an URI"
         ) from None
     return Output(place, fs, path)
 
@@ -130,7 +225,7 @@ def complete(
     output: Output,
     marker: str,
     identity: Mapping[str, Any],
-    say: Callable[[str], None],
+    say: Say,
     check: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any] | None:
     """The summary of a finished output, or None where something is left to do.
@@ -145,10 +240,10 @@ def complete(
     if not output.exists(marker):
         return None
     info: dict[str, Any] = store.read_json(output.at(marker), output.fs)
-    _require_same(output, info["identity"], identity)
-    if check is not None:
-        check(info)
-    output.remove("_work")  # a kill after the last write leaves it
+    with as_written(output.uri_of(marker)):
+        _require_same(output, info["identity"], identity)
+        if check is not None:
+            check(info)
     say(f"{output.uri} is complete already; nothing to do")
     return info
 
@@ -158,15 +253,17 @@ def claim(output: Output, marker: str, identity: Mapping[str, Any], config: JobC
 
     Raises:
         ConfigError: another configuration's rows are there (the differing keys are named), files are there that
-            nothing of ours began, or the place cannot be written.
+            nothing of ours began.
     """
     for name in (marker, "_work/identity.json"):
         if output.exists(name):
-            begun = store.read_json(output.at(name), output.fs)["identity"]
-            return _require_same(output, begun, identity)
+            with as_written(output.uri_of(name)):
+                begun = store.read_json(output.at(name), output.fs)["identity"]
+                return _require_same(output, begun, identity)
     foreign = ["data"] if output.files("data") else []
     if config is None:
-        foreign += [path.rpartition("/")[2] for path in output.files()]
+        names = [path.rpartition("/")[2] for path in output.files()]
+        foreign += [name for name in names if not name.startswith(OWNER)]
     else:  # notes and logs of the user's may stand beside what a job makes
         ours = ("config.toml", "report.html", "pipeline", "pytorch_lora_weights.safetensors")
         foreign += [name for name in ours if output.exists(name)]
@@ -174,13 +271,7 @@ def claim(output: Output, marker: str, identity: Mapping[str, Any], config: JobC
         raise ConfigError(
             f"{output.uri}/{foreign[0]} is there, and no rankray job began it; take another output"
         )
-    try:
-        output.make("_work")
-        output.write_text("_work/writable", "yes")
-    except OSError as error:
-        raise ConfigError(
-            f"output '{output.uri}' cannot be written ({_first_line(error)}); give a directory that can be"
-        ) from None
+    output.make("_work")
     store.write_json(output.at("_work/identity.json"), {"identity": dict(identity)}, output.fs)
     if config is not None:
         write_config(output, config)
@@ -197,7 +288,8 @@ def _require_same(output: Output, begun: Mapping[str, Any], identity: Mapping[st
 
 def claimed(output: Output) -> dict[str, Any]:
     """The identity under which the work in `output` was begun."""
-    found: dict[str, Any] = store.read_json(output.at("_work/identity.json"), output.fs)["identity"]
+    with as_written(output.uri_of("_work/identity.json")):
+        found: dict[str, Any] = store.read_json(output.at("_work/identity.json"), output.fs)["identity"]
     return found
 
 
@@ -207,6 +299,7 @@ def publish(
     """Ends the work: the surface's `report` of the summary, then the marker, then what only the making needed goes."""
     if report is not None:
         report(output.uri, info)
+    info = store.sealed(info)
     store.write_json(output.at(marker), info, output.fs)
     output.remove("_work")
     return info
@@ -215,10 +308,6 @@ def publish(
 def write_config(output: Output, config: JobConfig) -> None:
     """Writes the resolved configuration."""
     output.write_text("config.toml", tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def prompts_digest(prompts: Sequence[str]) -> str:
@@ -246,11 +335,14 @@ def stage_prompts(
     ids = [schema.prompt_id(row) for row in prompts.rows]
     table = pa.table({"prompt_id": ids, "prompt": prompts.rows, **(more or {})}).sort_by("prompt_id")
     digest = prompts_digest(prompts.rows)
-    if output.exists("_work/staged.json"):
+    staged = output.exists("_work/staged.json")
+    if staged:
         found = store.read_json(output.at("_work/staged.json"), output.fs)
-        if found["sha256"] != digest:
+        with as_written(output.uri_of("_work/staged.json")):
+            then, rows = str(found["sha256"]), int(found["rows"])
+        if then != digest:
             raise ConfigError(
-                f"{prompts.source} holds other prompts than when {output.uri} was begun ({found['rows']} then, "
+                f"{prompts.source} holds other prompts than when {output.uri} was begun ({rows} then, "
                 f"{table.num_rows} now); put the file back, or take another output"
             )
         if found.get("reused") != reused:
@@ -258,10 +350,8 @@ def stage_prompts(
                 f"{output.uri} was begun with reuse of {found.get('reused') or 'nothing'}, not of "
                 f"{reused or 'nothing'}; go on as it was begun, or take another output"
             )
-    else:
-        output.remove(
-            "_work", "prompts"
-        )  # a kill while they were written leaves some of them, or a half of one
+    if not staged or lost_ids(output, ids, ("_work", "prompts")):
+        output.remove("_work", "prompts")  # of a kill or a power cut, the last one perhaps by half
         output.make("_work", "prompts")
 
         def write_block(start: int) -> None:
@@ -296,17 +386,69 @@ def finished_ids(output: Output, *parts: str) -> list[str]:
     return [row_id for _, ids in _ids_by_file(output, *parts) for row_id in ids]
 
 
+def mended_ids(output: Output, sink: Sequence[str], checkpoint: Sequence[str]) -> list[str]:
+    """The prompt ids that the `checkpoint` of `sink` names, once what a power cut left of either is gone.
+
+    Ray Data notes a file's rows when it has written them, which is before a disk has them: after a power cut the file
+    or the note may end anywhere, or the file be gone. A row whose file or note has no end is to be made again. What was
+    being written has no note yet, and is Ray Data's own to remove; objects in a store are there whole or not at all.
+    """
+    if isinstance(output.fs, pafs.LocalFileSystem):
+        _remove_halves(output, output.tables(*sink), output.tables(*checkpoint), ended=False)
+    return finished_ids(output, *checkpoint)
+
+
+def lost_ids(
+    output: Output, ids: Sequence[str], sink: Sequence[str], checkpoint: Sequence[str] | None = None
+) -> list[str]:
+    """Those of `ids` that a power cut took of a `sink` that was finished, once what it left is gone."""
+    if not isinstance(output.fs, pafs.LocalFileSystem):
+        return []
+    notes = [] if checkpoint is None else output.tables(*checkpoint)
+    _remove_halves(output, output.tables(*sink), notes, ended=True)
+    kept = set(finished_ids(output, *sink))
+    return [row_id for row_id in ids if row_id not in kept]
+
+
+def _remove_halves(output: Output, files: Sequence[str], notes: Sequence[str], ended: bool) -> None:
+    """Removes notes and noted files on this machine that have no end, each with the other, and notes without a file;
+    where all writing has `ended`, other files without an end too."""
+    noted = {path.rpartition("/")[2].removesuffix(".parquet"): path for path in notes}
+    gone, halves = dict(noted), [path for path in notes if not _has_end(path)]
+    for path in files:
+        name = path.rpartition("/")[2].rpartition("-")[0]
+        gone.pop(name, None)
+        if (ended or name in noted) and not _has_end(path):
+            halves += [path, *([noted[name]] if name in noted else [])]
+    for path in dict.fromkeys([*halves, *gone.values()]):
+        output.fs.delete_file(path)
+
+
+def stage_again(output: Output, ids: Sequence[str]) -> None:
+    """Puts the staged prompts of `ids` into a place of their own, `_work/again`, as nothing else is there."""
+    output.remove("_work", "again")
+    place = output.make("_work", "again", "prompts")
+    for path in output.tables("_work", "prompts"):
+        table = pq.read_table(path, filesystem=output.fs)
+        table = table.filter(pc.is_in(table["prompt_id"], pa.array(ids, pa.string())))
+        if table.num_rows:
+            pq.write_table(table, f"{place}/{path.rpartition('/')[2]}", filesystem=output.fs)
+
+
+def _has_end(path: str) -> bool:
+    """Whether a Parquet file on this machine ends as one does."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(PARQUET_END)))
+        return size > len(PARQUET_END) and file.read() == PARQUET_END
+
+
 def _ids_by_file(output: Output, *parts: str) -> list[tuple[str, list[str]]]:
     """(file, its prompt ids) in the files' order; half-committed checkpoints are left out."""
-    files = [path for path in output.files(*parts) if path.endswith(".parquet")]
-    files = [path for path in files if not path.endswith(".pending.parquet")]
-
-    def ids(path: str) -> list[str]:
-        column = pq.read_table(path, columns=["prompt_id"], filesystem=output.fs)["prompt_id"]
-        return [str(value) for value in column.to_pylist()]
-
+    files = output.tables(*parts)
     with ThreadPoolExecutor(IO_THREADS) as pool:
-        return list(zip(files, pool.map(ids, files), strict=True))
+        ids = pool.map(functools.partial(store.row_ids, fs=output.fs), files)
+        return list(zip(files, ids, strict=True))
 
 
 def drop_repeats(output: Output, *parts: str, row_group_size: int | None = None) -> int:
@@ -350,10 +492,24 @@ def require_rows(output: Output, rows: int, row_group_size: int | None = None) -
     return repeats
 
 
-def count_failures(output: Output, rewards: Sequence[str]) -> tuple[dict[str, int], list[dict[str, str]]]:
-    """Failures by model, and up to 20 examples by prompt id, read from the finished rows without their images.
+def stamp() -> dict[str, str]:
+    """By which rankray a summary was written, and when."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {"rankray_version": rankray.__version__, "created": now.isoformat(timespec="seconds")}
 
-    A candidate without an image is its generator's failure; a NaN score of one with an image, that reward's.
+
+def head(output: Output, seed: int | None) -> dict[str, Any]:
+    """What every `dataset.json` begins with, whoever made it."""
+    own = {"complete": True, "seed": seed, "identity": claimed(output)}
+    return {"schema_version": schema.SCHEMA_VERSION, **stamp(), **own}
+
+
+def count_failures(output: Output, rewards: Sequence[str], partial: Collection[str] = ()) -> dict[str, Any]:
+    """`failures` of a `dataset.json`: total, by_model, and up to 20 examples by prompt id, read from the finished rows
+    without their images.
+
+    A candidate without an image is its generator's failure; a NaN score of one with an image, that reward's, unless it
+    is one of `partial`.
     """
     leaves = ("generator", "width", "scores", "error")
     columns = ["prompt_id", *(f"candidates.list.element.{leaf}" for leaf in leaves)]
@@ -365,7 +521,7 @@ def count_failures(output: Output, rewards: Sequence[str]) -> tuple[dict[str, in
                 failed = [
                     name
                     for name, score in zip(rewards, candidate["scores"], strict=True)
-                    if math.isnan(score)
+                    if math.isnan(score) and name not in partial
                 ]
                 models = [candidate["generator"]] if candidate["width"] is None else failed
                 fault = {"prompt_id": row["prompt_id"], "error": candidate["error"]}
@@ -375,9 +531,9 @@ def count_failures(output: Output, rewards: Sequence[str]) -> tuple[dict[str, in
     by_model: dict[str, int] = {}
     examples: list[dict[str, str]] = []
     with ThreadPoolExecutor(IO_THREADS) as pool:
-        for found in pool.map(faults, output.files("data")):
+        for found in pool.map(faults, output.tables("data")):
             # by id, as files come in the order in which tasks happened to end
             examples = sorted([*examples, *found], key=lambda fault: fault["prompt_id"])[:MAX_EXAMPLES]
             for fault in found:
                 by_model[fault["model"]] = by_model.get(fault["model"], 0) + 1
-    return by_model, examples
+    return {"total": sum(by_model.values()), "by_model": by_model, "examples": examples}

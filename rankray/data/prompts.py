@@ -15,10 +15,12 @@ import fnmatch
 import glob
 import importlib
 import io
+import itertools
 import json
 import lzma
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -28,6 +30,8 @@ import pyarrow.parquet as pq
 
 from rankray import store
 from rankray.config import ConfigError, PromptsConfig, nearest
+from rankray.data.block_list import BlockList
+from rankray.words import first_line
 
 SHAPES = "shapes:"
 HUB = "hub:"
@@ -44,6 +48,14 @@ MARKS = {
 """Byte order marks, those first that begin with another."""
 COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "zst": "zstd", "lz4": "lz4", "xz": "xz"}
 HEAD_BYTES = 4096
+PIECE = 2**20
+MOST = 2**28
+"""Characters of a `.json` file, which is read whole: 500 for each of 500,000 prompts. Of 4 GB that 4 MB of gzip become
+this much is read in 2.3 s of one core, and 600 MB of memory."""
+MOST_LINE = 2**24
+"""Bytes of a line of another file, and characters of a field of a table."""
+MOST_UNPACKED = 2**30
+"""Bytes of what a compressed file becomes."""
 NAMES = 20
 HUB_WORDS = 400
 """Of what `datasets` says; it lists configurations, and then gives examples."""
@@ -56,8 +68,8 @@ Raw = bytes | str | None
 class PromptsRead:
     """The prompts of a source, and what became of everything in it.
 
-    `read` counts entries up to `limit`'s last: read = len(rows) + empty + duplicates + undecodable. `cut`: there
-    were more of them.
+    `read` counts entries up to `limit`'s last: read = len(rows) + empty + duplicates + undecodable + len(blocked).
+    `cut`: there were more of them. `blocked`: what the block-list left out, each with the phrase that it holds.
     """
 
     rows: list[str]
@@ -67,6 +79,7 @@ class PromptsRead:
     undecodable: int
     source: str
     cut: bool = False
+    blocked: tuple[tuple[str, str], ...] = ()
 
     @property
     def with_control(self) -> list[str]:
@@ -78,10 +91,13 @@ def read_prompts(config: PromptsConfig) -> PromptsRead:
     """The distinct usable prompts of `config.path`, in their order, the first `config.limit` of them.
 
     Raises:
-        ConfigError: nothing is there, nothing is in it, its format is unknown, or it lacks the column.
+        ConfigError: nothing is there, nothing is in it, its format is unknown, it lacks the column, or there is no
+            block-list.
     """
+    block = BlockList(()) if config.block is None else _block_list(config.block)
     source, entries = _open(config)
     rows: dict[str, None] = {}
+    blocked: dict[str, str] = {}
     read = empty = duplicates = undecodable = 0
     cut = False
     for entry in entries:
@@ -97,16 +113,32 @@ def read_prompts(config: PromptsConfig) -> PromptsRead:
             continue
         if not text:
             empty += 1
-        elif text in rows:
+        elif text in rows or text in blocked:
             duplicates += 1
+        elif (phrase := block.found_in(text)) is not None:
+            blocked[text] = phrase
         else:
             rows[text] = None
     if not rows:
         raise ConfigError(
-            f"{source} is empty: {read} entries, {empty} of them blank, {undecodable} not UTF-8; "
-            "give a file with prompts, as UTF-8"
+            f"{source} is empty: {read} entries, {empty} of them blank, {undecodable} not UTF-8, {len(blocked)} "
+            "left out by prompts.block; give a file with prompts, as UTF-8"
         )
-    return PromptsRead(list(rows), read, empty, duplicates, undecodable, source, cut)
+    return PromptsRead(list(rows), read, empty, duplicates, undecodable, source, cut, tuple(blocked.items()))
+
+
+def _block_list(path: str) -> BlockList:
+    """The list in a text file, a phrase a line; what stands behind a # is a comment."""
+    source = store.absolute(path)
+    try:
+        fs, place = store.filesystem(source)
+        with fs.open_input_file(place) as stream:
+            found = BlockList(_lines(open_text(stream)))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"prompts.block = {source} cannot be read: {first_line(error)}") from None
+    if not len(found):
+        raise ConfigError(f"prompts.block = {source} holds no word; give one word or phrase a line")
+    return found
 
 
 def _open(config: PromptsConfig) -> tuple[str, Iterable[Raw]]:
@@ -125,7 +157,7 @@ def _found(source: str, config: PromptsConfig) -> Iterator[Raw]:
         fs, path = store.filesystem(source)
         several, places = _places(fs, path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"prompts file {source} cannot be opened: {_first_line(error)}") from None
+        raise ConfigError(f"prompts file {source} cannot be opened: {first_line(error)}") from None
     if not places:
         relative = "://" not in config.path and not config.path.startswith(("/", "~"))
         hint = "; a relative path is looked up in the current directory, which in a submitted job is the uploaded copy"
@@ -190,9 +222,14 @@ def _file(fs: pafs.FileSystem, place: str, config: PromptsConfig, several: bool)
                 yield from _parquet(stream, config)
                 return
             parse = _whole if several and kind == "txt" else FORMATS[kind]
-            yield from parse(open_text(_plain(stream, compression)), config)
+            plain = _Bounded(
+                _plain(stream, compression),
+                MOST if kind == "json" else MOST_LINE,
+                MOST_UNPACKED if compression else None,
+            )
+            yield from parse(_text_of(plain), config)
     except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pa.ArrowInvalid) as error:
-        raise ConfigError(f"prompts file {place} cannot be read: {_first_line(error)}") from None
+        raise ConfigError(f"prompts file {place} cannot be read: {first_line(error)}") from None
     except _Misread as error:
         raise ConfigError(f"prompts file {place}, {error}") from None
 
@@ -203,8 +240,34 @@ def _plain(stream: Any, compression: str) -> Any:
     return pa.CompressedInputStream(stream, COMPRESSIONS[compression]) if compression else stream
 
 
-class _Misread(Exception):
+class _Misread(ValueError):
     """What a line of a file is, in place of what is due."""
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends, and whose lines end: what a few megabytes of gzip become may have 4 GB without an end of a
+    line."""
+
+    def __init__(self, stream: Any, line: int = MOST_LINE, whole: int | None = None) -> None:
+        self._stream, self._most, self._whole = stream, line, whole
+        self._bytes = self._read = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        end = max(data.rfind(b"\n"), data.rfind(b"\r"))
+        self._bytes = self._bytes + len(data) if end < 0 else len(data) - end
+        self._read += len(data)
+        if self._bytes > self._most:
+            raise _Misread(f"has a line of more than {self._most // 2**20} MB; a prompt a line is due")
+        if self._whole is not None and self._read > self._whole:
+            raise _Misread(
+                f"unpacks to more than {self._whole // 2**20:,} MB; unpack it, or name a part of it"
+            )
+        return len(data)
 
 
 def open_text(stream: Any) -> TextIO:
@@ -213,7 +276,11 @@ def open_text(stream: Any) -> TextIO:
     Raises:
         UnicodeDecodeError: while it is read, where UTF-16 or UTF-32 ends within a character.
     """
-    buffered = io.BufferedReader(stream, 2**16)
+    return _text_of(_Bounded(stream))
+
+
+def _text_of(plain: _Bounded) -> TextIO:
+    buffered = io.BufferedReader(plain, 2**16)
     head = buffered.peek(HEAD_BYTES)[:HEAD_BYTES]
     mark = next((mark for mark in MARKS if head.startswith(mark)), b"")
     buffered.read(len(mark))
@@ -256,13 +323,13 @@ def _lines(text: TextIO, config: PromptsConfig | None = None) -> Iterator[str]:
 
 def _whole(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
     """A file of a directory, which is one prompt."""
-    lines = [line for line in text if line.strip()]
-    if len(lines) > 1:
+    lines = (line for line in text if line.strip())
+    yield next(lines, None)
+    if next(lines, None) is not None:
         raise _Misread(
-            f"has {len(lines):,} lines, and in a directory or a pattern a .txt file is one prompt; name a file that "
-            "lists prompts by itself"
+            "has several lines, and in a directory or a pattern a .txt file is one prompt; name a file that lists "
+            "prompts by itself"
         )
-    yield lines[0] if lines else None
 
 
 def _tsv(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
@@ -283,24 +350,35 @@ def _csv(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
         yield None
     else:
         return
+    yield from _table(_csv_rows(header, text, delimiter_of(header, {config.column}), blank), config)
+
+
+def delimiter_of(header: str, names: AbstractSet[str]) -> str:
+    """What parts a table's fields: what makes its first line hold one of the names of columns, or else commas."""
     for delimiter in (",", ";", "\t", "|"):
-        if config.column in next(csv.reader([header], delimiter=delimiter), []):
-            break
-    else:
-        delimiter = ","
-    yield from _table(_csv_rows(header, text, delimiter, blank), config)
+        if names & set(next(csv.reader([header], delimiter=delimiter), [])):
+            return delimiter
+    return ","
 
 
 def _csv_rows(header: str, text: TextIO, delimiter: str, blank: int) -> Iterator[tuple[int, list[str]]]:
     """(line that it begins in, fields) of each row."""
 
+    held = 0
+
     def lines() -> Iterator[str]:
-        yield header
-        yield from text
+        nonlocal held
+        for found in itertools.chain([header], text):
+            held += len(found)
+            if held > MOST_LINE:  # of a quote that is never closed
+                raise _Misread(
+                    f"line {line}: a row of more than {MOST_LINE // 2**20} MB; is a quote left open?"
+                )
+            yield found
 
     reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     while True:
-        line = blank + reader.line_num + 1
+        line, held = blank + reader.line_num + 1, 0
         try:
             yield line, next(reader)
         except StopIteration:
@@ -344,7 +422,15 @@ def _json_lines(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
 
 def _json(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
     """An array of what a JSON line may be, under the column's first names where it is within objects; or JSON lines."""
-    whole = text.read()
+    pieces, length = [], 0  # asked for at once, text makes room for all that there might be
+    while piece := text.read(PIECE):
+        pieces.append(piece)
+        length += len(piece)
+        if length > MOST:
+            raise _Misread(
+                f"has more than {MOST // 2**20} MB; write it as .jsonl, which is read a line at a time"
+            )
+    whole = "".join(pieces)
     if "\n" in whole.strip() and _is_json(whole.lstrip().partition("\n")[0]):
         yield from _json_lines(io.StringIO(whole), config)
         return
@@ -370,7 +456,7 @@ def _parsed(text: str, due: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _Misread(f"{due}, and this is no JSON: {_first_line(error)}") from None
+        raise _Misread(f"{due}, and this is no JSON: {first_line(error)}") from None
 
 
 def _entry(value: Any, column: str, place: str) -> Raw:
@@ -408,10 +494,7 @@ FORMATS: dict[str, Callable[[TextIO, PromptsConfig], Iterator[Raw]]] = {
 
 
 def _shapes(split: str) -> Iterable[str]:
-    shapes = importlib.import_module(
-        "rankray.shapes"
-    )  # by its name, as a model is: neither room knows the other
-
+    shapes = importlib.import_module("rankray.shapes")  # as a model is: neither room knows the other
     if split not in shapes.SPLITS:
         raise ConfigError(
             f"no shapes split '{split}'{nearest(split, shapes.SPLITS)}; there are {', '.join(shapes.SPLITS)}"
@@ -424,6 +507,7 @@ def _hub(config: PromptsConfig) -> Iterator[Raw]:
     """The column of a hub dataset, or of a directory that is laid out as one; no other column is decoded."""
     try:
         import datasets
+        import yaml  # type: ignore[import-untyped]
     except ModuleNotFoundError:
         raise ConfigError(
             f"'{config.path}' needs the package `datasets`; install it: pip install 'rankray[hub]'"
@@ -435,7 +519,7 @@ def _hub(config: PromptsConfig) -> Iterator[Raw]:
         names = rows.column_names or list(next(iter(rows), {}))  # without declared columns nothing is decoded
         for row in rows.select_columns([_name(names, config.column)]):
             yield _text(row[config.column], config.column, "a row")
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, yaml.YAMLError, datasets.exceptions.DatasetsError) as error:
         words = " ".join(str(error).split())
         remedy = (
             "; choose by --prompts.config"
@@ -455,10 +539,6 @@ def _name(names: list[str], column: str) -> str:
             f"{', '.join(names[:NAMES]) or 'none'}{more}; choose by --prompts.column"
         )
     return column
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _text(value: Any, column: str, place: str) -> Raw:

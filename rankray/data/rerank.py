@@ -1,4 +1,5 @@
-"""Another ranking of a finished dataset from its stored scores: fewer rewards, weights, another aggregation. No model.
+"""Another ranking of a finished dataset from its stored scores: fewer rewards, weights, another aggregation, and
+people's votes as one more reward. No model.
 
 Everything but strengths, ranks and dropped scores is carried over as Arrow columns, pictures untouched, so the cost is
 that of copying the files: 1,834 prompts of 4 small pictures take a second, 58,000 of the paper's 420 GB as long as the
@@ -7,21 +8,23 @@ disk needs. The old dataset stays as it is; the new one says in `dataset.json` w
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import math
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-import rankray
 from rankray import ranking, schema, store
 from rankray.config import ConfigError, nearest
+from rankray.data import owner, votes
 from rankray.data.place import (
     IO_THREADS,
     Output,
@@ -30,8 +33,11 @@ from rankray.data.place import (
     complete,
     count_failures,
     open_output,
-    publish,
+    stamp,
 )
+from rankray.words import Say
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -42,50 +48,72 @@ class Reranking:
         rewards: those that stay, in this order; None keeps all.
         weights: of rewards that stay; 1 for those that are not named.
         aggregation: of `rankray.ranking.AGGREGATIONS`.
+        votes: files of `rankray browse`, which become the last reward, `human`.
     """
 
     rewards: Sequence[str] | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     aggregation: str = "win_probability"
+    votes: Sequence[str] = ()
 
 
-def run(
-    dataset: str,
-    output: str,
-    how: Reranking,
-    say: Callable[[str], None],
-    report: Publish | None = None,
-) -> dict[str, Any]:
+def run(dataset: str, output: str, how: Reranking, say: Say, report: Publish | None = None) -> dict[str, Any]:
     """Writes the dataset at `dataset`, ranked as `how` says, to `output`; returns its `dataset.json`.
 
     A run that was killed goes on where it was; one that is complete does nothing.
 
     Raises:
         DatasetError: there is no finished dataset.
-        ConfigError: `how` does not fit it, or `output` holds something else.
+        ConfigError: `how` does not fit it, or `output` holds something else, or another job is at work there.
     """
     source = store.read(dataset)
-    rewards, weights = _checked(source.info, how)
+    people = _votes(source, how.votes) if how.votes else None
+    names = [reward["name"] for reward in source.info["rewards"]] + ([votes.HUMAN] if people else [])
+    rewards, weights = _checked(names, how, least_of(source.info))
     made = open_output(output, in_job=False)
     identity = _identity(source, rewards, weights, how.aggregation)
+    if people:
+        identity["rerank.votes"] = people.digest
     if made.uri == source.path:
         raise ConfigError(f"output {made.uri} is the dataset itself; take another output")
-    if (already := complete(made, "dataset.json", identity, say)) is not None:
-        return already
-    store.require_images(source)
-    claim(made, "dataset.json", identity)
-    names = [reward["name"] for reward in source.info["rewards"]]
     keep = [names.index(name) for name in rewards]
-    made.make("data")
-    for file in source.files:
-        _rewrite(source, file, made, keep, [weights[name] for name in rewards], how.aggregation)
-    info = _summary(source, made, rewards, weights, how.aggregation, identity)
-    return publish(made, "dataset.json", info, report)
+
+    def make() -> dict[str, Any]:
+        store.require_whole(source)
+        claim(made, "dataset.json", identity)
+        made.make("data")
+        for file in source.files:
+            _rewrite(source, file, made, keep, [weights[name] for name in rewards], how.aggregation, people)
+        return _summary(source, made, rewards, weights, how.aggregation, identity, people)
+
+    found = functools.partial(complete, made, "dataset.json", identity, say)
+    return owner.once(made, "rerank", "dataset.json", found, make, report)
 
 
-def _checked(info: Mapping[str, Any], how: Reranking) -> tuple[list[str], dict[str, float]]:
+def _votes(source: store.RankedDataset, paths: Sequence[str]) -> votes.Counted:
+    """The votes about the dataset's candidates.
+
+    Raises:
+        ConfigError: there are none, or it has such a reward already.
+    """
+    if votes.HUMAN in [reward["name"] for reward in source.info["rewards"]]:
+        raise ConfigError(
+            f"{source.path} has a reward '{votes.HUMAN}' already; give the votes to a dataset without one"
+        )
+    cast = votes.read(paths)
+    found = votes.count(cast, source.rows())
+    if not found.votes:
+        raise ConfigError(
+            f"none of {len(cast):,} votes in {', '.join(paths)} is about a candidate of {source.path}; give the votes "
+            "that `rankray browse` took on it"
+        )
+    return found
+
+
+def _checked(
+    names: list[str], how: Reranking, least: Mapping[str, float]
+) -> tuple[list[str], dict[str, float]]:
     """(rewards that stay, weight of each)."""
-    names = [reward["name"] for reward in info["rewards"]]
     rewards = names if how.rewards is None else list(how.rewards)
     for name in rewards:
         if name not in names:
@@ -99,12 +127,23 @@ def _checked(info: Mapping[str, Any], how: Reranking) -> tuple[list[str], dict[s
             raise ConfigError(
                 f"a weight for '{name}'{nearest(name, rewards)}, which is not ranked by; weigh {', '.join(rewards)}"
             )
+    for name in least:
+        if name not in rewards:
+            raise ConfigError(
+                f"the dataset leaves candidates out that '{name}' scores low, so that stays among the rewards; add it, "
+                "with the weight 0 if it is to have no vote"
+            )
     weights = {name: float(how.weights.get(name, 1.0)) for name in rewards}
     try:
         ranking.strength(how.aggregation, np.zeros((2, len(rewards))), list(weights.values()))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return rewards, weights
+
+
+def least_of(info: Mapping[str, Any]) -> dict[str, float]:
+    """The rewards of a dataset that leave candidates out, each with its threshold; another ranking keeps them."""
+    return dict(info.get("ranking", {}).get("least", {}))
 
 
 def _identity(
@@ -127,6 +166,7 @@ def _rewrite(
     keep: Sequence[int],
     weights: Sequence[float],
     name: str,
+    people: votes.Counted | None,
 ) -> None:
     """One file, row group by row group: pictures of one are in memory at a time."""
     target = output.at("data", file.rpartition("/")[2])
@@ -134,7 +174,8 @@ def _rewrite(
         return
     parquet = pq.ParquetFile(file, filesystem=source.fs)
     generators, rewards = schema.schema_names(parquet.schema_arrow)
-    kept = {label: rewards[label] for label in (list(rewards)[n] for n in keep)}
+    labels = {**rewards, **({votes.HUMAN: people.digest} if people else {})}
+    kept = {label: labels[label] for label in (list(labels)[n] for n in keep)}
     schema_out = schema.ranked_schema(generators, kept)
     passing = f"{target}.tmp"
     with pq.ParquetWriter(passing, schema_out, filesystem=output.fs) as writer:
@@ -142,7 +183,9 @@ def _rewrite(
             table = parquet.read_row_group(group)
             if source.info["identity"].get("images.store") == "files":
                 _copy_pictures(table, source, output)
-            candidates = _reranked(table["candidates"].combine_chunks(), list(rewards), keep, weights, name)
+            rows = table["candidates"].combine_chunks()
+            more = _human(people, table["prompt_id"].to_pylist(), rows) if people else None
+            candidates = _reranked(rows, list(rewards), keep, weights, name, least_of(source.info), more)
             columns = [table["prompt_id"], table["prompt"], candidates]
             writer.write_table(pa.table(columns, schema=schema_out))
     output.fs.move(passing, target)
@@ -163,23 +206,42 @@ def _copy_pictures(table: pa.Table, source: store.RankedDataset, output: Output)
         list(pool.map(copy, paths))
 
 
+def _human(people: votes.Counted, ids: Sequence[str], rows: pa.ListArray) -> Floats:
+    """float32[rows * K, 1]: the votes' score of each candidate."""
+    counts = pc.list_value_length(rows).to_pylist()
+    scores = [people.scores(("", row_id), k) for row_id, k in zip(ids, counts, strict=True)]
+    return np.concatenate([np.zeros(0, np.float32), *scores])[:, None]
+
+
 def _reranked(
-    rows: pa.ListArray, names: Sequence[str], keep: Sequence[int], weights: Sequence[float], name: str
+    rows: pa.ListArray,
+    names: Sequence[str],
+    keep: Sequence[int],
+    weights: Sequence[float],
+    name: str,
+    least: Mapping[str, float],
+    more: Floats | None = None,
 ) -> pa.ListArray:
-    """Candidates of all rows with scores chosen, strengths and ranks made anew, and all else as it is."""
+    """Candidates of all rows with scores chosen, strengths and ranks made anew, and all else as it is.
+
+    Args:
+        more: float32[rows * K, 1] of a reward behind those of `names`.
+    """
     flat = rows.flatten()
     counts = pc.list_value_length(rows).to_numpy()
     bounds = np.concatenate([[0], np.cumsum(counts)])
-    scores = np.array(pc.struct_field(flat, "scores").to_pylist(), np.float32)[:, list(keep)]  # [rows * K, N]
+    scores = np.array(pc.struct_field(flat, "scores").to_pylist(), np.float32)
+    scores = (scores if more is None else np.concatenate([scores, more], axis=1))[:, list(keep)]
+    admitted = ranking.admitted(scores, [[*names, votes.HUMAN][n] for n in keep], least)  # [rows * K, N]
     strengths, ranks = np.empty(len(scores)), np.empty(len(scores), np.int64)
     for start, stop in pairwise(bounds):
-        strengths[start:stop] = ranking.strength(name, scores[start:stop], weights)
+        strengths[start:stop] = ranking.strength(name, admitted[start:stop], weights)
         ranks[start:stop] = ranking.rank(strengths[start:stop])
     changed = {
         "scores": pa.array(list(scores), pa.list_(pa.float32())),
         "win_probability": pa.array(strengths.astype(np.float32), pa.float32(), from_pandas=False),
         "rank": pa.array(ranks, pa.int8()),
-        **_errors(flat, names, keep),
+        **_errors(flat, names, keep, least),
     }
     fields = [
         changed[f.name] if f.name in changed else pc.struct_field(flat, f.name) for f in schema.CANDIDATE_TYPE
@@ -188,8 +250,10 @@ def _reranked(
     return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), values)
 
 
-def _errors(flat: pa.StructArray, names: Sequence[str], keep: Sequence[int]) -> dict[str, pa.Array]:
-    """What is left of failures: a generator's, and those of rewards that stay."""
+def _errors(
+    flat: pa.StructArray, names: Sequence[str], keep: Sequence[int], least: Mapping[str, float]
+) -> dict[str, pa.Array]:
+    """What is left of failures: a generator's, and those of rewards that stay; and what thresholds leave out."""
     plain = [field.name for field in flat.type if field.name in ("error", "scores", "score_errors")]
     candidates = pa.StructArray.from_arrays(
         [pc.struct_field(flat, name) for name in plain], plain
@@ -197,9 +261,12 @@ def _errors(flat: pa.StructArray, names: Sequence[str], keep: Sequence[int]) -> 
     pictures = pc.is_valid(pc.struct_field(flat, "image")).to_pylist()
     texts, told = [], []
     for candidate, image in zip(candidates, pictures, strict=True):
-        every = schema.score_errors({**candidate, "image": image or None}, names)
+        # No vote is no error.
+        every = [*schema.score_errors({**candidate, "image": image or None}, names), None]
         kept = [every[n] for n in keep]
-        texts.append(schema.joined_errors([names[n] for n in keep], kept) if image else candidate["error"])
+        scores = [[*candidate["scores"], math.nan][n] for n in keep]
+        text = schema.joined_errors([[*names, votes.HUMAN][n] for n in keep], kept, scores, least)
+        texts.append(text if image else candidate["error"])
         told.append(kept)
     return {"error": pa.array(texts, pa.string()), "score_errors": pa.array(told, pa.list_(pa.string()))}
 
@@ -211,16 +278,21 @@ def _summary(
     weights: dict[str, float],
     name: str,
     identity: dict[str, Any],
+    people: votes.Counted | None,
 ) -> dict[str, Any]:
-    by_model, examples = count_failures(output, rewards)
     described = {reward["name"]: reward for reward in source.info["rewards"]}
-    failures = {"total": sum(by_model.values()), "by_model": by_model, "examples": examples}
+    more: dict[str, Any] = {}
+    if people:
+        human = {"name": votes.HUMAN, "model": "votes", "revision": people.digest}
+        described[votes.HUMAN] = {**human, "partial": True}
+        more["votes"] = votes.summary(people, ((row, list(described)[:-1]) for row in source.rows()))
+    partial = [reward for reward in rewards if described[reward].get("partial")]
     return {
         **source.info,
-        "rankray_version": rankray.__version__,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **stamp(),
         "identity": identity,
         "rewards": [described[reward] for reward in rewards],
-        "ranking": {"aggregation": name, "weights": weights},
-        "failures": {**source.info["failures"], **failures},
+        "ranking": {**source.info.get("ranking", {}), "aggregation": name, "weights": weights},
+        "failures": {**source.info["failures"], **count_failures(output, rewards, partial)},
+        **more,
     }

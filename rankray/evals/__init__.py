@@ -200,17 +200,12 @@ def read_lines(path: str) -> list[str]:
         raise ValueError(f"{path} cannot be read as text: {error}") from None
 
 
-def items_of(spec: EvalSpec, path: str) -> list[Item]:
-    """What the row's `read` finds at `path`; each prompt once, however often it stands there.
+def items_and_repeats(spec: EvalSpec, path: str) -> tuple[list[Item], int]:
+    """What the row's `read` finds at `path`, each prompt once; how many more stand there of prompts that stood before.
 
     Raises:
         ValueError: there is no such file, or it is of another form; it names the line.
     """
-    return items_and_repeats(spec, path)[0]
-
-
-def items_and_repeats(spec: EvalSpec, path: str) -> tuple[list[Item], int]:
-    """`items_of`, and how many more stand there of prompts that stood there before."""
     read, options = _function(spec.read, spec)
     found: dict[str, Item] = {}
     items = read(path, **options)
@@ -275,5 +270,5 @@ def resolve(choice: EvalChoice, items: Sequence[Item]) -> Target:
     for item in items:
         if data.setdefault(item.prompt, item.data) != item.data:
             raise ConfigError(f"benchmark '{choice.label}': '{item.prompt}' stands twice and asks two things")
-    target = target_of(spec, choice.label)
+    target = target_of(spec, "benchmark", choice.label)
     return replace(target, kwargs={**target.kwargs, "items": data})

@@ -19,7 +19,6 @@ overlap nothing; the authors' code divides by zero there.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from rankray.evals import Item, by_category, read_lines
 from rankray.evals.phrases import LOCALITIES, Spatial, noun_phrases, parse_spatial, sentence_spatial
 from rankray.models.targets import Judgement
 from rankray.stats import Column
+from rankray.store import parse_json
 
 Located = Sequence[float]
 Kind = Literal["spatial", "action", "both"]
@@ -106,7 +106,7 @@ def _published(prompt: str, file: Path) -> Item:
 
 
 def _own(line: str, file: Path) -> Item:
-    entry = json.loads(line)
+    entry = parse_json(line)
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise ValueError("no 'prompt'")
     if entry.get("category") not in CATEGORIES:

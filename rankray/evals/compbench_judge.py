@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 
 from rankray.evals import EvalSpec, compbench
-from rankray.evals.loading import asked_of, batches, load_clip, part_of
+from rankray.evals.loading import asked_of, load_clip, part_of
 from rankray.evals.open_detection import Box, OpenDetector
 from rankray.evals.vqa import BlipVqa
+from rankray.models.rewards.clip import batches
 from rankray.models.targets import Judgement
 
 TOKENS = 35
@@ -140,10 +141,8 @@ def judgement(
     if cosine is not None:
         parts["action"] = cosine
     if item["category"] == "complex":
-        score = compbench.complex_score(
-            item["kind"],
-            *(parts.get(part, 0.0) for part in ("attribute", "spatial", "action")),
-        )
+        three = (parts.get(part, 0.0) for part in ("attribute", "spatial", "action"))
+        score = compbench.complex_score(item["kind"], *three)
         detail["parts"] = {part: round(value, 4) for part, value in parts.items()}
     else:
         (score,) = parts.values()

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from rankray.config import ConfigError
-from rankray.evals.loading import Part, batches, load, load_image_processor, load_model
+from rankray.evals.loading import Part, load, load_image_processor, load_model
+from rankray.models.rewards.clip import batches
 
 SEGMENTERS = ("mask2former", "maskformer")
 DIVISOR = 32

@@ -18,7 +18,6 @@ column "sentence" says so.
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from typing import Any
 from rankray.evals import Item, read_lines
 from rankray.models.targets import Judgement
 from rankray.stats import Column
+from rankray.store import parse_json
 
 _LOG = logging.getLogger(__name__)
 ROOT = 0
@@ -129,7 +129,7 @@ def read_items(path: str, *, keep_first: bool = False) -> list[Item]:
 
 def _item(number: int, line: str) -> Item:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         prompt, asked = entry["prompt"], entry.get("questions")
         if asked is None:
             questions = sentences(prompt)

@@ -16,7 +16,6 @@ order the authors' sorting leaves open, the later one comes first.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 from rankray.evals import Item, by_category, read_lines
 from rankray.models.targets import Judgement
 from rankray.stats import Column
+from rankray.store import parse_json
 
 Box = Sequence[float]
 
@@ -69,14 +69,14 @@ def read(lines: Iterable[str]) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            metadata = json.loads(line)
-        except json.JSONDecodeError as error:
+            metadata = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"line {number} is not JSON ({error}); give GenEval's metadata") from None
         try:
-            _checked(metadata)
+            _check(metadata)
+            found.append(metadata)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
-        found.append(metadata)
     return found
 
 
@@ -94,14 +94,17 @@ def columns(items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement |
     return by_category(items, judgements, CATEGORIES, "tag")
 
 
-def _checked(metadata: Any) -> None:
+def _check(metadata: Any) -> None:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("prompt"), str):
         raise ValueError("no 'prompt'; give GenEval's metadata")
     if metadata.get("tag") not in CATEGORIES:
         raise ValueError(f"tag {metadata.get('tag')!r} is none of {', '.join(CATEGORIES)}")
     if not isinstance(metadata.get("include"), list) or not metadata["include"]:
         raise ValueError("'include' is no list of objects")
-    for index, wanted in enumerate([*metadata["include"], *(metadata.get("exclude") or ())]):
+    excluded = metadata.get("exclude") or []
+    if not isinstance(excluded, list):
+        raise ValueError("'exclude' is no list of objects")
+    for index, wanted in enumerate([*metadata["include"], *excluded]):
         if not isinstance(wanted, dict):
             raise ValueError(f"clause {index} is {wanted!r}, no object with 'class' and 'count'")
         if not isinstance(wanted.get("class"), str) or not isinstance(wanted.get("count"), int):
@@ -109,11 +112,15 @@ def _checked(metadata: Any) -> None:
         if wanted.get("color", COLORS[0]) not in COLORS:
             raise ValueError(f"colour {wanted['color']!r} is none of {', '.join(COLORS)}")
         if "position" in wanted:
-            match wanted["position"]:
-                case [str(relation), int(of)] if relation in RELATIONS and 0 <= of < index:
-                    pass
-                case other:
-                    raise ValueError(f"position {other!r} is no [relation, earlier object]")
+            _check_position(wanted["position"], index)
+
+
+def _check_position(position: Any, index: int) -> None:
+    match position:
+        case [str(relation), int(of)] if relation in RELATIONS and 0 <= of < index:
+            pass
+        case _:
+            raise ValueError(f"position {position!r} is no [relation, earlier object]")
 
 
 def kept(boxes: Sequence[Box], tag: str | None, thresholds: Thresholds = PUBLISHED) -> list[int]:

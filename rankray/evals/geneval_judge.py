@@ -20,8 +20,8 @@ from torch import Tensor
 
 from rankray.evals import EvalSpec, geneval
 from rankray.evals.detection import Detector, Sighting
-from rankray.evals.loading import asked_of, batches, load_clip, part_of
-from rankray.models.rewards.clip import normalised
+from rankray.evals.loading import asked_of, load_clip, part_of
+from rankray.models.rewards.clip import batches, normalised
 from rankray.models.targets import Judgement
 
 TEMPLATES = (

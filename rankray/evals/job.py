@@ -14,19 +14,17 @@ weights a minute each, where a list takes hours.
 
 from __future__ import annotations
 
-import datetime
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.exceptions import RayTaskError
 
-import rankray
 from rankray import store
-from rankray.cluster import layout
-from rankray.cluster.job import Job, Result, Say, open_output
-from rankray.config import ConfigError
+from rankray.cluster import layout, terminal
+from rankray.cluster.job import Job, Result, connect, open_output
+from rankray.config import ConfigError, Faults
 from rankray.config.evaluate import LABEL, EvaluateConfig, EvaluatedModel, SetConfig
 from rankray.data import cost, place
 from rankray.data.place import Output, Publish
@@ -38,8 +36,9 @@ from rankray.evals.prompt_lists import PromptList, read_lists, scorer_revisions
 from rankray.evals.results import Change, Measured
 from rankray.models.targets import require_resolved
 from rankray.synpic import job as synpic
-from rankray.synpic.job import Given
+from rankray.synpic.job import PromptsAndJudges
 from rankray.synpic.stages import stages_of
+from rankray.words import Say
 
 MARKER = "results.json"
 
@@ -82,19 +81,32 @@ def run(config: EvaluateConfig, say: Say = print, publish: Publish | None = None
     plan = check(config)
     output, identity = plan.output, place.identity_of(config, plan.revisions, plan.contents)
     job = Job("evaluate", config, output, MARKER, identity, say)
-    if output.exists(MARKER) or output.exists("_work", "identity.json"):
-        place.claim(output, MARKER, identity)
-    info = _measured_already(plan)  # a finished output takes more models
-    if info is not None:
-        say(f"{output.uri} is complete already; nothing to do")
-    else:
-        info = job.run(lambda: _check_cluster(plan, say), lambda _, meter: _measure_all(plan, say, publish))
+
+    def found() -> dict[str, Any] | None:
+        if output.exists(MARKER) or output.exists("_work", "identity.json"):
+            place.claim(output, MARKER, identity)
+        info = _measured_already(plan)  # a finished output takes more models
+        if info is not None:
+            say(f"{output.uri} is complete already; nothing to do")
+        return info
+
+    def prepare() -> Plan:
+        again = check(config)  # another may have measured models here meanwhile
+        connect()
+        _check_cluster(again, say)
+        return again
+
+    info = job.run(prepare, lambda checked, _: _measure_all(checked, say, publish), found=found)
     return Result(output.uri, info, float(info["failures"]["worst_share"]))
 
 
 def _measure_all(plan: Plan, say: Say, publish: Publish | None) -> dict[str, Any]:
     """Measures model after model, publishing as it goes; the contents of `results.json`."""
     output, follow, info = plan.output, plan.config.follow, dict[str, Any]()
+    beside = f", each against {plan.baseline}" if plan.baseline else ""
+    say(
+        f"{len(plan.models)} models on {len(plan.lists)} prompt lists{beside}: {', '.join(m.name for m in plan.models)}"
+    )
     for prompts in plan.lists:
         say(prompts.described)
     place.write_config(output, plan.config)
@@ -115,10 +127,8 @@ def check(config: EvaluateConfig) -> Plan:
         ConfigError: named fault, what is allowed, what to do.
     """
     output = open_output(config.output)
-    lists = tuple(read_lists(config))
-    revisions = scorer_revisions(lists)
     written = evaluated_models.written(output)
-    models = [evaluated_models.resolve(asked, written) for asked in config.models]
+    lists, revisions, models = _found(config, written)
     baseline = config.baseline
     if baseline is not None:
         baseline = evaluated_models.named(baseline, config.models, models)
@@ -140,6 +150,30 @@ def check(config: EvaluateConfig) -> Plan:
     require_resolved([model.target for model in models if not model.checkpoint])
     _check_sets(output, lists, models)
     return Plan(config, output, lists, tuple(models), baseline, revisions)
+
+
+def _found(
+    config: EvaluateConfig, written: Mapping[str, Model]
+) -> tuple[tuple[PromptList, ...], dict[str, str], list[Model]]:
+    """Prompt lists, the scorers' revisions and the models.
+
+    Raises:
+        ConfigError: a line for each file and each model that is not there.
+    """
+    faults, lists, revisions = Faults(), tuple[PromptList, ...](), dict[str, str]()
+    models = list[Model]()
+    with faults.kept():
+        lists = tuple(read_lists(config))
+    with faults.kept():
+        revisions = scorer_revisions(config, lists)
+    for asked in config.models:
+        with faults.kept():
+            models.append(evaluated_models.resolve(asked, written))
+    if len(models) < len(config.models) or not lists or not revisions:
+        with faults.kept():
+            require_resolved([model.target for model in models if not model.checkpoint])
+    faults.raise_any()
+    return lists, revisions, models
 
 
 def _check_sets(output: Output, lists: Sequence[PromptList], models: Sequence[Model]) -> None:
@@ -269,16 +303,13 @@ def _measure(plan: Plan, say: Say, publish: Publish | None) -> dict[str, Any]:
     for model in plan.models:
         for prompts in plan.lists:
             say(f"{model.name} on {prompts.name}")
-            sets[model.name, prompts.name] = _set(plan, model, prompts, say)
+            given = PromptsAndJudges(prompts.prompts, prompts.judges)
+            made = synpic.run(_settings(plan, model, prompts), terminal.aside(say), given=given)
+            found = Measured(made.info, evaluation.read(made.path), made.failed_share)
+            sets[model.name, prompts.name] = found
     info = _results(plan, sets)
     publish_results(plan.output, info, publish)
     return info
-
-
-def _set(plan: Plan, model: Model, prompts: PromptList, say: Say) -> Measured:
-    settings = _settings(plan, model, prompts)
-    made = synpic.run(settings, say, given=Given(prompts.prompts, prompts.judges))
-    return Measured(made.info, evaluation.read(made.path), made.failed_share)
 
 
 def _settings(plan: Plan, model: Model, prompts: PromptList) -> SetConfig:
@@ -295,8 +326,7 @@ def _results(plan: Plan, sets: dict[tuple[str, str], Measured]) -> dict[str, Any
     revisions = {f"revision.{name}": value for name, value in plan.revisions.items()}
     identity = {**config.identity(), **revisions, **plan.contents}
     return {
-        "rankray_version": rankray.__version__,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **place.stamp(),
         "complete": config.follow is None,
         "identity": identity,
         "seed": config.seed,
@@ -371,4 +401,4 @@ def publish_results(output: Output, info: dict[str, Any], publish: Publish | Non
     output.write_text("results.md", results.markdown(info))
     if publish is not None:
         publish(output.uri, info)
-    store.write_json(output.at(MARKER), info, output.fs)
+    store.write_json(output.at(MARKER), store.sealed(info), output.fs)

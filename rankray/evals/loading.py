@@ -1,10 +1,10 @@
-"""How a judge's parts are loaded: safetensors, key by key, from a directory or the hub; and batches of one size."""
+"""How a judge's parts are loaded: safetensors, key by key, from a directory or the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -12,7 +12,6 @@ from rankray.evals import EvalSpec
 from rankray.models.loading import one_line, strictly, where
 from rankray.models.rewards.clip import ClipModel
 
-Thing = TypeVar("Thing")
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -72,16 +71,8 @@ def load_clip(part: Part, vocabulary: int | None) -> ClipModel:
     Raises:
         ConfigError: weights, tokenizer or preprocessing cannot be had, or are not what the model needs.
     """
-    return ClipModel(
-        part.source,
-        part.revision,
-        processor=None,
-        processor_revision="main",
-        vocabulary=vocabulary,
-        dtype=part.dtype,
-        device=part.device,
-        by_openai=True,
-    )
+    more: dict[str, Any] = {"vocabulary": vocabulary, "dtype": part.dtype, "device": part.device}
+    return ClipModel(part.source, part.revision, **more, by_openai=True)
 
 
 def load_image_processor(part: Part, **changes: Any) -> Any:
@@ -94,16 +85,6 @@ def load_image_processor(part: Part, **changes: Any) -> Any:
 
     by_pillow = {"use_fast": False} if transformers.__version__.startswith("4.") else {"backend": "pil"}
     return load(transformers.AutoImageProcessor, part, **by_pillow, **changes)
-
-
-def batches(things: Sequence[Thing], size: int) -> Iterator[tuple[list[Thing], int]]:
-    """(batch of `size`, how many of it are things) over `things`; the last is filled up with its last thing.
-
-    Kernels so see one shape, and what is computed does not depend on how many neighbours a thing has.
-    """
-    for start in range(0, len(things), size):
-        batch = list(things[start : start + size])
-        yield batch + [batch[-1]] * (size - len(batch)), len(batch)
 
 
 def asked_of(

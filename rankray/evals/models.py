@@ -8,7 +8,7 @@ its last checkpoints alone and an evaluation that is resumed later must find wha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from rankray import store
 from rankray.config import ConfigError, GeneratorChoice
 from rankray.config.evaluate import EvaluatedModel
 from rankray.config.rankdpo import RankDPOConfig
-from rankray.data.place import Output
+from rankray.data.place import Output, as_written
 from rankray.models import generators
 from rankray.models.generators import GENERATORS
 from rankray.models.targets import Target, unknown_model
 from rankray.rankdpo import job as rankdpo
-from rankray.rankdpo.train_job import SNAPSHOT
+from rankray.rankdpo.train_job import SNAPSHOT, checkpoint_state
+from rankray.words import Say, first_line
 
 _NAME = re.compile(r"[^\w.-]+")
 _OWN_CLASS = re.compile(r"[\w.]+:\w+")
@@ -111,9 +112,11 @@ def resolve(asked: EvaluatedModel, written: Mapping[str, Model]) -> Model:
 
 
 def _run(asked: EvaluatedModel, place: str) -> Model:
-    run, info = _config_of(place), _read(f"{place}/run.json")
-    # The step whose weights its pipeline holds: validation may have chosen an earlier one than the last.
-    steps = info["validation"]["exported"]["step"] if info.get("validation") else info["steps"]
+    run = _config_of(place)
+    with as_written(f"{place}/run.json"):
+        info = _read(f"{place}/run.json")
+        # The step whose weights its pipeline holds: validation may have chosen an earlier one than the last.
+        steps = int(info["validation"]["exported"]["step"] if info.get("validation") else info["steps"])
     if not _exists(f"{place}/pipeline/model_index.json"):
         raise ConfigError(f"the run {place} has no pipeline; put its directory `pipeline` back")
     name = asked.name or _name(place)
@@ -134,7 +137,8 @@ def _pipeline(asked: EvaluatedModel, place: str) -> Model:
 
 def _checkpoint(asked: EvaluatedModel, place: str) -> Model:
     home = place.rpartition("/")[0].rpartition("/")[0]
-    run, step = _config_of(home), int(_read(f"{place}/state.json")["run"]["step"])
+    run = _config_of(home)
+    step = checkpoint_state(*store.filesystem(place)).run.step
     name = asked.name or f"{_name(home)}-step-{step:06}"
     return Model(_safe(name), asked.model, _as_trained(asked, run, None), step, place, run)
 
@@ -147,15 +151,15 @@ def _config_of(run: str) -> RankDPOConfig:
     """
     place = f"{run}/config.toml"
     if not _exists(place):
-        raise ConfigError(f"{run} is no run of jobs/rankdpo.py: it has no config.toml")
+        raise ConfigError(f"{run} is no run of rankray rankdpo: it has no config.toml")
     fs, path = store.filesystem(place)
     with fs.open_input_stream(path) as stream:
         data = stream.read()
     try:
         return configs.build(RankDPOConfig, configs.parse_toml(data, place))
     except ConfigError as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"{place} is no configuration of jobs/rankdpo.py: {first}") from None
+        first = first_line(error)
+        raise ConfigError(f"{place} is no configuration of rankray rankdpo: {first}") from None
 
 
 def _as_trained(asked: EvaluatedModel, run: RankDPOConfig, source: str | None) -> GeneratorChoice:
@@ -183,13 +187,14 @@ def written(output: Output) -> dict[str, Model]:
     found = []
     for path in output.files("pipelines"):
         if path.endswith(".json"):
-            kept = store.read_json(path, output.fs)
-            choice = configs.build(GeneratorChoice, kept["choice"])
-            found.append(Model(kept["name"], kept["asked"], choice, kept["step"]))
+            with as_written(path):
+                kept = store.read_json(path, output.fs)
+                choice = configs.build(GeneratorChoice, kept["choice"])
+                found.append(Model(kept["name"], kept["asked"], choice, kept["step"]))
     return {model.asked: model for model in sorted(found, key=lambda model: model.step or 0)}
 
 
-def as_pipeline(model: Model, output: Output, say: Callable[[str], None]) -> Model:
+def as_pipeline(model: Model, output: Output, say: Say) -> Model:
     """The model as something that draws: a checkpoint is written out, any other is as it is.
 
     Raises:
@@ -233,7 +238,7 @@ def check_run(run: str, models: Sequence[Model]) -> None:
     """Whether `run` is something to follow beside the models.
 
     Raises:
-        ConfigError: nothing of jobs/rankdpo.py is there, or another model has the name of one of its checkpoints.
+        ConfigError: no run of rankray rankdpo is there, or another model has the name of one of its checkpoints.
     """
     place = store.absolute(run).rstrip("/")
     _config_of(place)

@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
-from rankray.config import ConfigError
-from rankray.evals.loading import CLIP_MEAN, CLIP_STD, Part, batches, load, load_model
+from rankray.evals.loading import CLIP_MEAN, CLIP_STD, Part, load, load_model
+from rankray.models.loading import require_vocabulary
+from rankray.models.rewards.clip import batches
 
 Box = tuple[float, float, float, float, float]
 QUERY = "a photo of a {}"
@@ -41,12 +42,7 @@ class OpenDetector:
         self.tokenizer = load(CLIPTokenizer, part)
         self.model = load_model(Owlv2ForObjectDetection, part)
         text, vision = self.model.config.text_config, self.model.config.vision_config
-        expected = vocabulary or text.vocab_size
-        if len(self.tokenizer) != expected or text.vocab_size != expected:
-            raise ConfigError(
-                f"the tokenizer of '{part.source}' has {len(self.tokenizer)} tokens and the model {text.vocab_size}, "
-                f"where {expected} are due; without its vocabulary files a tokenizer loads empty, without an error"
-            )
+        require_vocabulary(self.tokenizer, part.source, text.vocab_size, vocabulary or text.vocab_size)
         self.length, self.side = text.max_position_embeddings, vision.image_size
         self.device, self.dtype = part.device, getattr(torch, part.dtype)
 

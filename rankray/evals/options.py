@@ -1,9 +1,9 @@
 """The command line of an evaluation: models, benchmarks and prompt lists by short words, all else as in every job.
 
---model ROW | ROW@DIRECTORY | RUN | CHECKPOINT     as often as there are models; NAME= before it names it
---baseline NAME, or as --model
---evals geneval,dpg,vqascore                       benchmarks and metrics by name; those of the file keep their settings
---prompts.NAME PATH                                a list's file; --prompts.NAME.limit N and the like are its keys
+--model WHAT         ROW, ROW@DIRECTORY, RUN or CHECKPOINT, once for each model; NAME= before it names it
+--baseline WHAT      the same, or a model's name
+--evals NAME,NAME    benchmarks and metrics, as in geneval,dpg,vqascore; those of the file keep their settings
+--prompts.NAME PATH  a list's file; --prompts.NAME.limit N and the like are its keys
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _judged(
     the configuration to refuse.
     """
     metrics = list(tables.get("metrics", ()))
-    asked = {entry.get("name") or entry.get("model") for entry in tables.get("evals", ())}
+    asked = {str(entry.get("name") or entry.get("model")) for entry in tables.get("evals", ())}
     asked.update(name for entry in metrics for name in entry.get("on") or lists)
     more = [name for name in dict.fromkeys(given) if name not in asked]
     if more:

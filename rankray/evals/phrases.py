@@ -121,14 +121,10 @@ def _chunks(prompt: str) -> Iterator[list[str]]:
     for place, token in enumerate(tokens):
         before, after = (tokens[n].lower() if 0 <= n < len(tokens) else "" for n in (place - 1, place + 1))
         lower = token.lower()
+        begun = len(words) == 2 and words[0].lower() in _DETERMINERS
         if lower == "and" and before in _COLOURS and after in _COLOURS:
             words.append(token)
-        elif (
-            token == ","
-            and len(words) == 2
-            and words[0].lower() in _DETERMINERS
-            and after not in _DETERMINERS
-        ):
+        elif token == "," and begun and after not in _DETERMINERS:
             words[-1] += ","
         elif lower in _DETERMINERS and all(word.lower() in _DETERMINERS for word in words):
             words.append(token)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from rankray import evals
-from rankray.config import ConfigError, EvalChoice, ModelChoice, PromptsConfig
+from rankray.config import ConfigError, EvalChoice, Faults, ModelChoice, PromptsConfig
 from rankray.config.evaluate import PLAIN_SAMPLES, EvaluateConfig, MetricChoice
 from rankray.data.prompts import PromptsRead, read_prompts
 from rankray.evals import EvalSpec, Item
 from rankray.models import rewards
-from rankray.models.targets import Target, require_resolved
+from rankray.models.targets import Target, require_resolved, resolve_all
 from rankray.models.weights import SHAPES
 
 Entry = TypeVar("Entry")
@@ -88,9 +88,13 @@ def read_lists(config: EvaluateConfig) -> list[PromptList]:
         ConfigError: a file is missing or of another format, a benchmark, part or option is unknown, or weights cannot
             be found.
     """
-    found: list[PromptList] = []
+    found, faults = list[PromptList](), Faults()
+    read: dict[str, PromptList] = {}
     for name in config.prompts:
-        scored = _read(config, name)
+        with faults.kept():
+            read[name] = _read(config, name)
+    faults.raise_any()
+    for scored in read.values():
         if not scored.scorers:
             continue
         for n, other in enumerate(found):
@@ -102,19 +106,21 @@ def read_lists(config: EvaluateConfig) -> list[PromptList]:
     return found
 
 
-def scorer_revisions(lists: Sequence[PromptList]) -> dict[str, str]:
-    """The revision of every judge and metric.
+def scorer_revisions(config: EvaluateConfig, lists: Sequence[PromptList]) -> dict[str, str]:
+    """The revision of every judge and metric; of the metrics alone where there are no lists.
 
     Raises:
         ConfigError: a reward is unknown, or weights of one of them cannot be found anywhere.
     """
-    found: dict[str, Target] = {}
+    scorers = {choice.label: choice for prompts in lists for choice in prompts.scorers}
+    asked = [
+        choice
+        for choice in (scorers.values() if lists else config.metrics)
+        if isinstance(choice, MetricChoice)
+    ]
+    found = {target.name: target for target in resolve_all(asked, rewards.resolve)}
     for prompts in lists:
-        for choice in prompts.scorers:
-            if not isinstance(choice, MetricChoice):
-                found[choice.label] = prompts.benchmarks[choice.label].target
-            elif choice.label not in found:
-                found[choice.label] = rewards.resolve(choice)
+        found |= {label: benchmark.target for label, benchmark in prompts.benchmarks.items()}
     require_resolved(found.values())
     return {label: target.revision for label, target in found.items()}
 
@@ -134,18 +140,31 @@ def _read(config: EvaluateConfig, name: str) -> PromptList:
 
 
 def _benchmark(choice: EvalChoice, settings: PromptsConfig) -> tuple[PromptsRead, Benchmark]:
-    spec = evals.spec_of(choice)
-    try:
-        items, repeats = evals.items_and_repeats(spec, settings.path)
-    except ValueError as error:
-        raise ConfigError(f"prompts of benchmark '{choice.label}': {error}") from None
-    if not items:
-        raise ConfigError(f"prompts of benchmark '{choice.label}': {settings.path} holds none")
-    chosen = spread(items, settings.limit)
+    if settings.block is not None:
+        raise ConfigError(f"prompts of benchmark '{choice.label}': they are its own; leave out `block`")
+    spec, faults, chosen = evals.spec_of(choice), Faults(), list[Item]()
+    with faults.kept():
+        items, repeats = _items(choice, spec, settings.path)
+        chosen = spread(items, settings.limit)
+    with faults.kept():
+        target = evals.resolve(choice, chosen)
+        if not chosen:
+            require_resolved([target])
+    faults.raise_any()
     source = settings.path if settings.path.startswith(SHAPES) else f"{settings.path} ({choice.model})"
     rows, lines = [item.prompt for item in chosen], len(items) + repeats
     read = PromptsRead(rows, lines, 0, repeats, 0, source, cut=len(chosen) < len(items))
-    return read, Benchmark(spec, tuple(chosen), len(items), evals.resolve(choice, chosen))
+    return read, Benchmark(spec, tuple(chosen), len(items), target)
+
+
+def _items(choice: EvalChoice, spec: EvalSpec, path: str) -> tuple[list[Item], int]:
+    try:
+        found = evals.items_and_repeats(spec, path)
+    except ValueError as error:
+        raise ConfigError(f"prompts of benchmark '{choice.label}': {error}") from None
+    if not found[0]:
+        raise ConfigError(f"prompts of benchmark '{choice.label}': {path} holds none")
+    return found
 
 
 def spread(items: Sequence[Entry], limit: int | None) -> list[Entry]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rankray import evals, stats
+from rankray import evals, stats, words
 from rankray.config.evaluate import LABEL
 from rankray.evals import scores as evaluation
 from rankray.evals.models import Model, run_of
@@ -255,12 +255,9 @@ def markdown(info: Mapping[str, Any]) -> str:
     """The contents of results.md, from those of results.json."""
     parts = ["# Results", _models(info)]
     for entry in info["evals"]:
-        parts += [
-            f"## {entry['name']}",
-            _said(entry),
-            _layout(info, entry),
-            *_differences(info, entry["columns"], _times(info, entry)),
-        ]
+        departures = f" Departures: {entry['departures']}." if entry["departures"] else ""
+        parts += [f"## {entry['name']}", _size(entry) + departures, _layout(info, entry)]
+        parts += _differences(info, entry["columns"], _times(info, entry))
     for entry in info["metrics"]:
         parts += [f"## metrics on {entry['name']}", _size(entry), _figures(info, entry["columns"])]
         parts += [*_differences(info, entry["columns"]), *_wins_table(entry["wins"])]
@@ -285,10 +282,6 @@ def _models(info: Mapping[str, Any]) -> str:
 def _size(entry: Mapping[str, Any]) -> str:
     many = "s" if entry["samples"] > 1 else ""
     return f"{entry['prompts']:,} prompts, {entry['samples']} picture{many} each; intervals of 95 % over prompts."
-
-
-def _said(entry: Mapping[str, Any]) -> str:
-    return _size(entry) + (f" Departures: {entry['departures']}." if entry["departures"] else "")
 
 
 def _layout(info: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
@@ -347,16 +340,8 @@ def _differences(
             counts = [f"{row['wins']} : {row['losses']}", f"{row['p_value']:.2g}"]
             rows.append([column["name"], *numbers, *gain, *counts])
         if rows:
-            heads = [
-                model["name"],
-                info["baseline"],
-                model["name"],
-                "gain",
-                "95 % interval",
-                "wins : losses",
-                "p",
-            ]
-            yield _table(heads, rows)
+            heads = [model["name"], info["baseline"], model["name"]]
+            yield _table([*heads, "gain", "95 % interval", "wins : losses", "p"], rows)
 
 
 def _wins_table(wins: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -403,5 +388,4 @@ def _number(value: float | None, times: int = 1, sign: str = "") -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(words.markdown(heads, rows))

@@ -7,7 +7,6 @@ it. It costs 0.7 ms a picture on the driver.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-from PIL import Image
 
 from rankray import store
 from rankray.config.ablate import CHECKER
 from rankray.evals import shapes
 from rankray.models.targets import Judgement
 from rankray.stats import compare
+from rankray.words import markdown
 
 Floats = npt.NDArray[np.float64]
 
@@ -124,7 +123,7 @@ def _checked(image: dict[str, Any] | None, prompt: str) -> float:
     """1 where the picture shows the prompt, 0 where not, NaN where there is none."""
     if image is None:
         return float("nan")
-    with Image.open(io.BytesIO(store.image_bytes(image))) as picture:
+    with store.opened(store.image_bytes(image)) as picture:
         return shapes.ShapesJudge().judge([store.shown(picture)], [prompt])[0].score
 
 
@@ -175,8 +174,7 @@ def images_of(path: str, wanted: Collection[tuple[str, int]]) -> dict[tuple[str,
     ids = {row_id for row_id, _ in wanted}
     found = {}
     for file in dataset.files:
-        column = pq.read_table(file, columns=["prompt_id"], filesystem=dataset.fs)["prompt_id"].to_pylist()
-        rows = [n for n, row_id in enumerate(column) if row_id in ids]
+        rows = [n for n, row_id in enumerate(dataset.ids(file)) if row_id in ids]
         if not rows:
             continue
         picked = store.read_table(file, dataset.fs, images=True).take(rows).to_pylist()
@@ -189,14 +187,12 @@ def images_of(path: str, wanted: Collection[tuple[str, int]]) -> dict[tuple[str,
 
 def table(found: dict[str, Any]) -> str:
     """The difference as a Markdown table; the checker's figures are shares and stand in points."""
-    lines = [
-        "| metric | before | after | gain | 95 % interval | wins : losses |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, row in found.items():
         scale, digits, unit = (100.0, 1, " %") if name == CHECKER else (1.0, 4, "")
         before, after = (f"{scale * row[key]:.{digits}f}" for key in ("before", "after"))
         gain, low, high = (f"{scale * row[key]:+.{digits}f}" for key in ("gain", "low", "high"))
         votes = f"{row['wins']} : {row['losses']}"
-        lines.append(f"| {name}{unit} | {before} | {after} | {gain} | {low} to {high} | {votes} |")
-    return "\n".join(lines)
+        rows.append([f"{name}{unit}", before, after, gain, f"{low} to {high}", votes])
+    heads = ("metric", "before", "after", "gain", "95 % interval", "wins : losses")
+    return "\n".join(markdown(heads, rows))

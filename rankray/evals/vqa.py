@@ -19,8 +19,9 @@ from torch import Tensor
 
 from rankray.config import ConfigError
 from rankray.evals.compbench import yes_probability
-from rankray.evals.loading import CLIP_MEAN, CLIP_STD, Part, batches, load, load_model
-from rankray.models.rewards.clip import Preprocessing
+from rankray.evals.loading import CLIP_MEAN, CLIP_STD, Part, load, load_model
+from rankray.models.loading import require_vocabulary
+from rankray.models.rewards.clip import Preprocessing, batches
 
 BLIP_SPECIAL = 2
 """BLIP's embeddings hold two tokens more than BERT's vocabulary: the decoder's start and the encoder's."""
@@ -45,18 +46,14 @@ class BlipVqa:
         self.model = load_model(BlipForQuestionAnswering, part)
         text = self.model.config.text_config
         expected = vocabulary or text.vocab_size - BLIP_SPECIAL
-        if len(self.tokenizer) != expected or text.vocab_size != expected + BLIP_SPECIAL:
-            raise ConfigError(
-                f"the tokenizer of '{part.source}' has {len(self.tokenizer)} tokens and the model {text.vocab_size}, "
-                f"where {expected} and {expected + BLIP_SPECIAL} are due; without its vocabulary file a tokenizer "
-                "loads empty, without an error"
-            )
+        require_vocabulary(self.tokenizer, part.source, text.vocab_size, expected, BLIP_SPECIAL)
         self.yes, self.no = self.tokenizer.convert_tokens_to_ids(["yes", "no"])
         if self.tokenizer.unk_token_id in (self.yes, self.no):
             raise ConfigError(f"the tokenizer of '{part.source}' does not know 'yes' and 'no'")
         self.start, self.encode = expected, expected + 1
         side = self.model.config.vision_config.image_size
-        self.preprocess = _blip_preprocessing(side)
+        # To a square, bicubically, and normalised as CLIP's: so do the authors and the published configuration.
+        self.preprocess = Preprocessing((side, side), (side, side), CLIP_MEAN, CLIP_STD)
         self.device, self.dtype, self.tokens = part.device, getattr(torch, part.dtype), tokens
 
     def probabilities(
@@ -188,8 +185,3 @@ def first_tokens(tokenizer: Any, word: str) -> set[int]:
 def plain(question: str) -> str:
     """A question as BLIP was taught: in lower case, without . ! " ( ) * # : ; ~."""
     return re.sub(r"[.!\"()*#:;~]", "", question.lower()).rstrip()
-
-
-def _blip_preprocessing(side: int) -> Preprocessing:
-    """To a square, bicubically, and normalised as CLIP's: so do the authors and the published configuration."""
-    return Preprocessing((side, side), (side, side), CLIP_MEAN, CLIP_STD)

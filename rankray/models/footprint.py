@@ -38,7 +38,7 @@ from rankray.models.generators import GENERATORS, GeneratorSpec
 from rankray.models.hardware import CONTEXT_GB, WORKSPACE, GpuType
 from rankray.models.rewards import REWARDS, RewardSpec
 from rankray.models.targets import Target
-from rankray.models.weights import is_uri, locate, of_variant
+from rankray.models.weights import PICKLES, is_uri, locate, of_variant
 
 Family = Literal["generators", "rewards"]
 
@@ -46,10 +46,10 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 MEGAPIXEL = 1024 * 1024
 """Unit of a picture's size here: the resolution of the paper's four models."""
 
-AUTOENCODERS = frozenset({"AutoencoderKL", "AutoencoderDC", "PaellaVQModel"})
+AUTOENCODERS = frozenset(
+    {"AutoencoderKL", "AutoencoderDC", "AutoencoderKLFlux2", "AutoencoderKLQwenImage", "PaellaVQModel"}
+)
 """Convolutions all through: in float32 PyTorch runs them in TF32, matrix products it does not."""
-
-PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt"})
 
 ALIKE = 0.2
 """Weights of a directory that differ from the row's by less are taken for a model of the same make."""

@@ -7,8 +7,10 @@ so "offline" could not be told from a fault. A model costs one request, a gated 
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -18,6 +20,9 @@ from typing import Any
 from rankray.config import ConfigError
 
 TIMEOUT_S = 10.0
+MOST_BYTES = 16_000_000
+"""Of an answer, which lists a repository's files."""
+COMMIT = re.compile("[0-9a-f]{40}")
 _MISSING = "check its name, and run `hf auth login` if it is private"
 
 
@@ -45,9 +50,8 @@ def commit(repository: str, revision: str) -> str | None:
         return None
     place = urllib.parse.quote(revision, safe="")
     info = _ask(f"/api/models/{repository}/revision/{place}", repository, revision)
-    if info is None:
+    if info is None or not COMMIT.fullmatch(sha := str(info.get("sha"))):
         return None
-    sha = str(info["sha"])
     # A gated repository tells everyone about itself; its files it keeps for those who accepted its terms.
     if info.get("gated") and not snapshot(repository, sha).is_dir():
         _ask(f"/api/models/{repository}/auth-check", repository, revision)
@@ -71,10 +75,20 @@ def snapshot(repository: str, sha: str) -> Path:
 
 def unreachable(repository: str) -> str:
     """One line for a repository of which neither the hub nor the cache has a word."""
+    return f"{uncached(repository)}, and {silence(repository)}"
+
+
+def uncached(repository: str) -> str:
+    """What is wrong with it."""
+    return f"hub repository '{repository}' is not in the local cache"
+
+
+def silence(repository: str = "REPOSITORY") -> str:
+    """Why the hub cannot help, and what to do."""
     why = "HF_HUB_OFFLINE is set" if offline() else f"{endpoint()} does not answer"
     return (
-        f"hub repository '{repository}' is not in the local cache, and {why}; connect this machine, or download it "
-        f"elsewhere (`hf download {repository}`) and name the directory as `source`"
+        f"{why}; connect this machine, or download it elsewhere (`hf download {repository}`) and name the directory as "
+        "`source`"
     )
 
 
@@ -105,13 +119,24 @@ def _ask(path: str, repository: str, revision: str) -> dict[str, Any] | None:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(f"{endpoint()}{path}", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-            content = reply.read()
+        with urllib.request.build_opener(_TokenStays).open(request, timeout=TIMEOUT_S) as reply:
+            content = reply.read(MOST_BYTES)
             return dict(json.loads(content)) if content.lstrip()[:1] == b"{" else {}
     except urllib.error.HTTPError as error:
         line = refusal(error.headers.get("X-Error-Code", ""), error.code, repository, revision)
         if line is not None:
             raise ConfigError(line) from None
         return None
-    except (OSError, ValueError):  # no connection, or something else than the hub answers
+    # No connection, or something else than the hub answers.
+    except (OSError, ValueError, RecursionError, OverflowError, http.client.HTTPException):
         return None
+
+
+class _TokenStays(urllib.request.HTTPRedirectHandler):
+    """Goes where it is pointed to, as where a repository was renamed, and takes the token to no other host."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        found = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if found is not None and (found.type, found.host) != (req.type, req.host):
+            found.remove_header("Authorization")
+        return found

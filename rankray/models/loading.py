@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from rankray.config import ConfigError
 from rankray.models import hub
+from rankray.models.caches import writing
 from rankray.models.weights import locate
 
 # Of pickles that it loads from the hub, transformers asks a service there to open a pull request with safetensors, in a
@@ -125,7 +126,17 @@ def one_line(source: str, revision: str = "main") -> Iterator[None]:
     except _FAULTS as error:
         if isinstance(error, torch.OutOfMemoryError) or type(error).__name__ == "AcceleratorError":
             raise
+        if isinstance(error, OSError) and str(error.filename).startswith(_hub_places()):
+            with writing("HF_HOME"):
+                raise
         raise ConfigError(_hub_line(error, source, revision) or _file_line(error, source)) from error
+
+
+def _hub_places() -> tuple[str, ...]:
+    """Where the hub's client writes."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_CACHE, constants.HF_HOME
 
 
 def _hub_line(error: BaseException | None, source: str, revision: str) -> str | None:
@@ -216,6 +227,23 @@ def read_plain(path: Path) -> dict[str, Any]:
                 f"{path} holds more than plain tensors, and nothing else is unpickled; get the file again"
             ) from None
         raise
+
+
+def require_vocabulary(tokenizer: Any, source: str, size: int, expected: int, more: int = 0) -> None:
+    """Refuses a tokenizer that is another model's, or none.
+
+    Args:
+        size: the model's own; it has `more` tokens than its tokenizer.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if not len(tokenizer) == expected == size - more:
+        due = f"{expected} and {expected + more}" if more else expected
+        raise ConfigError(
+            f"the tokenizer of '{source}' has {len(tokenizer)} tokens and the model {size}, where {due} are due; "
+            "without its vocabulary files a tokenizer loads empty, without an error"
+        )
 
 
 def longer(tokenizer: Any, texts: Sequence[str], length: int) -> list[bool]:

@@ -11,11 +11,12 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
-from rankray.config import ConfigError, ModelChoice, nearest
+from rankray.config import ConfigError, Faults, ModelChoice, nearest
 from rankray.models import hardware, hub, weights
 from rankray.models.weights import UNRECORDED, UNRESOLVED, Pinned
 
@@ -74,6 +75,7 @@ class Weights(NamedTuple):
 
 
 S = TypeVar("S", bound="Spec")
+C = TypeVar("C", bound=ModelChoice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,9 @@ class Spec:
         num_gpus, num_cpus: of one actor.
         full_size: file of `full_size/` that says what it is made of, from which a plan gets memory and speed.
         environment: overlay environment of its actors (`rankray.models.environments`), None for the job's own.
-        licence: what the page of its weights states, by the hub's short names; None: it states none, or was not read.
+        licence: what the page of its weights states, by the hub's short names where it has one; None: it states none,
+            or was not read.
+        remedy: what to do where the weights are not, in place of the usual; only for those that no hub has as needed.
     """
 
     target: str
@@ -102,10 +106,11 @@ class Spec:
     full_size: str | None = None
     environment: str | None = None
     licence: str | None = None
+    remedy: str | None = None
 
     def elsewhere(self: S) -> S:
         """The row as it is for another source: what was said of the table's own is not true of it."""
-        return replace(self, revision="main", licence=None)
+        return replace(self, revision="main", licence=None, remedy=None)
 
     def with_options(self: S, choice: Any) -> S:
         """The row with what else its choice says.
@@ -141,7 +146,31 @@ def resolve(choice: ModelChoice, table: Mapping[str, S], kind: str, look_up: boo
     """
     if ":" in choice.model:
         return _of_the_user(choice, kind)
-    return target_of(configured(choice, table, kind), choice.label, look_up)
+    return target_of(configured(choice, table, kind), kind, choice.label, look_up)
+
+
+def resolve_all(
+    choices: Iterable[C], resolve: Callable[[C, bool], Target], look_up: bool = True
+) -> list[Target]:
+    """`resolve(choice, look_up)` of each choice, or one error of all that is wrong with any of them.
+
+    Names and options are looked at before any weights, which may mean to wait for a hub. Repositories of which nobody
+    knows a word are left to `require_resolved`, unless there is another fault to tell them with.
+
+    Raises:
+        ConfigError: a line a fault.
+    """
+    choices, found, faults = list(choices), list[Target](), Faults()
+    for looking in (False, True) if look_up else (False,):
+        found = []
+        for choice in choices:
+            with faults.kept():
+                found.append(resolve(choice, looking))
+        if len(found) < len(choices):
+            with faults.kept():
+                require_resolved(found)
+        faults.raise_any()
+    return found
 
 
 def configured(choice: ModelChoice, table: Mapping[str, S], kind: str) -> S:
@@ -162,7 +191,7 @@ def configured(choice: ModelChoice, table: Mapping[str, S], kind: str) -> S:
     return replace(spec, **settings).with_options(choice)
 
 
-def target_of(spec: Spec, label: str, look_up: bool = True) -> Target:
+def target_of(spec: Spec, kind: str, label: str, look_up: bool = True) -> Target:
     """The target of a row, its weights pinned to what lies there now.
 
     Raises:
@@ -170,11 +199,16 @@ def target_of(spec: Spec, label: str, look_up: bool = True) -> Target:
     """
     pins: dict[str, Pinned] = {"": Pinned(spec.source, spec.revision, UNRECORDED)}
     if look_up:
-        pins = {}
+        pins, faults = {}, Faults()
         for part, (source, revision, pickles) in spec.weights().items():
-            if pickles is not None:
-                weights.check(source, pickles)
-            pins[part] = weights.pin(source, revision)
+            with (
+                faults.kept(),
+                _naming_the_model(f"{kind} '{label}'", spec.remedy if source == spec.source else None),
+            ):
+                if pickles is not None:
+                    weights.check(source, pickles)
+                pins[part] = weights.pin(source, revision)
+        faults.raise_any()
         spec = spec.pinned(pins)
     return Target(
         name=label,
@@ -188,6 +222,16 @@ def target_of(spec: Spec, label: str, look_up: bool = True) -> Target:
     )
 
 
+@contextmanager
+def _naming_the_model(whose: str, remedy: str | None) -> Iterator[None]:
+    """Within it errors name the model, and what mends it where its row knows better than they do."""
+    try:
+        yield
+    except ConfigError as error:
+        told = str(error) if remedy is None else f"{str(error).partition(';')[0]}; {remedy}"
+        raise ConfigError(f"{whose}: {told}") from error
+
+
 def _of_the_user(choice: ModelChoice, kind: str) -> Target:
     """The target of a user's own class, constructed as `Class(device=..., **options)`.
 
@@ -199,7 +243,7 @@ def _of_the_user(choice: ModelChoice, kind: str) -> Target:
     package = module.split(".")[0]
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"{kind} '{choice.model}': {_no_module(package)}")
-    own = {"model", "name", "revision", "options", "pool", "samples", "seed_name"}
+    own = {"model", "name", "revision", "options", "pool", "samples", "seed_name", "least"}
     given = sorted(key for key in choice.model_fields_set - own if getattr(choice, key) is not None)
     if given:
         raise ConfigError(
@@ -238,11 +282,17 @@ def require_resolved(targets: Iterable[Target]) -> None:
     """Refuses models of which neither the hub nor the local cache knows anything: no actor could load them.
 
     Raises:
-        ConfigError: a line a repository.
+        ConfigError: a line a repository, and one that says what to do.
     """
-    lines = {hub.unreachable(name) for target in targets for name in target.unresolved}
-    if lines:
-        raise ConfigError("\n".join(sorted(lines)))
+    whose: dict[str, dict[str, None]] = {}
+    for target in targets:
+        for name in target.unresolved:
+            whose.setdefault(name, {})[target.name] = None
+    if whose:
+        lines = [f"{', '.join(names)}: {hub.uncached(name)}" for name, names in whose.items()]
+        if len(lines) == 1:
+            raise ConfigError(f"{lines[0]}, and {hub.silence(*whose)}")
+        raise ConfigError("\n".join([*lines, hub.silence()]))
 
 
 def load(target: Target, device: str) -> Any:

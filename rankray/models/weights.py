@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -31,12 +31,16 @@ from filelock import FileLock
 from rankray import shapes, store
 from rankray.config import ConfigError
 from rankray.models import hub
+from rankray.models.caches import cache, writing
+from rankray.words import first_line
 
 UNRECORDED = "unrecorded"
 """Revision of a user's own class that was given none."""
 UNRESOLVED = "unresolved:"
 """Before the revision of a hub repository that could not be asked for its commit."""
 SHAPES = "shapes:"
+PACKAGE = "package:"
+"""Before NAME/FILE: weights that lie within an installed package."""
 URLS = ("http://", "https://")
 HASH, LISTING = "sha256:", "listing:"
 PIN = "#"
@@ -55,7 +59,6 @@ _HEADER_BYTES = 8
 _MOST_HEADER_BYTES = 100_000_000
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def is_uri(source: str) -> bool:
 def locate(source: str) -> str:
     """The directory of "shapes:NAME", of an existing path or of a URI's copy on this machine; a hub's name as it is.
 
+    "package:NAME/FILE" is a file of an installed package.
+
     What a URI names is copied here where it is not yet, which may take minutes: actors do it, drivers do not.
 
     Raises:
@@ -92,6 +97,8 @@ def locate(source: str) -> str:
             return str(shapes.pipeline_dir(source[len(SHAPES) :]))
         except ValueError as error:
             raise ConfigError(str(error)) from None
+    if source.startswith(PACKAGE):
+        return str(_in_package(source[len(PACKAGE) :]))
     path = Path(source).expanduser()
     if path.exists():
         return str(path)
@@ -100,6 +107,18 @@ def locate(source: str) -> str:
     raise ConfigError(
         f"no directory '{source}' here; give a directory, a URI, or a hub repository as 'owner/name'"
     )
+
+
+def _in_package(source: str) -> Path:
+    name, _, file = source.partition("/")
+    found = importlib.util.find_spec(name)
+    place = Path(found.origin).parent / file if found and found.origin else None
+    if place is None or not place.exists():
+        raise ConfigError(
+            f"the weights {file} lie in the package {name.replace('_', '-')}, which is not installed here; install it, "
+            "or its extra of rankray: docs/rewards.md"
+        )
+    return place
 
 
 def weights_revision(source: str, revision: str) -> str:
@@ -127,7 +146,7 @@ def weights_revision(source: str, revision: str) -> str:
     place = locate(source)
     if Path(place).exists():
         return f"{HASH}{sha256(Path(place))}"
-    if _COMMIT.fullmatch(revision):
+    if hub.COMMIT.fullmatch(revision):
         # Asked all the same, as a wrong one would show only where the model is loaded.
         return revision if hub.snapshot(place, revision).is_dir() else hub.commit(place, revision) or revision
     return hub.commit(place, revision) or hub.cached_commit(place, revision) or f"{UNRESOLVED}{revision}"
@@ -146,10 +165,13 @@ def pin(source: str, revision: str) -> Pinned:
 
 
 def same_place(one: str, other: str) -> bool:
-    """Whether two sources are the same directory, repository or URI."""
+    """Whether two sources are the same directory, repository or URI, whether or not they are there."""
     if is_uri(one) or is_uri(other):
         return one.rstrip("/") == other.rstrip("/")
-    return locate(one) == locate(other)
+    try:
+        return locate(one) == locate(other)
+    except ConfigError:
+        return one == other
 
 
 def check(source: str, pickles: bool) -> None:
@@ -168,7 +190,7 @@ def check(source: str, pickles: bool) -> None:
     safe = {file.parent for file in files.values() if file.suffix == ".safetensors"}
     for name, file in files.items():
         if file.suffix == ".safetensors":
-            _check_safetensors(file)
+            check_safetensors(file)
         elif name.endswith(".index.json"):
             _check_shards(file)
         elif file.suffix in PICKLES:
@@ -193,10 +215,16 @@ def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     for name, file in files:
         digest.update(f"{name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
+        update_by(digest, file)
     return digest.hexdigest()
+
+
+def update_by(digest: hashlib._Hash, file: Path) -> hashlib._Hash:
+    """The digest, once a file's bytes are in it."""
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest
 
 
 def of_variant(file: Path, variant: str | None) -> bool:
@@ -219,8 +247,8 @@ def _counts(name: str) -> bool:
     return path.suffix in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-def _check_safetensors(file: Path) -> None:
-    """The header says where the last tensor ends, and the file has to end there.
+def check_safetensors(file: Path) -> None:
+    """A file is whole: the header says where the last tensor ends, and the file has to end there.
 
     `safetensors.safe_open` finds the same faults, and says neither which file nor how many bytes are due.
     """
@@ -231,8 +259,8 @@ def _check_safetensors(file: Path) -> None:
             raise ConfigError(f"{file} is cut short within its header ({size:,} bytes); get it again")
         try:
             header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
             raise ConfigError(f"{file} is no safetensors file: its header is no table of tensors") from None
     due = _HEADER_BYTES + length + max(ends, default=0)
     if due != size:
@@ -242,9 +270,9 @@ def _check_safetensors(file: Path) -> None:
 def _check_shards(index: Path) -> None:
     try:
         names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+        missing = sorted(name for name in names if not (index.parent / name).is_file())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError):
         raise ConfigError(f"{index} is no index of weights; get it again") from None
-    missing = sorted(name for name in names if not (index.parent / name).is_file())
     if missing:
         raise ConfigError(
             f"{index.parent} lacks {len(missing)} of {len(names)} files of weights, such as {missing[0]}; get it again"
@@ -261,7 +289,7 @@ def _check_archive(file: Path) -> None:
 
 def copies_dir() -> Path:
     """Where a node keeps its copies: `$RANKRAY_WEIGHTS`, or a directory of the user's cache."""
-    return Path(os.environ.get("RANKRAY_WEIGHTS") or "~/.cache/rankray/weights").expanduser().absolute()
+    return cache("RANKRAY_WEIGHTS", "weights")
 
 
 def copy_here(uri: str) -> Path:
@@ -278,10 +306,11 @@ def copy_here(uri: str) -> Path:
     place = copies_dir() / hashlib.sha256(f"{uri}{PIN}{due}".encode()).hexdigest()[:16]
     copy = place / PurePosixPath(uri.partition("://")[2]).name
     if not copy.exists():
-        place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / ".lock"):
-            if not copy.exists():  # while this one waited
-                _copy(uri, due, copy)
+        with writing("RANKRAY_WEIGHTS"):
+            place.mkdir(parents=True, exist_ok=True)
+            with FileLock(place / ".lock"):
+                if not copy.exists():  # while this one waited
+                    _copy(uri, due, copy)
     return copy
 
 
@@ -359,7 +388,7 @@ def _uri_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # pyarrow's are of these
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise ConfigError(
                 f"no room for {uri} in {copies_dir()}; set RANKRAY_WEIGHTS to a larger disk"

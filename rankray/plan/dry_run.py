@@ -1,6 +1,6 @@
 """`--dry-run`: what a Syn-Pic job would need, and how long and for how much it would run, before anything is started.
 
-    python jobs/synpic.py --config jobs/synpic.toml --dry-run [--gpu-type H100 --gpus 16] [--measured DATASET]
+    rankray synpic --config synpic.toml --dry-run [--gpu-type H100 --gpus 16] [--measured DATASET]
 
 Nothing is started: no Ray, no weights, no network. Figures are as good as their sources, so each says whether it was
 measured or assumed, and the assumptions stand at the end; a factor of two either way is what to expect of assumed ones.
@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import os
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rankray import store, words
 from rankray.cluster import layout
 from rankray.config import ConfigError, SynPicConfig
 from rankray.data import cost
+from rankray.data.place import as_written
 from rankray.data.prompts import HUB, read_prompts
 from rankray.models import hardware
 from rankray.models.hardware import GPU_TYPES, GpuType
@@ -25,6 +26,7 @@ from rankray.plan.forecast import Allotment, Forecast, ample_node, forecast
 from rankray.plan.measured import read_measured
 from rankray.synpic.forecast import NOTHING_HELD, Held, Model, fit, models_of, too_little
 from rankray.synpic.stages import stages_of
+from rankray.words import Say
 
 DEFAULT_TYPE, DEFAULT_GPUS = "A100-80", 8
 COLUMNS = 120
@@ -78,7 +80,7 @@ def asked(argv: Sequence[str]) -> DryRun | None:
     return DryRun(found.gpu_type, int(gpus), found.measured)
 
 
-def run(config: SynPicConfig, ask: DryRun, say: Callable[[str], None]) -> None:
+def run(config: SynPicConfig, ask: DryRun, say: Say) -> None:
     """Prints the plan of `config`.
 
     Raises:
@@ -122,24 +124,23 @@ def prompt_count(config: SynPicConfig) -> tuple[int, str]:
             return len(read_prompts(place).rows), f"counted in {place.path}"
     if place.limit is not None:
         return place.limit, "prompts.limit; the source is not looked at"
-    return (
-        cost.PAPER_PROMPTS,
-        "the paper's number; the source is not looked at, and there is no prompts.limit",
-    )
+    origin = "the paper's number; the source is not looked at, and there is no prompts.limit"
+    return cost.PAPER_PROMPTS, origin
 
 
 def _held(config: SynPicConfig, prompts: int) -> Held:
     """What `reuse` has of the job, its prompts taken for the job's; whether settings agree is the job's to check."""
     if config.reuse is None:
         return NOTHING_HELD
+    asked = {choice.label for choice in (*config.generators, *config.rewards)}
     try:
-        info = store.read(config.reuse).info
+        with as_written(store.absolute(config.reuse)):
+            info = store.read(config.reuse).info
+            samples = {item["name"]: item["samples"] for item in info["generators"] if item["name"] in asked}
+            rewards = frozenset(item["name"] for item in info["rewards"] if item["name"] in asked)
+            return Held(samples, rewards, min(1.0, info["rows"] / prompts))
     except store.DatasetError as error:
         raise ConfigError(f"nothing to reuse: {error}") from None
-    asked = {choice.label for choice in (*config.generators, *config.rewards)}
-    samples = {item["name"]: item["samples"] for item in info["generators"] if item["name"] in asked}
-    rewards = frozenset(item["name"] for item in info["rewards"] if item["name"] in asked)
-    return Held(samples, rewards, min(1.0, info["rows"] / prompts))
 
 
 def on_gpus(
@@ -157,7 +158,8 @@ def on_gpus(
         lines += ["", f"On {words.count(count, 'GPU')}, with pools changed as above where they have to be"]
         lines += _clusters(list(found.values()), config, prompts, prices)
     lines += ["", *_detail(found[gpu], prompts)]
-    if _is_papers(config) and found[gpu].hours is not None:
+    named = [{choice.model for choice in choices} for choices in (config.generators, config.rewards)]
+    if named == [PAPER_GENERATORS, PAPER_REWARDS] and found[gpu].hours is not None:
         lines += ["", *_beside_the_paper(found[gpu], prices[gpu])]
     return [*lines, "", *_assumptions(models, types, own_price)]
 
@@ -233,15 +235,8 @@ def _clusters(
         if item.hours:
             paid = item.hours * item.count
             busy = sum(item.busy_hours(kind, prompts) for kind in ("generator", "reward")) / paid
-            rate = f"{prompts * config.k / item.hours / 3600:.2f}"
-            figures = [
-                rate,
-                f"{item.hours:,.1f}",
-                f"{paid:,.0f}",
-                f"{busy:.0%}",
-                f"{price:.2f}",
-                f"{paid * price:,.0f}",
-            ]
+            figures = [f"{prompts * config.k / item.hours / 3600:.2f}", f"{item.hours:,.1f}"]
+            figures += [f"{paid:,.0f}", f"{busy:.0%}", f"{price:.2f}", f"{paid * price:,.0f}"]
         rows.append([item.gpu.name, "streaming" if item.phases == 1 else f"{item.phases} phases", *figures])
     return [*(words.table(header, rows, left=2) if rows else []), *lines]
 
@@ -261,8 +256,8 @@ def _detail(found: Forecast, prompts: int) -> list[str]:
         "s/item",
         "items/s",
         "GPU-hours",
-        "speed is",
     ]
+    header.append("speed is")
     rows = [_pool(allotment, found.gpu, prompts) for allotment in found.allotments]
     return [f"{cluster}: {found.explanation}", *words.table(header, rows, left=2)]
 
@@ -282,12 +277,6 @@ def _pool(found: Allotment, gpu: GpuType, prompts: int) -> list[str]:
         f"{found.gpu_seconds * prompts / 3600:,.1f}" if seconds is not None else "?",
         model.source(gpu) if model.share else "unknown",
     ]
-
-
-def _is_papers(config: SynPicConfig) -> bool:
-    return {choice.model for choice in config.generators} == PAPER_GENERATORS and {
-        choice.model for choice in config.rewards
-    } == PAPER_REWARDS
 
 
 def _beside_the_paper(found: Forecast, price: float) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rankray import store
 from rankray.config import ConfigError, ModelChoice, SynPicConfig, differing_keys
+from rankray.data.place import as_written
 from rankray.models.hardware import CONTEXT_GB, by_device
 from rankray.synpic.forecast import Measured
 from rankray.synpic.reuse import settings_of
@@ -31,9 +32,9 @@ def read_measured(path: str, config: SynPicConfig) -> tuple[dict[str, Measured],
         ConfigError: there is neither, or it holds nothing of any of the models.
     """
     found, lines = {}, []
-    for label, differing, measured, device in (_benchmark if path.endswith(".json") else _dataset)(
-        path, config
-    ):
+    with as_written(path):
+        findings = list((_benchmark if path.endswith(".json") else _dataset)(path, config))
+    for label, differing, measured, device in findings:
         if differing:
             lines.append(f"'{label}' was measured with other settings: {', '.join(differing)}")
         elif measured is None:
@@ -74,13 +75,7 @@ def _other_settings(choice: ModelChoice, row: Mapping[str, Any]) -> list[str]:
     """What the choice sets otherwise than it was measured; the benchmark takes the row's settings, at full size, and
     says which options of a generator it switched on beside them."""
     pixels = row["pixels"] if row["kind"] == "generator" else None
-    theirs = {
-        "size": row["size"],
-        "steps": row["steps"],
-        "dtype": row["dtype"],
-        "height": pixels,
-        "width": pixels,
-    }
+    theirs = {**{key: row[key] for key in ("size", "steps", "dtype")}, "height": pixels, "width": pixels}
     ours = {key: getattr(choice, key, None) for key in theirs} | {"size": "full"}
     set_ = {key: value for key, value in ours.items() if value is not None}
     theirs = {key: theirs[key] for key in set_}

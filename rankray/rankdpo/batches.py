@@ -61,7 +61,6 @@ class Batch:
     """A micro-batch on a device.
 
     Attributes:
-        epochs: in which each prompt is seen.
         latents, noise: float32[B, K, C, H, W].
         time: float64[B]; see `diffusion.Draw`.
         text: name -> [B, ...], the empty prompt's where it was dropped.
@@ -69,11 +68,10 @@ class Batch:
         rank: int64[B, K]; 0 where padded.
         mask: bool[B, K].
         scores: float32[B, K] of one reward, or None.
+        ref_error: float32[B, K], computed ahead of training; NaN where it was not.
         comparable: bool[K, K], which candidates may be compared, or None: all.
     """
 
-    prompt_ids: tuple[str, ...]
-    epochs: tuple[int, ...]
     latents: Tensor
     noise: Tensor
     time: Tensor
@@ -82,6 +80,7 @@ class Batch:
     rank: Tensor
     mask: Tensor
     scores: Tensor | None
+    ref_error: Tensor
     comparable: Tensor | None = None
 
     def inputs(self, model_error: Tensor, ref_error: Tensor) -> LossInputs:
@@ -108,7 +107,7 @@ def make_batch(
     c, h, w = rows[0].mean.shape[1:]
     latents, noise = torch.zeros(len(rows), k, c, h, w), torch.zeros(len(rows), k, c, h, w)
     phi, rank = torch.full((len(rows), k), torch.nan), torch.zeros(len(rows), k, dtype=torch.int64)
-    scores = torch.full((len(rows), k), torch.nan)
+    scores, ref_error = torch.full((2, len(rows), k), torch.nan)
     times, text = [], []
     for b, (row, epoch) in enumerate(zip(rows, epochs, strict=True)):
         own = len(row.rank)
@@ -130,11 +129,11 @@ def make_batch(
         phi[b, :own], rank[b, :own] = torch.from_numpy(row.win_probability), torch.from_numpy(row.rank)
         if reward is not None:
             scores[b, :own] = torch.from_numpy(row.scores[:, reward])
+        if row.ref_error:
+            ref_error[b, :own] = torch.tensor(row.ref_error[epoch])
         times.append(drawn.time)
         text.append(empty if drawn.dropped else row.text)
     return Batch(
-        prompt_ids=tuple(row.prompt_id for row in rows),
-        epochs=tuple(epochs),
         latents=latents.to(device),
         noise=noise.to(device),
         time=torch.tensor(times, dtype=torch.float64).to(device),
@@ -143,6 +142,7 @@ def make_batch(
         rank=rank.to(device),
         mask=(rank > 0).to(device),
         scores=scores.to(device) if reward is not None else None,
+        ref_error=ref_error.to(device),
     )
 
 
@@ -170,13 +170,3 @@ def errors(
     weight = diffusion.time_weight(noising.process, time, noising.weighting)
     error = diffusion.error(prediction, target) * weight
     return torch.zeros(b * k, device=error.device).index_put((flat,), error).view(b, k)
-
-
-def errors_ahead(known: Mapping[str, Sequence[Sequence[float]]], batch: Batch) -> Tensor:
-    """Errors [E][K] by prompt id, computed ahead of training, of each prompt in its epoch, padded with zeros:
-    float32[B, K]."""
-    found = np.zeros(batch.mask.shape, np.float32)
-    for b, (prompt_id, epoch) in enumerate(zip(batch.prompt_ids, batch.epochs, strict=True)):
-        own = known[prompt_id][epoch]
-        found[b, : len(own)] = own
-    return torch.from_numpy(found).to(batch.mask.device)

@@ -16,17 +16,21 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from rankray import store
+from rankray.data.place import as_written
 from rankray.rankdpo.labels import Labelling
+from rankray.schema import prompt_id
 
 ENCODED_VERSION = 2
 """Of what encoders make; 1 was encoded on GPUs with an autoencoder rounded to bfloat16."""
@@ -52,16 +56,14 @@ class Layout:
 
     latent: tuple[int, int, int]
     text: Mapping[str, tuple[int, ...]]
-    dtype: str
+    dtype: Literal["float32", "float16"]
     size: tuple[int, int]
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Layout:
         """The reverse of `asdict`, from the schema's metadata or `encoded.json`."""
-        text = {name: tuple(shape) for name, shape in value["text"].items()}
-        c, h, w = value["latent"]
-        height, width = value["size"]
-        return Layout((c, h, w), text, value["dtype"], (height, width))
+        found: Layout = TypeAdapter(Layout).validate_python(value)
+        return found
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class EncodedRow:
         rank: int64[K].
         scores: float32[K, N].
         text: name -> float32 array, one embedding a prompt.
+        ref_error: [E][K], of each epoch in which the row will be read; empty where nothing is computed ahead.
     """
 
     prompt_id: str
@@ -83,6 +86,7 @@ class EncodedRow:
     rank: Array
     scores: Array
     text: Mapping[str, Array]
+    ref_error: Sequence[Sequence[float]] = ()
 
 
 def arrow_schema(layout: Layout) -> pa.Schema:
@@ -174,24 +178,34 @@ def relabelled(row: EncodedRow, labelling: Labelling) -> EncodedRow:
 
 @dataclass(frozen=True)
 class RowPlace:
-    """Where a row stands: file, row group, and the row's number within it."""
+    """Where a row stands: the number of its set, file, row group, and the row's number within it.
+
+    `prompt` is `schema.prompt_id` of its text: the row's own id, but of a prompt's further pairs in imported datasets.
+    """
 
     prompt_id: str
+    prompt: str
+    number: int
     file: str
     group: int
     offset: int
 
 
-def index(files: Sequence[str], fs: pafs.FileSystem) -> list[RowPlace]:
-    """Every row's place, sorted by prompt id, whatever the files are called."""
+def index(files: Sequence[str], fs: pafs.FileSystem, number: int = 0) -> list[RowPlace]:
+    """Every row's place in set `number`, sorted by prompt id, whatever the files are called."""
 
     def places(file: str) -> list[RowPlace]:
-        parquet = pq.ParquetFile(file, filesystem=fs)
-        ids = parquet.read(["prompt_id"])["prompt_id"].to_pylist()
         found: list[RowPlace] = []
-        for group in range(parquet.num_row_groups):
-            count = parquet.metadata.row_group(group).num_rows
-            found += [RowPlace(ids[len(found) + n], file, group, n) for n in range(count)]
+        with as_written(file):
+            parquet = pq.ParquetFile(file, filesystem=fs)
+            table = parquet.read(["prompt_id", "prompt"])
+            ids, prompts = table["prompt_id"].to_pylist(), table["prompt"].to_pylist()
+            if not all(isinstance(one, str) for one in (*ids, *prompts)):
+                raise TypeError("a prompt or its id is no text")
+            for group in range(parquet.num_row_groups):
+                for offset in range(parquet.metadata.row_group(group).num_rows):
+                    row = len(found)
+                    found.append(RowPlace(ids[row], prompt_id(prompts[row]), number, file, group, offset))
         return found
 
     with ThreadPoolExecutor(IO_THREADS) as pool:
@@ -201,34 +215,42 @@ def index(files: Sequence[str], fs: pafs.FileSystem) -> list[RowPlace]:
 
 
 class RowReader:
-    """Reads single rows of Parquet files by their places, a row group at a time, several at once."""
+    """Reads single rows of Parquet files by their places, a row group at a time, several at once.
 
-    def __init__(self, fs: pafs.FileSystem) -> None:
-        self._fs, self._pool = fs, ThreadPoolExecutor(IO_THREADS)
-        self._open: dict[str, pq.FileMetaData] = {}
+    `filesystems` are the sets', by their numbers.
+    """
+
+    def __init__(self, filesystems: Sequence[pafs.FileSystem]) -> None:
+        self._filesystems, self._pool = filesystems, ThreadPoolExecutor(IO_THREADS)
+        self._open: dict[tuple[int, str], pq.FileMetaData] = {}
 
     def read(self, places: Sequence[RowPlace]) -> list[dict[str, Any]]:
         """The rows at `places`, in their order."""
         return list(self._pool.map(self._one, places))
 
     def _one(self, place: RowPlace) -> dict[str, Any]:
-        known = self._open.get(place.file)
-        with self._fs.open_input_file(place.file) as source:
+        key = place.number, place.file
+        known = self._open.get(key)
+        with as_written(place.file), self._filesystems[place.number].open_input_file(place.file) as source:
             parquet = pq.ParquetFile(source, metadata=known)
             if known is None:
                 if len(self._open) >= OPEN_FILES:
                     self._open.pop(next(iter(self._open)), None)
-                self._open[place.file] = parquet.metadata
+                self._open[key] = parquet.metadata
             table = parquet.read_row_group(place.group, use_threads=False)
-        row: dict[str, Any] = table.slice(place.offset, 1).to_pylist()[0]
+            row: dict[str, Any] = table.slice(place.offset, 1).to_pylist()[0]
         return row
 
 
 def read_empty(uri: str) -> dict[str, Array]:
     """The empty prompt's embeddings of the encoded set at `uri`."""
     fs, path = store.filesystem(uri)
-    with fs.open_input_stream(f"{path}/empty.safetensors") as stream:
-        found: dict[str, Array] = load(stream.read())
+    file = f"{path}/empty.safetensors"
+    with as_written(file), fs.open_input_stream(file) as stream:
+        try:
+            found: dict[str, Array] = load(stream.read())
+        except SafetensorError as error:
+            raise ValueError(str(error)) from None
     return found
 
 
@@ -237,6 +259,7 @@ def read_reference(uri: str) -> dict[str, list[list[float]]]:
     fs, path = store.filesystem(uri)
     found: dict[str, list[list[float]]] = {}
     for file in store.data_files(fs, path):
-        table: pa.Table = pq.read_table(file, filesystem=fs)
-        found.update(zip(table["prompt_id"].to_pylist(), table["ref_error"].to_pylist(), strict=True))
+        with as_written(file):
+            table: pa.Table = pq.read_table(file, filesystem=fs)
+            found.update(zip(table["prompt_id"].to_pylist(), table["ref_error"].to_pylist(), strict=True))
     return found

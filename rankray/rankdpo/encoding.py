@@ -12,12 +12,10 @@ An encoder holds text encoders and autoencoder, a reference holds the untrained 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,11 +25,12 @@ from safetensors.numpy import save
 
 from rankray import store
 from rankray.cluster.actors import Actors
+from rankray.cluster.progress import counted
 from rankray.cluster.streaming import pooled, stream
-from rankray.config import ConfigError
 from rankray.config.rankdpo import EncodingConfig, RankDPOConfig, WorkersConfig
+from rankray.data import owner
 from rankray.data import place as outputs
-from rankray.data.place import Output
+from rankray.data.place import Output, as_written
 from rankray.models import hardware
 from rankray.models.generators import GeneratorSpec
 from rankray.rankdpo import nodes as training_nodes
@@ -41,13 +40,13 @@ from rankray.rankdpo.encoded import (
     Layout,
     decoded_row,
     encoded_table,
-    index,
     layout_of,
     read_empty,
     relabelled,
 )
 from rankray.rankdpo.feed import Reads
 from rankray.rankdpo.labels import Labelling
+from rankray.words import Say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,7 +79,7 @@ class EncodeJob:
     spec: GeneratorSpec
     device: str
     dtype: str
-    stored_dtype: str
+    stored_dtype: Literal["float32", "float16"]
     batch_size: int
     encoded: str
     reencode: bool = False
@@ -102,10 +101,7 @@ class EncodeActor:
         self._empty = {name: np.ascontiguousarray(value[0]) for name, value in self._text([""]).items()}
         fs, place = store.filesystem(job.encoded)
         fs.create_dir(place, recursive=True)
-        passing = f"{place}/empty.safetensors.{uuid.uuid4().hex[:8]}.tmp"  # written whole, or not at all
-        with fs.open_output_stream(passing) as file:
-            file.write(save(self._empty))
-        fs.move(passing, f"{place}/empty.safetensors")
+        store.write_bytes(f"{place}/empty.safetensors", save(self._empty), fs)
 
     def empty(self) -> dict[str, np.ndarray]:
         """The empty prompt's embeddings."""
@@ -134,7 +130,7 @@ class EncodeActor:
         shape = (1, 1, 1)
         for start in range(0, len(drawn), job.batch_size):
             batch = drawn[start : start + job.batch_size]
-            pictures = [picture(rows[b]["candidates"][k]["image"], spec.height, spec.width) for b, k in batch]
+            pictures = [picture_of(rows[b], k, job.dataset, (spec.height, spec.width)) for b, k in batch]
             if job.reencode:
                 pictures = self._parts.reconstructed(self._pipe, pictures)
             mean, std = (value.cpu().numpy() for value in self._parts.encode_images(self._pipe, pictures))
@@ -155,11 +151,21 @@ class EncodeActor:
         return {name: value.float().cpu().numpy() for name, value in found.items()}
 
 
+def picture_of(row: Mapping[str, Any], k: int, dataset: str, size: tuple[int, int]) -> Image.Image:
+    """The picture of a row's candidate `k` at the model's size (height, width).
+
+    Raises:
+        DatasetError: it is missing or damaged.
+    """
+    with as_written(f"{dataset}: picture {k + 1} of prompt {row['prompt_id']}"):
+        return picture(row["candidates"][k]["image"], *size)
+
+
 def picture(image: dict[str, Any], height: int, width: int) -> Image.Image:
     """A candidate's picture at the model's size: cut to its aspect ratio about the middle, then resized."""
     from PIL import Image, ImageOps
 
-    with Image.open(io.BytesIO(store.image_bytes(image))) as stored:
+    with store.opened(store.image_bytes(image)) as stored:
         found = store.shown(stored)
     if found.size != (width, height):
         found = ImageOps.fit(found, (width, height), Image.Resampling.LANCZOS)
@@ -205,7 +211,8 @@ class ReferenceActor:
         found: dict[str, list[list[float]]] = {}
         seen: list[tuple[EncodedRow, int]] = []
         for stored in table.to_pylist():
-            row = decoded_row(stored, layout)
+            with as_written(self._job.encoded):
+                row = decoded_row(stored, layout)
             found[row.prompt_id] = []
             if labelling is not None:
                 if not labelling.takes(row.prompt_id):
@@ -252,12 +259,6 @@ class EncodedSet:
     layout: Layout
     rows: int
 
-    def prompt_ids(self, labelling: Labelling | None) -> list[str]:
-        """Ids of the prompts that take part."""
-        fs, _ = store.filesystem(self.uri)
-        ids = [place.prompt_id for place in index(self.files, fs)]
-        return ids if labelling is None else [name for name in ids if labelling.takes(name)]
-
 
 def encoded_uri(dataset: store.RankedDataset, job: EncodeJob, revision: str, config: EncodingConfig) -> str:
     """Where the encoded set belongs: DATASET/encoded/KEY, the key being the encoders' hash."""
@@ -300,58 +301,78 @@ def _key(content: dict[str, Any]) -> str:
 
 
 def encode(
-    dataset: store.RankedDataset,
-    job: EncodeJob,
-    config: EncodingConfig,
-    say: Callable[[str], None],
-    wait_s: float = 0.0,
+    dataset: store.RankedDataset, job: EncodeJob, config: EncodingConfig, say: Say, wait_s: float = 0.0
 ) -> EncodedSet:
     """Encodes what is left of `dataset` into `job.encoded`.
 
     Raises:
         ConfigError: the place cannot be written, or no node has room for an encoder within `wait_s`.
     """
-    output, rows = _writable(job.encoded), dataset.info["rows"]
-    if output.exists("encoded.json"):
-        say(f"encoded already: {output.uri}")
-    else:
+    output, rows = outputs.open_output(job.encoded, in_job=False), dataset.info["rows"]
+
+    def make() -> dict[str, Any]:
         training_nodes.require(training_nodes.encoders(config), wait_s, say)
         say(f"encoding {rows:,} prompts into {output.uri}")
-        actors = _actors(config.min_size, config.max_size, config.num_cpus, config.num_gpus)
+        most = config.max_size or config.min_size
+        actors = Actors(config.min_size, most, config.num_cpus, config.num_gpus)
         _stream(dataset.files, dataset.fs, output, rows, (EncodeActor, job, actors))
-        layout = layout_of(pq.read_schema(output.files("data")[0], filesystem=output.fs))
-        summary = {"version": ENCODED_VERSION, "rows": rows, **asdict(layout)}
-        store.write_json(output.at("encoded.json"), summary, output.fs)
-        output.remove("_work")
-    found = store.read_json(output.at("encoded.json"), output.fs)
-    return EncodedSet(output.uri, tuple(output.files("data")), Layout.from_json(found), found["rows"])
+        layout = layout_of(pq.read_schema(output.tables("data")[0], filesystem=output.fs))
+        return {"version": ENCODED_VERSION, "rows": rows, **asdict(layout)}
+
+    found = _shared(output, "encoded.json", "encoded already", make, say)
+    return finished_set(output, found)
+
+
+def finished_set(output: Output, found: Mapping[str, Any]) -> EncodedSet:
+    """The encoded set in `output`, whose `encoded.json` says `found`.
+
+    Raises:
+        DatasetError: it was damaged.
+    """
+    with as_written(output.uri_of("encoded.json")):
+        return EncodedSet(
+            output.uri, tuple(output.tables("data")), Layout.from_json(found), int(found["rows"])
+        )
 
 
 def precompute(
-    encoded: EncodedSet,
-    job: ReferenceJob,
-    uri: str,
-    workers: WorkersConfig,
-    say: Callable[[str], None],
-    forecast: str,
+    encoded: EncodedSet, job: ReferenceJob, uri: str, workers: WorkersConfig, say: Say, forecast: str
 ) -> str:
     """Computes what is left of the reference errors at `uri`, with as many actors as trainers; returns where they are.
 
     `forecast` is said before, where anything is left.
     """
-    output = _writable(uri)
-    if output.exists("reference.json"):
-        say(f"reference errors already there: {output.uri}")
-        return output.uri
-    say(forecast)
-    actors = _actors(workers.count, workers.max_count, workers.num_cpus, workers.num_gpus)
-    fs, _ = store.filesystem(encoded.uri)
-    pool = (ReferenceActor, job, actors)
-    _stream(encoded.files, fs, output, encoded.rows, pool, schema=REFERENCE_SCHEMA)
-    summary = {"whole_epochs": job.reads.whole, "rows": encoded.rows}
-    store.write_json(output.at("reference.json"), summary, output.fs)
-    output.remove("_work")
+    output = outputs.open_output(uri, in_job=False)
+
+    def make() -> dict[str, Any]:
+        say(forecast)
+        most = workers.max_count or workers.count
+        actors = Actors(workers.count, most, workers.num_cpus, workers.num_gpus)
+        fs, _ = store.filesystem(encoded.uri)
+        pool = (ReferenceActor, job, actors)
+        _stream(encoded.files, fs, output, encoded.rows, pool, schema=REFERENCE_SCHEMA)
+        return {"whole_epochs": job.reads.whole, "rows": encoded.rows}
+
+    _shared(output, "reference.json", "reference errors already there", make, say)
     return output.uri
+
+
+def _shared(
+    output: Output, marker: str, already: str, make: Callable[[], dict[str, Any]], say: Say
+) -> dict[str, Any]:
+    """The contents of `marker`, made now where it is missing; who else makes it, for another run, is waited for.
+
+    Raises:
+        ConfigError: the place cannot be written.
+    """
+
+    def found() -> dict[str, Any] | None:
+        if not output.exists(marker):
+            return None
+        say(f"{already}: {output.uri}")
+        return store.read_json(output.at(marker), output.fs)
+
+    return owner.once(output, "encoding", marker, found, make, wait=say)
 
 
 def _stream(
@@ -374,33 +395,9 @@ def _stream(
 
     output.make("data")
     output.make("_work", "checkpoint")
-    if len(set(outputs.finished_ids(output, "_work", "checkpoint"))) < rows:
-        checkpoint = ("_work", "checkpoint")
-        stream(files, fs, output, ("data",), checkpoint, build, {**parquet, "row_group_size": 1})
+    checkpoint = ("_work", "checkpoint")
+    if len(set(outputs.mended_ids(output, ("data",), checkpoint))) < rows:
+        name = "encoding" if isinstance(job, EncodeJob) else "reference"
+        with counted(output.uri, name, lambda: len(output.tables("data")), len(files)):
+            stream(files, fs, output, ("data",), checkpoint, build, {**parquet, "row_group_size": 1})
     outputs.require_rows(output, rows, row_group_size=1)
-
-
-def _writable(uri: str) -> Output:
-    output = outputs.open_output(uri, in_job=False)
-    try:
-        output.make("_work")
-    except OSError as error:
-        raise ConfigError(
-            f"'{output.uri}' cannot be written ({str(error).splitlines()[0]}); set encoding.place to a directory "
-            "that can be"
-        ) from None
-    return output
-
-
-def _actors(count: int, most: int | None, num_cpus: float, num_gpus: float) -> Actors:
-    """A pool of one kind of actor."""
-    return Actors(
-        min_size=count,
-        max_size=most or count,
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        memory_bytes=None,
-        resources={},
-        runtime_env={},
-        device="cuda" if num_gpus else "cpu",
-    )

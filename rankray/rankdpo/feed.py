@@ -4,16 +4,23 @@ Each worker reads its own rows and no others, straight from the Arrow filesystem
 and epoch; the place in the data is the step's number, so a resumed run goes on where it was and sees each prompt of an
 epoch once. Two steps are kept ahead, so reading is hidden unless it takes longer than a step; what is not hidden is
 measured as the wait for data.
+
+Datasets are mixed here and not on disk: each is one endless row of its own epochs, of which every step takes the share
+that its weight says. One dataset of both with a column of weights would read simpler, but copies all pictures (some
+350 GB of 58,000 prompts with four of 1.5 MB), encodes them again for each mixture, and has to hold people's choices
+beside rewards' scores; so each keeps its encoded set, and weights cost nothing to change.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +29,16 @@ import numpy.typing as npt
 from rankray import store
 from rankray.config import ConfigError
 from rankray.config.rankdpo import ValidationConfig
-from rankray.rankdpo.encoded import EncodedRow, RowPlace, RowReader, decoded_row, index, relabelled
+from rankray.data.place import as_written
+from rankray.rankdpo.encoded import (
+    EncodedRow,
+    RowPlace,
+    RowReader,
+    decoded_row,
+    index,
+    read_reference,
+    relabelled,
+)
 from rankray.rankdpo.train_job import TrainJob
 
 STEPS_AHEAD = 2
@@ -40,57 +56,90 @@ def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(rows)
 
 
-def step_rows(step: int, batch_size: int, rows: int, seed: int) -> list[tuple[int, int]]:
-    """(epoch, row) of each prompt of a step's global batch.
+def taken(count: int, weights: Sequence[float]) -> list[int]:
+    """How many of a run's first `count` rows are of each set, by the sets' weights.
 
-    Batches are cut from one endless row of epochs, so each epoch holds each prompt once even where `batch_size` does
-    not divide the dataset, and the place in the data is the step's number alone.
+    Each set takes its part, rounded, of what those before it left: parts sum to `count`, and none falls as it grows.
     """
-    found: list[tuple[int, int]] = []
-    position, end = step * batch_size, (step + 1) * batch_size
-    while position < end:
-        epoch, start = divmod(position, rows)
-        take = min(end - position, rows - start)
-        found += [(epoch, int(row)) for row in epoch_order(rows, seed, epoch)[start : start + take]]
-        position += take
+    found: list[int] = []
+    for n, weight in enumerate(weights):
+        left = count - sum(found)
+        found.append(math.floor(left * (weight / sum(weights[n:])) + 0.5))
     return found
 
 
-def epochs_line(steps: int, batch_size: int, rows: int) -> str:
-    """How often a run sees each of its prompts, said before it begins, with a warning above `MANY_EPOCHS`."""
-    epochs = steps * batch_size / rows
-    said = (
-        f"{steps:,} steps of {batch_size:,} over {rows:,} prompts are {epochs:.1f} epochs "
-        f"(the paper: {PAPER_EPOCHS:g})"
-    )
+def step_rows(
+    step: int, batch_size: int, sizes: Sequence[int], weights: Sequence[float], seed: int
+) -> list[tuple[int, int, int]]:
+    """(set, epoch, row) of each prompt of a step's global batch, from sets of these sizes and weights.
+
+    Parts of batches are cut from one endless row of epochs for each set, so each epoch of it holds each of its prompts
+    once even where they do not divide it, and the place in the data is the step's number alone. Sets alternate within a
+    batch, so that workers, who take consecutive parts of it, have alike to do where rows differ in candidates.
+    """
+    begin, end = (taken(count * batch_size, weights) for count in (step, step + 1))
+    found: list[tuple[float, tuple[int, int, int]]] = []
+    for n, rows in enumerate(sizes):
+        position, own = begin[n], end[n] - begin[n]
+        while position < end[n]:
+            epoch, start = divmod(position, rows)
+            for row in epoch_order(rows, seed, epoch)[start : start + end[n] - position]:
+                found.append(((position - begin[n] + 0.5) / own, (n, epoch, int(row))))
+                position += 1
+    return [one for _, one in sorted(found)]
+
+
+def epochs_line(what: str, drawn: int, rows: int, stop: str = "none") -> str:
+    """How often a run sees each of `rows` prompts, said before it begins, with a warning above `MANY_EPOCHS`; `stop` is
+    `validation.stop`."""
+    epochs = drawn / rows
+    said = f"{what} over {rows:,} prompts are {epochs:.1f} epochs (the paper: {PAPER_EPOCHS:g})"
     if epochs <= MANY_EPOCHS:
         return said
+    remedy = "validation.stop = 'patience' ends it where that shows"
+    if stop == "none":
+        remedy = "take fewer steps or more prompts, or leave the end to validation.stop = 'patience'"
     return (
-        f"{said}; warning: above {MANY_EPOCHS:g} runs began to remember their prompts instead of learning from them. "
-        "Take fewer steps or more prompts, or leave the end to validation.stop = 'patience'"
+        f"{said}; warning: above {MANY_EPOCHS:g} runs began to remember their prompts instead of learning from them: "
+        f"{remedy}"
     )
 
 
-def held_out(prompt_ids: Iterable[str], config: ValidationConfig) -> frozenset[str]:
+def held_out(prompts: Iterable[str], config: ValidationConfig) -> frozenset[str]:
     """The prompts that a run validates on instead of learning from: those with the least hashes.
 
     Neither seed nor order has a part in it, so runs that differ in anything else hold out the same prompts, and a
-    dataset that grows by a tenth holds out nine tenths of them again.
+    dataset that grows by a tenth holds out nine tenths of them again. A prompt is out with all its rows, in whichever
+    dataset, or with none; one with more rows than are still due is not.
+
+    Args:
+        prompts: `RowPlace.prompt` of every row, of all datasets together.
 
     Raises:
-        ConfigError: fewer would be left to learn from than are held out.
+        ConfigError: fewer rows would be left to learn from than are held out.
     """
     if not config.share:
         return frozenset()
-    ids = sorted(prompt_ids, key=lambda one: hashlib.sha256(f"held out\0{one}".encode()).digest())
-    count = min(max(round(config.share * len(ids)), config.min_prompts), config.max_prompts)
-    if 2 * count > len(ids):
+    rows = Counter(prompts)
+    total = sum(rows.values())
+    count = min(max(round(config.share * total), config.min_prompts), config.max_prompts)
+    if 2 * count > total:
         raise ConfigError(
-            f"validation would hold {count:,} of {len(ids):,} prompts out and leave {max(0, len(ids) - count):,} to "
+            f"validation would hold {count:,} of {total:,} prompts out and leave {max(0, total - count):,} to "
             "learn from; give more prompts, a lower validation.share or validation.min_prompts, or "
             "validation.share = 0 to train without"
         )
-    return frozenset(ids[:count])
+    found, left = set[str](), count
+    for prompt in sorted(rows, key=lambda one: hashlib.sha256(f"held out\0{one}".encode()).digest()):
+        if rows[prompt] <= left:
+            found.add(prompt)
+            left -= rows[prompt]
+    if not found:
+        raise ConfigError(
+            f"validation would hold {count:,} of {total:,} rows out, and each prompt has more of them, which are held "
+            "out together; raise validation.min_prompts, or give validation.share = 0 to train without"
+        )
+    return frozenset(found)
 
 
 @dataclass(frozen=True)
@@ -109,16 +158,10 @@ class Reads:
         return range(0 if prompt_id in self.held_out else self.whole + (prompt_id in self.last))
 
 
-def reads(
-    prompt_ids: Iterable[str],
-    steps: int,
-    batch_size: int,
-    seed: int,
-    held_out: frozenset[str] = frozenset(),
-) -> Reads:
-    """What `step_rows` gives to a run of so many steps over the rows of these prompts, of which none is held out."""
+def reads(prompt_ids: Iterable[str], drawn: int, seed: int, held_out: frozenset[str] = frozenset()) -> Reads:
+    """What `step_rows` gives to a run that draws so many rows of the set of these, of which none is held out."""
     ids = sorted(prompt_ids)
-    whole, rest = divmod(steps * batch_size, len(ids))
+    whole, rest = divmod(drawn, len(ids))
     last = frozenset(ids[row] for row in epoch_order(len(ids), seed, whole)[:rest])
     return Reads(whole, last, held_out)
 
@@ -129,25 +172,31 @@ def share(rows: Sequence[Any], rank: int, world: int) -> list[Any]:
 
 
 class Rows:
-    """The rows that a run learns from, under its labelling: of the encoded set, or of the ranked dataset, encoded by
+    """The rows that a run learns from, under their labellings: of encoded sets, or of ranked datasets, encoded by
     actors when they are asked for.
 
     Attributes:
-        places: of those that are learnt from, by prompt id.
-        held_out: of those that are validated on, by prompt id.
+        places: of those that are learnt from, of each set by prompt id.
+        weights: of the sets.
+        held_out: of those that are validated on, set by set, by prompt id.
     """
 
     def __init__(self, job: TrainJob) -> None:
-        fs, _ = store.filesystem(job.files_uri)
+        self._sets, self.weights = job.sets, [one.weight for one in job.sets]
+        filesystems = [store.filesystem(one.uri)[0] for one in job.sets]
         taking = [
-            place
-            for place in index(job.files, fs)
-            if job.labelling is None or job.labelling.takes(place.prompt_id)
+            [
+                place
+                for place in index(one.files, fs, number)
+                if one.labelling is None or one.labelling.takes(place.prompt_id)
+            ]
+            for number, (one, fs) in enumerate(zip(job.sets, filesystems, strict=True))
         ]
-        away = held_out([place.prompt_id for place in taking], job.config.validation)
-        self.places = [place for place in taking if place.prompt_id not in away]
-        self.held_out = [place for place in taking if place.prompt_id in away]
-        self._reader, self._layout, self._labelling = RowReader(fs), job.layout, job.labelling
+        away = held_out([place.prompt for places in taking for place in places], job.config.validation)
+        self.places = [[place for place in places if place.prompt not in away] for places in taking]
+        self.held_out = [place for places in taking for place in places if place.prompt in away]
+        self._reader = RowReader(filesystems)
+        self._ahead = [read_reference(one.reference) if one.reference else None for one in job.sets]
         self._encoders: list[Any] = []
         self._turn = 0
         if job.encoders:
@@ -158,17 +207,26 @@ class Rows:
     def read(self, places: Sequence[RowPlace]) -> list[EncodedRow]:
         """The rows at `places`, in their order."""
         stored = self._reader.read(places)
-        rows = (
-            self._streamed(stored)
-            if self._layout is None
-            else [decoded_row(row, self._layout) for row in stored]
-        )
-        return rows if self._labelling is None else [relabelled(row, self._labelling) for row in rows]
+        rows = self._streamed(places, stored) if self._encoders else map(self._decoded, places, stored)
+        found = []
+        for place, row in zip(places, rows, strict=True):
+            labelling, ahead = self._sets[place.number].labelling, self._ahead[place.number]
+            labelled = row if labelling is None else relabelled(row, labelling)
+            found.append(labelled if ahead is None else replace(labelled, ref_error=ahead[row.prompt_id]))
+        return found
 
-    def _streamed(self, rows: Sequence[dict[str, Any]]) -> list[EncodedRow]:
+    def _decoded(self, place: RowPlace, row: dict[str, Any]) -> EncodedRow:
+        layout = self._sets[place.number].layout
+        assert layout is not None, "only encoders can read what is not encoded"
+        with as_written(place.file):
+            return decoded_row(row, layout)
+
+    def _streamed(self, places: Sequence[RowPlace], rows: Sequence[dict[str, Any]]) -> list[EncodedRow]:
         """Cuts the rows into as many parts as there are encoders, so that all of them work on every step."""
         import ray
 
+        for place, row in zip(places, rows, strict=True):
+            store.located([row], self._sets[place.number].uri)
         parts = [part for part in np.array_split(np.arange(len(rows)), len(self._encoders)) if len(part)]
         self._turn += 1
         coming = [
@@ -196,7 +254,7 @@ def feed(
     What goes wrong in the thread is raised here, at the step that it was reading for.
     """
     ahead: queue.Queue[Any] = queue.Queue(maxsize=STEPS_AHEAD)
-    stop = threading.Event()
+    stop, sizes = threading.Event(), [len(places) for places in source.places]
 
     def put(item: Any) -> None:
         while not stop.is_set():
@@ -208,13 +266,13 @@ def feed(
 
     def fetch() -> None:
         for step in range(start, steps):
-            mine = share(step_rows(step, batch_size, len(source.places), seed), rank, world)
+            mine = share(step_rows(step, batch_size, sizes, source.weights, seed), rank, world)
             try:
-                rows = source.read([source.places[row] for _, row in mine])
+                rows = source.read([source.places[n][row] for n, _, row in mine])
             except BaseException as error:  # noqa: BLE001 - carried to the trainer, which raises it
                 put(error)
                 return
-            put((step, tuple(rows), tuple(epoch for epoch, _ in mine)))
+            put((step, tuple(rows), tuple(epoch for _, epoch, _ in mine)))
             if stop.is_set():
                 return
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from rankray.models.generators import GeneratorSpec
 from rankray.models.hardware import CONTEXT_GB, WORKSPACE, GpuType
 from rankray.models.weights import locate
 from rankray.rankdpo.encoding import ReferenceJob
+from rankray.words import Say
 
 Mode = Literal["copy", "adapter_off", "precomputed"]
 
@@ -94,22 +95,23 @@ def facts(spec: GeneratorSpec) -> Facts | None:
 
 
 def candidates_of(dataset: store.RankedDataset) -> int:
-    """Candidates of a row."""
-    return sum(int(item["samples"]) for item in dataset.info["generators"])
+    """Candidates of a row; where rows have other numbers of them, as imported ones may, the mean, rounded up."""
+    fixed = sum(int(item["samples"]) for item in dataset.info["generators"])
+    return fixed or math.ceil(dataset.info["candidates"] / dataset.info["rows"])
 
 
 def settled(
     config: RankDPOConfig,
     spec: GeneratorSpec,
-    dataset: store.RankedDataset,
+    datasets: Sequence[store.RankedDataset],
     device: str,
-    say: Callable[[str], None],
+    say: Say,
 ) -> RankDPOConfig:
     """The configuration with its reference chosen where that was left open; says why, and what will be on disk.
 
     Ray must be there: the choice is by the memory of the cluster's GPUs.
     """
-    found, candidates = facts(spec), candidates_of(dataset)
+    found, candidates = facts(spec), max(map(candidates_of, datasets))
     taken = config.objective.reference
     if taken == "auto":
         taken, why = reference(config, found, candidates, device, smallest_gpu(alive_nodes()))
@@ -117,8 +119,9 @@ def settled(
         objective = config.objective.model_copy(update={"reference": taken})
         config = config.model_copy(update={"objective": objective})
     if found is not None:
-        places = {"encoded": config.encoding.place or dataset.path, "output": config.output}
-        for line in disk_lines(stored(config, found, dataset.info["rows"], candidates, places, taken)):
+        place = config.encoding.place
+        sets = [(place or one.path, one.info["rows"], candidates_of(one)) for one in datasets]
+        for line in disk_lines(stored(config, found, sets, taken)):
             say(line)
     return config
 
@@ -126,7 +129,9 @@ def settled(
 def ahead_line(job: ReferenceJob, rows: int, dataset: store.RankedDataset) -> str:
     """What computing the reference ahead for `rows` prompts will take, said before it begins."""
     count = job.config.workers.count
-    k = candidates_of(dataset) if job.labelling is None else len(job.labelling.candidates)
+    k = candidates_of(dataset)
+    if job.labelling is not None:  # which of an imported row takes all that there may be
+        k = min(k, len(job.labelling.candidates))
     pairs = job.reads.whole * rows + len(job.reads.last)
     line = (
         f"reference ahead: {pairs / rows:.2f} epochs of {rows:,} prompts, {pairs * k:,} forward passes on "
@@ -259,29 +264,29 @@ class Stored:
 
 
 def stored(
-    config: TrainingSettings, found: Facts, rows: int, candidates: int, places: Mapping[str, str], taken: str
+    config: RankDPOConfig, found: Facts, sets: Sequence[tuple[str, int, int]], taken: str
 ) -> list[Stored]:
     """What a run writes, before it does.
 
     Args:
-        rows: prompts of the dataset.
-        places: of "encoded" and "output".
+        sets: of each encoded set its place, its prompts, and candidates of each.
         taken: where reference errors come from.
     """
     made = []
-    if config.encoding.mode == "store":
-        each = found.prompt_bytes(candidates, config.encoding.dtype)
-        what = f"encoded set ({each / 1e6:.2f} MB a prompt)"
-        made.append(Stored(what, float(rows * each), places["encoded"]))
-    if taken == "precomputed":
-        errors = config.steps * config.batch_size * candidates * 4 + rows * ROW_BYTES
-        made.append(Stored("reference errors", float(errors), places["encoded"]))
+    for place, rows, candidates in sets:
+        if config.encoding.mode == "store":
+            each = found.prompt_bytes(candidates, config.encoding.dtype)
+            what = f"encoded set ({each / 1e6:.2f} MB a prompt)"
+            made.append(Stored(what, float(rows * each), place))
+        if taken == "precomputed":  # of a mixed run at most so many
+            errors = config.steps * config.batch_size * candidates * 4 + rows * ROW_BYTES
+            made.append(Stored("reference errors", float(errors), place))
     trained = 0 if config.tuned.train == "lora" else found.parameters
     one = 4.0 * trained * (1 + _kept_tensors(config))
     # the last N, the best, and the one that is being written while its forerunner is still there
     number = config.checkpoints.keep + 2
     what = f"checkpoints (up to {number} of {words.size(one)})"
-    return [*made, Stored(what, one * number, places["output"])]
+    return [*made, Stored(what, one * number, config.output)]
 
 
 def disk_lines(made: Sequence[Stored]) -> list[str]:

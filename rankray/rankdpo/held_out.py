@@ -46,17 +46,13 @@ class HeldOut:
         self._own = share(range(self._all), training.rank, training.world)
         # One that has no share takes part in every pass with another's row, and keeps nothing of it.
         self._rows = rows.read([rows.held_out[place] for place in self._own or [0]])
-        self._labels = self._gathered(
-            {
-                "win_probability": [row.win_probability for row in self._rows],
-                "rank": [row.rank for row in self._rows],
-                **(
-                    {}
-                    if job.reward is None
-                    else {"scores": [row.scores[:, job.reward] for row in self._rows]}
-                ),
-            }
-        )
+        labels: dict[str, list[Any]] = {
+            "win_probability": [row.win_probability for row in self._rows],
+            "rank": [row.rank for row in self._rows],
+        }
+        if job.reward is not None:
+            labels["scores"] = [row.scores[:, job.reward] for row in self._rows]
+        self._labels = self._gathered(labels)
 
     def measure(self, state: RunState) -> Point:
         """What they say of a run at `state`. Every worker must call it, and first of all before the first step."""
@@ -95,13 +91,9 @@ class HeldOut:
             own: list[Any] = []
             for start in range(0, passes * at_once, at_once):
                 rows = self._rows[start : start + at_once]
-                batch = batches.make_batch(
-                    rows or self._rows[:1],
-                    [draw] * max(1, len(rows)),
-                    self._noising,
-                    training.model.empty,
-                    training.model.device,
-                )
+                seen, draws = rows or self._rows[:1], [draw] * max(1, len(rows))
+                model = training.model
+                batch = batches.make_batch(seen, draws, self._noising, model.empty, model.device)
                 with torch.no_grad():
                     errors = training.model.errors(training.engine, batch, some(batch.mask))
                 own += list(errors.double().cpu().numpy())[: len(rows)]
@@ -144,7 +136,7 @@ def figures(step: int, inputs: LossInputs, draws: int, objective: ObjectiveConfi
         looked_at = losses.needed(objective.name, inputs, objective.options)
     sums = losses.metric_sums(inputs, parts["preference"], beta=objective.beta, computed=looked_at)
     means = losses.metrics({key: float(value) for key, value in sums.items()})
-    right, pairs = (part.view(draws, -1).sum(0) for part in losses.implicitly_right(inputs, looked_at))
+    right, _, pairs = (part.view(draws, -1).sum(0) for part in losses.pair_sums(inputs, looked_at))
     asked = int((pairs > 0).sum())
     accuracy = means["implicit_accuracy"] if asked else 0.5
     spread = float((right - accuracy * pairs).square().sum().sqrt() / pairs.sum().clamp(min=1.0))

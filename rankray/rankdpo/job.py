@@ -15,17 +15,18 @@ the encoded set and the reference errors by row, the training from its last chec
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Iterator
+import itertools
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray
 
-import rankray
 from rankray import schema, store
-from rankray.cluster.job import Job, Result, Say, connect, open_output
-from rankray.config import ConfigError, GeneratorChoice, device_of, nearest
+from rankray.cluster import terminal
+from rankray.cluster.job import Job, Result, connect, open_output
+from rankray.config import ConfigError, Faults, GeneratorChoice, device_of, nearest
 from rankray.config.rankdpo import (
     REFERENCE_FREE,
     SCORED,
@@ -38,13 +39,18 @@ from rankray.data import place
 from rankray.data.place import Output, Publish
 from rankray.models import denoisers, generators, rewards
 from rankray.models.generators import GeneratorSpec
-from rankray.rankdpo import encoding, feed, labels, trackers, validation
+from rankray.models.targets import require_resolved
+from rankray.rankdpo import checkpoints, encoding, feed, labels, trackers, validation
 from rankray.rankdpo import forecast as training_forecast
 from rankray.rankdpo import nodes as training_nodes
 from rankray.rankdpo.encoding import EncodeActor, EncodeJob, ReferenceJob
-from rankray.rankdpo.train_job import RunState, TrainJob, best_name
+from rankray.rankdpo.train_job import RowSet, RunState, TrainJob, best_name, checkpoint_state
+from rankray.words import Say, first_line
 
 SAMPLE_PROMPTS = 4
+ON_CPU = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+SAID_ONCE = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+"""Ray Train's `print` writes a line and logs it: the driver would show each twice."""
 
 
 class TrainingError(RuntimeError):
@@ -52,26 +58,51 @@ class TrainingError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run whose inputs were found good: the model's row and revision, the dataset, the objective's reward.
+class Source:
+    """A dataset that a run learns from: `labelling` is None where its own ranking is learnt, `weight` is its share
+    beside other sources' weights; of its rows, by id, those that are `learnt` from and those `held_out`."""
 
-    `labelling` is None where the dataset's own ranking is learnt; `rows` are prompts that are learnt from, and
-    `held_out` those that the run validates on.
-    """
+    dataset: store.RankedDataset
+    labelling: labels.Labelling | None
+    weight: float
+    learnt: tuple[str, ...] = ()
+    held_out: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run whose inputs were found good: the model's row and revision, the datasets, the objective's reward."""
 
     config: RankDPOConfig
     spec: GeneratorSpec
     revision: str
-    dataset: store.RankedDataset
+    sources: tuple[Source, ...]
     reward: int | None
-    labelling: labels.Labelling | None
-    rows: int
-    held_out: frozenset[str]
     device: str
 
+    @property
+    def rows(self) -> int:
+        """Prompts that are learnt from."""
+        return sum(len(source.learnt) for source in self.sources)
 
-def run(config: RankDPOConfig, say: Say = print, publish: Publish | None = None) -> Result:
+    @property
+    def held_out(self) -> int:
+        """Prompts that the run validates on."""
+        return sum(len(source.held_out) for source in self.sources)
+
+    @property
+    def drawn(self) -> list[int]:
+        """Rows that the run will see of each source."""
+        weights = [source.weight for source in self.sources]
+        return feed.taken(self.config.steps * self.config.batch_size, weights)
+
+
+def run(
+    config: RankDPOConfig, say: Say = print, publish: Publish | None = None, wait: Say | None = None
+) -> Result:
     """Trains as `config` says, or what is left of it, or nothing where it is complete.
+
+    Another at work on the output is an error, or, where `wait` is given, is told to it and waited for.
 
     Raises:
         ConfigError: the configuration, the dataset, the model, the output or the cluster do not fit; nothing was begun.
@@ -79,14 +110,17 @@ def run(config: RankDPOConfig, say: Say = print, publish: Publish | None = None)
     """
     plan = check(config)
     output = open_output(config.output)
-    revisions = {"model": plan.revision, "dataset": plan.dataset.info["prompts"]["sha256"]}
+    first, *others = (source.dataset.info["prompts"]["sha256"] for source in plan.sources)
+    mixed = {f"mix.{n}": prompts for n, prompts in enumerate(others)}
+    revisions = {"model": plan.revision, "dataset": first, **mixed}
     job = Job("rankdpo", config, output, "run.json", place.identity_of(config, revisions), say)
 
     def prepare() -> Plan:
+        connect()
         training_nodes.require(training_nodes.workers(config.workers), config.workers.wait_for_nodes_s, say)
         return _settled(plan, say)
 
-    info = job.complete() or job.run(prepare, lambda settled, _: _make(settled, output, say), publish)
+    info = job.run(prepare, lambda settled, _: _make(settled, output, say), publish, wait=wait)
     return Result(output.uri, info)
 
 
@@ -96,27 +130,79 @@ def check(config: RankDPOConfig) -> Plan:
     Raises:
         ConfigError: named fault, what is allowed, what to do.
     """
-    spec, revision = check_model(config.model)
-    dataset = _dataset(config.dataset)
-    labelling = labels.resolve(dataset.info, config.seed, **config.labels.model_dump())
-    reward = check_reward(config, [item["name"] for item in dataset.info["rewards"]])
-    trackers.check(config.checkpoints, config.output)
-    device = device_of(config.workers.num_gpus, config.rehearse)
-    ids = [row["prompt_id"] for row in dataset.rows()]
-    if labelling is not None:
-        ids = labelling.taken(ids)
-    _check_pairs(dataset, labelling, config.objective)
-    held_out = feed.held_out(ids, config.validation)
-    if config.validation.stop == "patience" and not any(
-        len(set(usable)) >= 2 for name, usable in _ranked(dataset, labelling) if name in held_out
-    ):
-        raise ConfigError(
-            f"validation.stop = 'patience': the candidates of each of {len(held_out):,} held-out prompts are tied, so "
-            "no pair says which step is best; raise validation.share, or take stop = 'none'"
+    faults = Faults()
+    with faults.kept():
+        spec, revision = check_model(config.model)
+    with faults.kept():
+        if config.encoding.place is not None:
+            open_output(config.encoding.place)
+    found: list[Source] = []
+    for one in config.sets:
+        with faults.kept(), place.as_written(store.absolute(one.dataset)):
+            dataset = _dataset(one.dataset)
+            labelling = labels.resolve(dataset.info, config.seed, **one.labels.model_dump())
+            found.append(Source(dataset, labelling, one.weight))
+    faults.raise_any()
+    with place.as_written(*(source.dataset.path for source in found)):
+        reward = check_reward(config, [item["name"] for item in found[0].dataset.info["rewards"]])
+        trackers.check(config.checkpoints, config.output)
+        device = device_of(config.workers.num_gpus, config.rehearse)
+        for source in found:
+            _check_pairs(source.dataset, source.labelling, config.objective)
+        plan = Plan(config, spec, revision, _parted(found, config), reward, device)
+        _check_parts(plan)
+        if config.validation.stop == "patience" and not any(
+            len(set(usable)) >= 2
+            for source in plan.sources
+            for name, usable in _ranked(source.dataset, source.labelling)
+            if name in source.held_out
+        ):
+            raise ConfigError(
+                f"validation.stop = 'patience': the candidates of each of {plan.held_out:,} held-out prompts are tied, "
+                "so no pair says which step is best; raise validation.share, or take stop = 'none'"
+            )
+    return plan
+
+
+def _parted(sources: Sequence[Source], config: RankDPOConfig) -> tuple[Source, ...]:
+    """The sources with their rows parted: a prompt that several of them have is held out of all or of none.
+
+    Raises:
+        ConfigError: none takes part, or too few are left.
+    """
+    every: list[dict[str, str]] = []  # of each source, rows' ids and their prompts'
+    for source in sources:
+        ids = {row["prompt_id"]: schema.prompt_id(row["prompt"]) for row in source.dataset.rows()}
+        taking = ids if source.labelling is None else source.labelling.taken(ids)
+        every.append({row_id: ids[row_id] for row_id in taking})
+    away = feed.held_out([prompt for ids in every for prompt in ids.values()], config.validation)
+    return tuple(
+        replace(
+            source,
+            learnt=tuple(row_id for row_id, prompt in ids.items() if prompt not in away),
+            held_out=frozenset(row_id for row_id, prompt in ids.items() if prompt in away),
         )
-    return Plan(
-        config, spec, revision, dataset, reward, labelling, len(ids) - len(held_out), held_out, device
+        for source, ids in zip(sources, every, strict=True)
     )
+
+
+def _check_parts(plan: Plan) -> None:
+    """Whether each source has rows to learn from, and is asked for any.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for source, drawn in zip(plan.sources, plan.drawn, strict=True):
+        if not source.learnt:
+            raise ConfigError(
+                f"dataset {source.dataset.path}: all of its {len(source.held_out):,} prompts are held out, and none is "
+                "left to learn from; leave it out of mix, or lower validation.share"
+            )
+        if not drawn:
+            raise ConfigError(
+                f"dataset {source.dataset.path}: weight {source.weight:g} beside the others' comes to none of the "
+                f"{sum(plan.drawn):,} rows that the run sees; give weights nearer to each other, or leave a dataset out"
+            )
 
 
 def _dataset(path: str) -> store.RankedDataset:
@@ -126,7 +212,7 @@ def _dataset(path: str) -> store.RankedDataset:
     except store.DatasetError as error:
         raise ConfigError(f"dataset {error}") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"dataset '{path}' cannot be opened: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"dataset '{path}' cannot be opened: {first_line(error)}") from None
     version = dataset.info.get("schema_version")
     if version != schema.SCHEMA_VERSION:
         raise ConfigError(
@@ -134,7 +220,7 @@ def _dataset(path: str) -> store.RankedDataset:
             f"{schema.SCHEMA_VERSION}; make it again, or take the rankray that wrote it"
         )
     try:
-        store.require_images(dataset)
+        store.require_whole(dataset)
     except store.DatasetError as error:
         raise ConfigError(f"dataset {error}") from None
     return dataset
@@ -193,6 +279,7 @@ def check_model(choice: GeneratorChoice) -> tuple[GeneratorSpec, str]:
         raise ConfigError(
             f"model '{choice.model}' is a class of your own; name a row of the generators' table"
         )
+    require_resolved([target])  # before a file of it is asked for, over and over
     denoisers.check_family(spec)
     return spec, target.revision
 
@@ -221,7 +308,8 @@ def _settled(plan: Plan, say: Say) -> Plan:
             f"{row.pipeline} has no load_lora_weights: beside the merged pipeline, the adapters leave in peft's form "
             f"(adapter_model.safetensors), for PeftModel.from_pretrained(pipe.{row.denoiser}, OUTPUT)"
         )
-    found = training_forecast.settled(plan.config, plan.spec, plan.dataset, plan.device, say)
+    datasets = [source.dataset for source in plan.sources]
+    found = training_forecast.settled(plan.config, plan.spec, datasets, plan.device, say)
     return replace(plan, config=found)
 
 
@@ -230,13 +318,21 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
     config = plan.config
     if output.exists("_work", "diverged.json"):
         output.fs.delete_file(output.at("_work", "diverged.json"))
+    say(
+        f"{config.model.label}: {config.steps:,} steps of {config.batch_size:,} prompts, {config.objective.name}, "
+        f"{config.tuned.train}; {plan.rows:,} rows of {_told(plan)}"
+    )
     job, _encoders = _encoded(plan, output.uri, say)
     say(
         f"training {denoisers.family(plan.spec)} with {config.workers.count} workers, ZeRO "
-        f"{config.workers.zero_stage}; {len(plan.held_out):,} prompts are held out"
+        f"{config.workers.zero_stage}; {plan.held_out:,} prompts are held out"
     )
-    say(feed.epochs_line(config.steps, config.batch_size, plan.rows))
-    checkpoint = _train(job, output)
+    for source, drawn in zip(plan.sources, plan.drawn, strict=True):
+        what = f"{config.steps:,} steps of {config.batch_size:,}"
+        if len(plan.sources) > 1:
+            what = f"{drawn:,} rows of {source.dataset.path}, {drawn / sum(plan.drawn):.0%} of {what},"
+        say(feed.epochs_line(what, drawn, len(source.learnt), config.validation.stop))
+    checkpoint = _train(job, output, say)
     if output.exists("_work", "diverged.json"):
         found = store.read_json(output.at("_work", "diverged.json"), output.fs)
         raise TrainingError(
@@ -244,7 +340,7 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
             f"than checkpoints.bad_steps = {config.checkpoints.bad_steps}; the last good checkpoint is kept in "
             f"{output.uri}/checkpoints. Lower optimizer.learning_rate or raise objective.beta, with another output."
         )
-    state = _state(output, checkpoint)
+    state = checkpoint_state(output.fs, output.at("checkpoints", checkpoint)).run
     chosen = validation.chosen(state.points, config.validation) if state.points else None
     if chosen is None or chosen.step == state.step:
         weights: str | None = output.uri_of("checkpoints", checkpoint)
@@ -254,12 +350,6 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
     lora = output.uri if config.tuned.train == "lora" else None
     export_pipeline(plan.spec, config, weights, output.uri_of("pipeline"), lora)
     return _summary(plan, output, state)
-
-
-def _state(output: Output, checkpoint: str) -> RunState:
-    return RunState.from_json(
-        store.read_json(output.at("checkpoints", checkpoint, "state.json"), output.fs)["run"]
-    )
 
 
 def export_pipeline(
@@ -277,40 +367,29 @@ def _export(*arguments: Any) -> None:
 
 
 def _encoded(plan: Plan, output: str, say: Say) -> tuple[TrainJob, list[Any]]:
-    """What a worker needs to train into `output`, once dataset and reference are there; and the actors that encode
+    """What a worker needs to train into `output`, once datasets and reference are there; and the actors that encode
     while it trains, where they do: one that has a name lives no longer than the handle that made it."""
-    config, dataset, settings = plan.config, plan.dataset, plan.config.encoding
-    device = device_of(settings.num_gpus, config.rehearse)
-    dtype = "float32" if device == "cpu" else "bfloat16"
-    todo = EncodeJob(
-        spec=plan.spec,
-        device=device,
-        dtype=dtype,
-        stored_dtype=settings.dtype,
-        batch_size=settings.batch_size,
-        encoded="",
-        reencode=settings.reencode,
-        dataset=dataset.path,
-    )
-    todo = replace(todo, encoded=encoding.encoded_uri(dataset, todo, plan.revision, settings))
+    config, settings = plan.config, plan.config.encoding
+    todos = [_encode_job(plan, source.dataset) for source in plan.sources]
     job = TrainJob(
         config=config,
         spec=plan.spec,
-        files=dataset.files,
-        files_uri=dataset.path,
-        layout=None,
-        encoded=todo.encoded,
-        reference=None,
+        sets=tuple(
+            RowSet(one.dataset.files, one.dataset.path, None, None, one.labelling, one.weight)
+            for one in plan.sources
+        ),
+        encoded=todos[0].encoded,
         encoders=(),
         reward=plan.reward,
-        labelling=plan.labelling,
         rows=plan.rows,
-        sample_prompts=config.checkpoints.sample_prompts or _some_prompts(dataset),
+        sample_prompts=config.checkpoints.sample_prompts
+        or tuple(row["prompt"] for row in itertools.islice(plan.sources[0].dataset.rows(), SAMPLE_PROMPTS)),
         output=output,
         device=plan.device,
     )
-    wait_s = config.workers.wait_for_nodes_s
     if settings.mode == "stream":
+        # Trainers know whose rows they send, and name the pictures' files themselves.
+        todo, wait_s = replace(todos[0], dataset=""), config.workers.wait_for_nodes_s
         wanted = [*training_nodes.encoders(settings), *training_nodes.workers(config.workers)]
         training_nodes.require(wanted, wait_s, say)
         actor = ray.remote(EncodeActor)
@@ -318,17 +397,38 @@ def _encoded(plan: Plan, output: str, say: Say) -> tuple[TrainJob, list[Any]]:
         names = tuple(f"encoder {n} of {todo.encoded}" for n in range(settings.min_size))
         encoders = [actor.options(name=name, **options).remote(todo) for name in names]
         return replace(job, encoders=names), encoders
-    encoded = encoding.encode(dataset, todo, settings, say, wait_s)
-    job = replace(job, files=encoded.files, files_uri=encoded.uri, layout=encoded.layout)
+    sets = [_stored(plan, *each, say) for each in zip(plan.sources, plan.drawn, todos, strict=True)]
+    return replace(job, sets=tuple(sets)), []
+
+
+def _encode_job(plan: Plan, dataset: store.RankedDataset) -> EncodeJob:
+    settings = plan.config.encoding
+    device = device_of(settings.num_gpus, plan.config.rehearse)
+    todo = EncodeJob(
+        spec=plan.spec,
+        device=device,
+        dtype="float32" if device == "cpu" else "bfloat16",
+        stored_dtype=settings.dtype,
+        batch_size=settings.batch_size,
+        encoded="",
+        reencode=settings.reencode,
+        dataset=dataset.path,
+    )
+    return replace(todo, encoded=encoding.encoded_uri(dataset, todo, plan.revision, settings))
+
+
+def _stored(plan: Plan, source: Source, drawn: int, todo: EncodeJob, say: Say) -> RowSet:
+    """A source's encoded set, with its reference errors where these are computed ahead, made as far as they are not."""
+    config = plan.config
+    encoded = encoding.encode(source.dataset, todo, config.encoding, say, config.workers.wait_for_nodes_s)
+    uri = None
     if config.objective.reference == "precomputed" and config.objective.name not in REFERENCE_FREE:
-        ids = [name for name in encoded.prompt_ids(plan.labelling) if name not in plan.held_out]
-        reads = feed.reads(ids, config.steps, config.batch_size, config.seed, plan.held_out)
-        ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, reads, plan.labelling)
+        reads = feed.reads(source.learnt, drawn, config.seed, source.held_out)
+        ahead = ReferenceJob(plan.spec, plan.device, config, encoded.uri, reads, source.labelling)
         uri = encoding.reference_uri(encoded, ahead, plan.revision)
-        forecast = training_forecast.ahead_line(ahead, len(ids), dataset)
+        forecast = training_forecast.ahead_line(ahead, len(source.learnt), source.dataset)
         uri = encoding.precompute(encoded, ahead, uri, config.workers, say, forecast)
-        job = replace(job, reference=uri)
-    return job, []
+    return RowSet(encoded.files, encoded.uri, encoded.layout, uri, source.labelling, source.weight)
 
 
 def prepare(config: RankDPOConfig, say: Say = print) -> TrainJob:
@@ -345,7 +445,7 @@ def prepare(config: RankDPOConfig, say: Say = print) -> TrainJob:
     return job
 
 
-def _train(job: TrainJob, output: Output) -> str:
+def _train(job: TrainJob, output: Output, say: Say) -> str:
     """Runs the workers to the end; returns the last checkpoint's name."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -364,7 +464,7 @@ def _train(job: TrainJob, output: Output) -> str:
         "storage_filesystem": output.fs,
         "failure_config": FailureConfig(max_failures=workers.max_failures),
         "checkpoint_config": CheckpointConfig(num_to_keep=job.config.checkpoints.keep),
-        "worker_runtime_env": {"env_vars": _environment(job.device)},
+        "worker_runtime_env": {"env_vars": SAID_ONCE if job.device == "cuda" else {**ON_CPU, **SAID_ONCE}},
     }
     trainer = TorchTrainer(
         _worker,
@@ -373,25 +473,27 @@ def _train(job: TrainJob, output: Output) -> str:
         torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
         run_config=RunConfig(**storage),
     )
-    result = trainer.fit()
+    handler = signal.getsignal(signal.SIGINT)
+    checkpoints.mend(output, job.config.tuned.ema is not None, say)
+    try:
+        result = trainer.fit()
+    except SystemExit as leaving:
+        if leaving.code == signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from None  # Ray Train answers Ctrl-C itself, by an end with 0 or 1 and without a word
+    finally:
+        if signal.getsignal(signal.SIGINT) is not handler:
+            signal.signal(signal.SIGINT, handler)
+    terminal.clear()
     if result.checkpoint is None:
         return ""
     return str(result.checkpoint.path).rstrip("/").rpartition("/")[2]
-
-
-def _environment(device: str) -> dict[str, str]:
-    return {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} if device == "cpu" else {}
 
 
 def _worker(settings: dict[str, Any]) -> None:
     from rankray.rankdpo.training import train
 
     train(settings["job"])
-
-
-def _some_prompts(dataset: store.RankedDataset) -> tuple[str, ...]:
-    rows = dataset.rows()
-    return tuple(row["prompt"] for row, _ in zip(rows, range(SAMPLE_PROMPTS), strict=False))
 
 
 def _model(plan: Plan) -> dict[str, Any]:
@@ -414,26 +516,25 @@ def _model(plan: Plan) -> dict[str, Any]:
 
 def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
     """The contents of `run.json`."""
-    import json
-
     config = plan.config
-    with output.fs.open_input_stream(output.at("metrics.jsonl")) as stream:
-        lines = [json.loads(line) for line in stream.read().decode().splitlines()]
+    lines = store.read_json_lines(output.at("metrics.jsonl"), output.fs)
     parameters = store.read_json(output.at("_work", "parameters.json"), output.fs)
     wall_s = max(state.elapsed_s, 1e-9)
     wait_s = sum(line["data_wait_s"] for line in lines)
     return {
-        "rankray_version": rankray.__version__,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **place.stamp(),
         "identity": place.claimed(output),
-        "dataset": plan.dataset.path,
+        "dataset": _told(plan),
+        "datasets": [
+            {"dataset": one.dataset.path, "weight": one.weight, "rows": len(one.learnt), "drawn": drawn}
+            for one, drawn in zip(plan.sources, plan.drawn, strict=True)
+        ],
         "model": _model(plan),
         "data": {
             "rows": plan.rows,
-            "generators": plan.dataset.info["generators"],
+            "generators": _named(plan, "generators"),
             "rewards": [
-                {**item, "licence": rewards.licence(item.get("model"))}
-                for item in plan.dataset.info["rewards"]
+                {**item, "licence": rewards.licence(item.get("model"))} for item in _named(plan, "rewards")
             ],
         },
         "objective": config.objective.model_dump(mode="json", exclude={"reference"}),
@@ -465,11 +566,24 @@ def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
     }
 
 
+def _told(plan: Plan) -> str:
+    """The datasets in words: of one its place, of several `1 × /data/human + 3 × /data/pairs`."""
+    if len(plan.sources) == 1:
+        return plan.sources[0].dataset.path
+    return " + ".join(f"{one.weight:g} × {one.dataset.path}" for one in plan.sources)
+
+
+def _named(plan: Plan, kind: str) -> list[dict[str, Any]]:
+    """The generators or rewards of all sources, each revision once."""
+    every = [item for source in plan.sources for item in source.dataset.info[kind]]
+    return list({(item["name"], item["revision"]): item for item in every}.values())
+
+
 def _validation(plan: Plan, state: RunState) -> dict[str, Any]:
     """What held-out prompts said in the end, which step was exported, and why."""
     config = plan.config.validation
     return {
-        "prompts": len(plan.held_out),
+        "prompts": plan.held_out,
         "exported": asdict(validation.chosen(state.points, config)),
         "best": asdict(validation.best(state.points, config)),
         "last": asdict(state.points[-1]),

@@ -20,6 +20,8 @@ import numpy.typing as npt
 from rankray import ranking
 from rankray.config import ConfigError, nearest
 
+MOST = 127
+"""Candidates of a row: its ranks are kept in eight bits."""
 RANDOM, WIN_PROBABILITY = "random", "win_probability"
 
 
@@ -114,13 +116,7 @@ def resolve(
         ConfigError: a name that the dataset lacks (nearest named), more samples than it has, one candidate alone, or no
             pair that may be compared.
     """
-    if (
-        not rewards
-        and aggregation == WIN_PROBABILITY
-        and not samples
-        and prompt_share == 1.0
-        and pairs == "all"
-    ):
+    if (aggregation, prompt_share, pairs) == (WIN_PROBABILITY, 1.0, "all") and not rewards and not samples:
         return None
     names = [item["name"] for item in info["rewards"]]
     for name in rewards:
@@ -128,7 +124,12 @@ def resolve(
             raise ConfigError(
                 f"labels.rewards: the dataset has no reward '{name}'{nearest(name, names)}; it has {', '.join(names)}"
             )
-    places = _places(samples or {}, info["generators"])
+    if info.get("imported") and (samples or pairs != "all"):
+        raise ConfigError(
+            "labels.samples and labels.pairs go by a generator's place in the row, and rows that were imported have no "
+            "such places; leave them out"
+        )
+    places = tuple(range(MOST)) if info.get("imported") else _places(samples or {}, info["generators"])
     if len(places) < 2:
         raise ConfigError(
             "labels.samples leave one candidate a prompt, and a preference takes two; name more of them"
@@ -136,11 +137,8 @@ def resolve(
     columns = tuple(names.index(name) for name in rewards or names)
     drawn = tuple(n for n, item in enumerate(info["generators"]) for _ in range(int(item.get("samples", 1))))
     found = Labelling(places, columns, aggregation, prompt_share, seed, pairs, drawn)
-    comparable = found.comparable(len(drawn))
-    if (
-        comparable is not None
-        and not (comparable & ~np.eye(len(drawn), dtype=bool))[np.ix_(places, places)].any()
-    ):
+    comparable, own = found.comparable(len(drawn)), np.eye(len(drawn), dtype=bool)
+    if comparable is not None and not (comparable & ~own)[np.ix_(places, places)].any():
         needed = "two samples of one generator" if pairs == "within" else "samples of two generators"
         raise ConfigError(
             f"labels.pairs = '{pairs}' compares {needed}, and none take part; name more of them"

@@ -1,4 +1,5 @@
-"""What a run says of itself: a line a step in `metrics.jsonl`, and in the trackers that are asked for (`trackers`).
+"""What a run says of itself: a line a step in `metrics.jsonl`, in the trackers that are asked for (`trackers`),
+and in Ray's metrics.
 
 Only rank 0 writes. The file is written whole at every checkpoint and every few seconds between: object stores cannot
 append, and 400 lines are 150 KB. A resumed run takes up the lines of its checkpoint and drops those after it.
@@ -14,10 +15,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow.fs as pafs
 import torch
 
 from rankray import losses, store
+from rankray.cluster import metrics
+from rankray.cluster.progress import clock
 from rankray.rankdpo import validation
 from rankray.rankdpo.step import Step, Training
 from rankray.rankdpo.trackers import Trackers
@@ -35,30 +37,27 @@ class RunLog:
         self._parameters = training.model.parameters
         self._fs, self._output = store.filesystem(self._job.output)
         self._start = state
-        self._elapsed_s = 0.0
+        self._elapsed_s = self._busy_s = 0.0
         self._warned: set[str] = set()
         self._cpu_s = time.process_time()
         self._flushed_s = self._said_s = time.monotonic()
         self._lines: list[dict[str, Any]] = []
+        self._usd_before = self._usd(state)
         if self._writes:
-            self._lines = [line for line in self._kept_lines() if line["step"] <= state.step]
+            kept = store.read_json_lines(f"{self._output}/metrics.jsonl", self._fs)
+            self._lines = [line for line in kept if line["step"] <= state.step]
             self._trackers = Trackers(self._job)
-
-    def _kept_lines(self) -> list[dict[str, Any]]:
-        path = f"{self._output}/metrics.jsonl"
-        if self._fs.get_file_info(path).type == pafs.FileType.NotFound:
-            return []
-        with self._fs.open_input_stream(path) as stream:
-            return [json.loads(line) for line in stream.read().decode().splitlines()]
 
     def step(self, state: RunState, step: Step) -> None:
         """One finished step, after which the run is at `state`."""
         self._elapsed_s += step.step_s
+        self._busy_s += step.step_s - step.wait_s
         if not self._writes:
             return
         line, steps = self._line(state, step), self._job.config.steps
         self._lines.append(line)
         self._trackers.log(line, state.step)
+        self._tell(state, line)
         now = time.monotonic()
         if now - self._said_s > SAY_S or state.step in (1, steps):
             self._said_s = now
@@ -86,6 +85,19 @@ class RunLog:
         }
         self._cpu_s = cpu_s
         return line
+
+    def _tell(self, state: RunState, line: Mapping[str, Any]) -> None:
+        """The line as metrics; seconds are of all workers, as if each were as busy as this one."""
+        config, start = self._job.config, self._start
+        totals = {
+            "items": (state.step - start.step) * config.batch_size,
+            "failures": state.skipped - start.skipped,
+            "busy_seconds": self._busy_s * self._world,
+            "alive_seconds": self._elapsed_s * self._world,
+            "usd": self._usd(state) - self._usd_before,
+        }
+        now = {**line, "left": (config.steps - state.step) * config.batch_size}
+        metrics.tell((self._job.output, "training", config.model.model), totals, now)
 
     def _usd(self, state: RunState) -> float:
         """What was spent until now: GPUs cost where workers have some, else CPUs."""
@@ -116,6 +128,7 @@ class RunLog:
         if self._lines and self._lines[-1]["step"] == point.step:
             self._lines[-1] |= {**point.line(), "usd": self._usd(state)}
         self._trackers.log(point.line(), point.step)
+        self._tell(state, point.line())
         print(f"[rankray] {validation.sentence(point, config.steps)}", flush=True)
         for kind, text in validation.warnings(state.points, config.validation).items():
             if kind not in self._warned:
@@ -166,4 +179,6 @@ def _sentence(line: Mapping[str, Any], steps: int) -> str:
     accuracy = (
         "" if line["implicit_accuracy"] is None else f"  implicit accuracy {line['implicit_accuracy']:.1%}"
     )
-    return f"[rankray] step {line['step']}/{steps}  {loss}{accuracy}  {line['prompts_per_s']:.1f} prompts/s"
+    left = clock((steps - line["step"]) * line["step_s"])
+    speed = f"left {left}  {line['prompts_per_s']:.1f} prompts/s"
+    return f"[rankray] step {line['step']}/{steps}  {speed}  {loss}{accuracy}"

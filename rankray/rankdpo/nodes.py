@@ -7,12 +7,13 @@ is asked is what must run at once: a pool's least size with reading and writing 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rankray.cluster import seats
 from rankray.cluster.seats import IO_CPUS, Claim, Node
 from rankray.config import ConfigError
 from rankray.config.rankdpo import EncodingConfig, WorkersConfig
+from rankray.words import Say
 
 ASK_EVERY_S = 2.0
 
@@ -29,7 +30,7 @@ def encoders(config: EncodingConfig) -> list[Claim]:
     return [own, *([Claim("reading and writing", 1, beside)] if config.mode == "store" else [])]
 
 
-def require(wanted: Sequence[Claim], wait_s: float, say: Callable[[str], None]) -> None:
+def require(wanted: Sequence[Claim], wait_s: float, say: Say) -> None:
     """Returns once all of `wanted` have room at once; asks an autoscaler for it, and waits up to `wait_s`.
 
     Raises:

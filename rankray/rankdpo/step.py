@@ -13,11 +13,12 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from rankray.models.denoisers import parts
 from rankray.models.generators import GeneratorSpec
 from rankray.rankdpo import batches, zero
 from rankray.rankdpo.batches import Batch
-from rankray.rankdpo.encoded import read_empty, read_reference
+from rankray.rankdpo.encoded import read_empty
 from rankray.rankdpo.feed import Loaded, Rows, feed
 from rankray.rankdpo.train_job import TrainJob
 
@@ -222,15 +223,21 @@ class TrainedModel:
         # What the masters start from: kept until the engine has taken its slices, where the model rounds it.
         self.start = learnt if self.dtype != torch.float32 else {}
         self.module = parts.cast(denoiser, self.device, self.dtype)
-        self.noising, self.labelling = batches.noising(job.spec, config), job.labelling
+        self.noising, self.labelling = batches.noising(job.spec, config), job.sets[0].labelling
         self.predict = parts.module_of(job.spec).predict
-        self.empty = _empty_of(job.encoders[0]) if job.encoders else read_empty(job.encoded)
+        if job.encoders:
+            import ray  # a step that reads what is stored runs without it
+
+            encoder: Any = ray.get_actor(job.encoders[0])
+            found: Any = ray.get(encoder.empty.remote())
+        else:
+            found = read_empty(job.encoded)
+        self.empty: Mapping[str, np.ndarray] = found
         self.size = (job.spec.height, job.spec.width)
         self.mode = "none" if config.objective.name in REFERENCE_FREE else config.objective.reference
         self.copy = None
         if self.mode == "copy":
             self.copy = parts.load_denoiser(job.spec, self.device, self.dtype).requires_grad_(False)
-        self.ahead = read_reference(job.reference) if self.mode == "precomputed" and job.reference else {}
         own = sum(p.numel() for p in self.module.parameters())
         copied = sum(p.numel() for p in self.copy.parameters()) if self.copy is not None else 0
         trained = sum(value.numel() for value in learnt.values())
@@ -253,7 +260,7 @@ class TrainedModel:
     def ref_errors(self, engine: Any, batch: Batch, computed: Tensor) -> Tensor:
         """The reference's error on each candidate that is needed, without gradient: float32[B, K]."""
         if self.mode == "precomputed":
-            return batches.errors_ahead(self.ahead, batch) * computed
+            return torch.where(computed, batch.ref_error, 0.0)
         if self.mode == "none":
             return torch.zeros(computed.shape, device=self.device)
         with torch.no_grad():
@@ -289,13 +296,6 @@ def tuned_denoiser(spec: GeneratorSpec, config: RankDPOConfig) -> Any:
     return denoiser
 
 
-def _empty_of(encoder: str) -> Any:
-    """The empty prompt's embeddings, of an actor that encodes."""
-    import ray  # a step that reads what is stored runs without it
-
-    return ray.get(ray.get_actor(encoder).empty.remote())
-
-
 def _micro_batch(model: TrainedModel, job: TrainJob, rows: Rows, share: int) -> int:
     """Prompts at once: all of the worker's, up to 16, on CPU; on a GPU as many as a trial pass has memory for.
 
@@ -305,7 +305,7 @@ def _micro_batch(model: TrainedModel, job: TrainJob, rows: Rows, share: int) -> 
     """
     if job.device == "cpu":
         return min(share, 16)
-    row = rows.read(rows.places[:1])[0]
+    row = max(rows.read([places[0] for places in rows.places]), key=lambda one: len(one.rank))
     total = torch.cuda.get_device_properties(model.device).total_memory
 
     def passes(size: int) -> bool:

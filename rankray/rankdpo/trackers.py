@@ -1,6 +1,6 @@
 """Where a run's lines go beside `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow, each where it is asked for.
 
-A tracker is a function here and a row of `TRACKERS`; its package is imported where lines are written, and only if asked
+A tracker is a class here and a row of `TRACKERS`; its package is imported where lines are written, and only if asked
 for. Lines are sent in lots, when the run's own file is written: how far that goes is noted first, so a run that is
 killed and resumed goes on in the same place and repeats no step. The price is that a kill between the note and the
 sending costs a tracker the lines of some ten seconds, which `metrics.jsonl` has. W&B's own process holds lines back for
@@ -14,7 +14,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow.fs as pafs
@@ -23,10 +22,13 @@ from rankray import store
 from rankray.config import ConfigError, flatten
 from rankray.config.rankdpo import CheckpointsConfig
 from rankray.rankdpo.train_job import TrainJob
+from rankray.words import first_line
 
 
 class Tracker(Protocol):
-    """What is asked of a tracker."""
+    """What is asked of a tracker; `run` is the id of its run."""
+
+    run: str
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Keeps the values of a step; steps come in order, each once."""
@@ -36,7 +38,9 @@ class Tracker(Protocol):
 
 
 class _TensorBoard:
-    def __init__(self, job: TrainJob) -> None:
+    run = ""
+
+    def __init__(self, job: TrainJob, run: str | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(f"{job.output}/tensorboard")
@@ -50,17 +54,15 @@ class _TensorBoard:
 
 
 class _Wandb:
-    def __init__(self, job: TrainJob, run: str) -> None:
+    def __init__(self, job: TrainJob, run: str | None) -> None:
         import wandb
 
-        local = (
-            job.output if "://" not in job.output else None
-        )  # else in the worker's directory, which Ray removes
+        self.run = run or secrets.token_hex(8)
         self._run = wandb.init(
             project=job.config.checkpoints.wandb,
-            id=run,
+            id=self.run,
             resume="allow",
-            dir=local,
+            dir=None if "://" in job.output else job.output,  # else the worker's, which Ray removes
             config=dict(flatten(job.config.identity())),
         )
 
@@ -98,40 +100,19 @@ class _Mlflow:
         try:
             self._client.log_batch(self.run, [Metric(*item, now_ms, step) for item in values.items()])
         except MlflowException as error:
-            print(f"[rankray] MLflow did not take step {step}: {str(error).splitlines()[0]}", flush=True)
+            print(f"[rankray] MLflow did not take step {step}: {first_line(error)}", flush=True)
 
     def close(self) -> None:
         self._client.set_terminated(self.run)
 
 
-def _tensorboard(job: TrainJob, run: str | None) -> tuple[Tracker, str]:
-    return _TensorBoard(job), ""
-
-
-def _wandb(job: TrainJob, run: str | None) -> tuple[Tracker, str]:
-    run = run or secrets.token_hex(8)
-    return _Wandb(job, run), run
-
-
-def _mlflow(job: TrainJob, run: str | None) -> tuple[Tracker, str]:
-    tracker = _Mlflow(job, run)
-    return tracker, tracker.run
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A tracker: what it needs, and (job, the id of its run where there is one) -> the tracker and that id."""
-
-    package: str
-    open: Callable[[TrainJob, str | None], tuple[Tracker, str]]
-
-
-TRACKERS = {
-    "tensorboard": _Row("tensorboard", _tensorboard),
-    "wandb": _Row("wandb", _wandb),
-    "mlflow": _Row("mlflow", _mlflow),
+TRACKERS: dict[str, Callable[[TrainJob, str | None], Tracker]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _Wandb,
+    "mlflow": _Mlflow,
 }
-"""By the option of `checkpoints` that asks for it."""
+"""By the option of `checkpoints` that asks for it, which is its package's name too: (job, the id of its run where there
+is one) -> the tracker."""
 
 
 def asked(settings: CheckpointsConfig) -> list[str]:
@@ -146,7 +127,7 @@ def check(settings: CheckpointsConfig, output: str) -> None:
         ConfigError: a package is not installed, or a place cannot be written to by it.
     """
     for name in asked(settings):
-        if importlib.util.find_spec(TRACKERS[name].package) is None:
+        if importlib.util.find_spec(name) is None:
             raise ConfigError(
                 f"checkpoints.{name} needs a package that is not installed: pip install 'rankray[{name}]' on all nodes"
                 ", or leave it out"
@@ -170,7 +151,7 @@ def check(settings: CheckpointsConfig, output: str) -> None:
         try:
             MlflowClient(tracking_uri=uri)  # asks no server yet
         except MlflowException as error:
-            raise ConfigError(f"checkpoints.mlflow_uri '{uri}': {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"checkpoints.mlflow_uri '{uri}': {first_line(error)}") from None
 
 
 def _mlflow_uri(settings: CheckpointsConfig) -> str | None:
@@ -190,8 +171,8 @@ class Trackers:
         self._waiting: dict[int, dict[str, float]] = {}
         self._trackers: list[Tracker] = []
         for name in asked(job.config.checkpoints):
-            tracker, self._kept["runs"][name] = TRACKERS[name].open(job, self._kept["runs"].get(name))
-            self._trackers.append(tracker)
+            self._trackers.append(TRACKERS[name](job, self._kept["runs"].get(name)))
+            self._kept["runs"][name] = self._trackers[-1].run
         if self._trackers:
             store.write_json(self._place, self._kept, self._fs)
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+import pyarrow.fs as pafs
+from pydantic import TypeAdapter
+
+from rankray import store
 from rankray.config.rankdpo import RankDPOConfig
+from rankray.data.place import as_written
 from rankray.models.generators import GeneratorSpec
 from rankray.rankdpo.encoded import Layout
 from rankray.rankdpo.labels import Labelling
@@ -21,20 +25,37 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True)
+class RowSet:
+    """Where a worker reads rows: an encoded set, or a ranked dataset where encoders stream.
+
+    Attributes:
+        files: of it.
+        uri: of it.
+        layout: of the encoded set; None where encoders stream.
+        reference: URI of precomputed reference errors, or None.
+        labelling: another one than the dataset's own, or None.
+        weight: its share of the rows that a run sees, beside other sets' weights.
+    """
+
+    files: tuple[str, ...]
+    uri: str
+    layout: Layout | None
+    reference: str | None = None
+    labelling: Labelling | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """What a worker needs.
 
     Attributes:
         config: the run's.
         spec: the model's row, its revision resolved.
-        files: of the encoded set, or of the ranked dataset where encoders stream.
-        files_uri: a URI on the files' filesystem.
-        layout: of the encoded set; None where encoders stream.
-        encoded: URI of the encoded set (the empty prompt's embeddings).
-        reference: URI of precomputed reference errors, or None.
+        sets: whose rows are read: one, or several that are mixed.
+        encoded: URI of an encoded set (the empty prompt's embeddings).
         encoders: names of the actors that encode while it trains.
         reward: place of the objective's reward among the scores, or None.
-        labelling: another one than the dataset's own, or None.
         rows: prompts that take part.
         sample_prompts: prompts of the picture grids.
         output: URI of the run.
@@ -43,14 +64,10 @@ class TrainJob:
 
     config: RankDPOConfig
     spec: GeneratorSpec
-    files: tuple[str, ...]
-    files_uri: str
-    layout: Layout | None
+    sets: tuple[RowSet, ...]
     encoded: str
-    reference: str | None
     encoders: tuple[str, ...]
     reward: int | None
-    labelling: Labelling | None
     rows: int
     sample_prompts: tuple[str, ...]
     output: str
@@ -70,7 +87,7 @@ class RunState:
         gpu_s, cpu_s: the same times the workers' GPUs and CPUs.
     """
 
-    step: int = 0
+    step: int
     skipped: int = 0
     points: tuple[Point, ...] = ()
     right: float = 0.0
@@ -93,10 +110,27 @@ class RunState:
         """Implicit accuracy of the training's pairs since the last validation."""
         return round(self.right / self.pairs, 6) if self.pairs else None
 
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> RunState:
-        """The reverse of `asdict`."""
-        return RunState(**{**value, "points": tuple(Point(**point) for point in value.get("points", ()))})
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """A checkpoint's `state.json`: where its run was, and what it has of the optimizer beside weights."""
+
+    run: RunState
+    optimizer_tensors: tuple[str, ...]
+    optimizer_scalars: Mapping[str, float]
+
+
+def checkpoint_state(fs: pafs.FileSystem, checkpoint: str) -> CheckpointState:
+    """What the `state.json` in the directory `checkpoint` says.
+
+    Raises:
+        DatasetError: it is damaged.
+        OSError: it is not there.
+    """
+    place = f"{checkpoint}/state.json"
+    with as_written(place):
+        found: CheckpointState = TypeAdapter(CheckpointState).validate_python(store.read_json(place, fs))
+    return found
 
 
 def best_name(step: int) -> str:

@@ -18,6 +18,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -32,7 +33,14 @@ from rankray.rankdpo.held_out import HeldOut
 from rankray.rankdpo.log import RunLog
 from rankray.rankdpo.samples import keep_grid
 from rankray.rankdpo.step import Training
-from rankray.rankdpo.train_job import SNAPSHOT, RunState, TrainJob, best_name
+from rankray.rankdpo.train_job import (
+    SNAPSHOT,
+    CheckpointState,
+    RunState,
+    TrainJob,
+    best_name,
+    checkpoint_state,
+)
 
 
 def train(job: TrainJob) -> None:
@@ -78,22 +86,22 @@ def restore(training: Training) -> RunState:
     """Takes up the last checkpoint, if Ray Train has one: weights, optimizer, average; returns its state."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return RunState()
+        return RunState(step=0)
     with checkpoint.as_directory() as directory:
         return _load(training, Path(directory))
 
 
 def _load(training: Training, directory: Path) -> RunState:
-    found, engine = json.loads((directory / "state.json").read_text()), training.engine
+    found, engine = checkpoint_state(pafs.LocalFileSystem(), str(directory)), training.engine
     if training.average is not None:
         with training.average.swapped():
             zero.scatter(engine, zero.Stored(directory, "ema"))
     weights = zero.Stored(directory, "weights")
     zero.scatter(engine, weights)
     zero.refresh(engine, weights)
-    tensors = {key: zero.Stored(directory, f"optimizer.{key}") for key in found["optimizer_tensors"]}
-    zero.restore_optimizer(engine, tensors, found["optimizer_scalars"])
-    return RunState.from_json(found["run"])
+    tensors = {key: zero.Stored(directory, f"optimizer.{key}") for key in found.optimizer_tensors}
+    zero.restore_optimizer(engine, tensors, found.optimizer_scalars)
+    return found.run
 
 
 def save(training: Training, state: RunState, log: RunLog) -> RunState:
@@ -101,11 +109,12 @@ def save(training: Training, state: RunState, log: RunLog) -> RunState:
     state = log.spent(state)
     directory = Path(tempfile.mkdtemp(prefix="rankray-checkpoint-"))
     try:
-        keys, scalars = _write_share(training, directory)
+        keys, scalars = zero.state_keys(training.engine)
+        _write(training, directory, keys)
         if training.rank == 0:
             log.flush()
-            text = {"run": dataclasses.asdict(state), "optimizer_tensors": keys, "optimizer_scalars": scalars}
-            (directory / "state.json").write_text(json.dumps(text))
+            text = json.dumps(dataclasses.asdict(CheckpointState(state, tuple(keys), scalars)))
+            (directory / "state.json").write_text(text)
             _remove_bests(training.job)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
@@ -119,28 +128,16 @@ def save(training: Training, state: RunState, log: RunLog) -> RunState:
     return state
 
 
-def _write_share(training: Training, directory: Path) -> tuple[list[str], dict[str, float]]:
-    """Writes this worker's share of the tensors; returns the optimizer's, as `zero.state_keys` names them."""
-    engine, (keys, scalars) = training.engine, zero.state_keys(training.engine)
-    mine, part = zero.share(engine, training.rank, training.world), _part(training)
-    _write_weights(training, directory)
-    for key in keys:
-        save_file(zero.gather(engine, key, mine), directory / f"optimizer.{key}{part}.safetensors")
-    return keys, scalars
-
-
-def _write_weights(training: Training, directory: Path) -> None:
-    """Writes this worker's share of the weights, and of their average."""
-    engine, part = training.engine, _part(training)
-    mine = zero.share(engine, training.rank, training.world)
-    save_file(zero.gather(engine, None, mine), directory / f"weights{part}.safetensors")
+def _write(training: Training, directory: Path, optimizer_keys: Sequence[str] = ()) -> None:
+    """Writes this worker's share of the weights, of the optimizer's tensors of those keys, and of the average."""
+    engine, rank, world = training.engine, training.rank, training.world
+    part = "" if world == 1 else f"-{rank + 1:05}-of-{world:05}"
+    mine = zero.share(engine, rank, world)
+    for name, key in (("weights", None), *((f"optimizer.{key}", key) for key in optimizer_keys)):
+        save_file(zero.gather(engine, key, mine), directory / f"{name}{part}.safetensors")
     if training.average is not None:
         with training.average.swapped():
             save_file(zero.gather(engine, None, mine), directory / f"ema{part}.safetensors")
-
-
-def _part(training: Training) -> str:
-    return "" if training.world == 1 else f"-{training.rank + 1:05}-of-{training.world:05}"
 
 
 def _keep_best(training: Training, step: int) -> None:
@@ -154,7 +151,7 @@ def _keep_best(training: Training, step: int) -> None:
         fs.create_dir(best, recursive=True)
     distributed.barrier()
     with tempfile.TemporaryDirectory(prefix="rankray-best-") as scratch:
-        _write_weights(training, Path(scratch))
+        _write(training, Path(scratch))
         pafs.copy_files(scratch, best, pafs.LocalFileSystem(), fs)
     distributed.barrier()
     if training.rank == 0:
@@ -168,7 +165,7 @@ def _remove_bests(job: TrainJob) -> None:
     root = f"{output}/checkpoints"
     try:
         last = store.read_json(f"{root}/{SNAPSHOT}", fs)["latest_checkpoint_result"]["checkpoint_dir_name"]
-        points = RunState.from_json(store.read_json(f"{root}/{last}/state.json", fs)["run"]).points
+        points = checkpoint_state(fs, f"{root}/{last}").run.points
     except (OSError, ValueError, TypeError):  # none yet, or just being replaced: the next one removes them
         return
     needed = best_name(validation.best(points, job.config.validation).step) if points else ""

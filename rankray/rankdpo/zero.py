@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, distributed, nn
 
+from rankray.config import ConfigError
 from rankray.config.rankdpo import OptimizerConfig, TunedConfig, WorkersConfig
+from rankray.models.caches import writing
 
 
 def optimizer_for(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -74,7 +76,8 @@ def start(
     """
     import deepspeed
 
-    deepspeed.init_distributed(dist_init_required=False)
+    with writing("TORCH_EXTENSIONS_DIR"):  # where DeepSpeed builds what it computes with
+        deepspeed.init_distributed(dist_init_required=False)
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
@@ -292,16 +295,26 @@ class Stored(Mapping[str, Tensor]):
 
     Raises:
         FileNotFoundError: a worker's share is not there.
+        ConfigError: a file is cut short or damaged.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
         whole = directory / f"{name}.safetensors"
         files = [whole] if whole.exists() else sorted(directory.glob(f"{name}-*-of-*.safetensors"))
-        workers = int(files[0].stem.rpartition("-of-")[2]) if files and files != [whole] else 1
+        last = files[0].stem.rpartition("-of-")[2] if files and files != [whole] else "1"
+        workers = int(last) if last.isdecimal() else 0
         if len(files) != workers:
             raise FileNotFoundError(f"{directory} holds {len(files)} of {workers} files of {name}")
-        opened: list[Any] = [safe_open(file, "pt") for file in files]
-        self._files = {key: file for file in opened for key in file.keys()}  # noqa: SIM118
+        self._files: dict[str, Any] = {}
+        for file in files:
+            try:
+                opened = safe_open(file, "pt")
+            except SafetensorError as error:
+                raise ConfigError(
+                    f"{file} is cut short or damaged ({error}); remove its checkpoint, and training goes on from the "
+                    "one before"
+                ) from None
+            self._files |= dict.fromkeys(opened.keys(), opened)  # type: ignore[no-untyped-call]
 
     def __getitem__(self, key: str) -> Tensor:
         found: Tensor = self._files[key].get_tensor(key)

@@ -15,7 +15,7 @@ from rankray import store
 from rankray.config.ablate import CHECKER
 from rankray.evals import scores as evaluation
 from rankray.report.card import write_cards
-from rankray.report.pages import difference, picture, write_page
+from rankray.report.pages import Shown, difference, picture, write_page
 
 PAIRS = 6
 """Pictures shown that changed most, of those that improved and of those that got worse."""
@@ -37,11 +37,10 @@ def write_align_report(uri: str, info: dict[str, Any]) -> None:
     write_page(uri, "align.html.j2", values)
     fs, place = store.filesystem(uri)
     for number, found in enumerate(rounds, 1):
-        run, gain = f"round-{number}/rankdpo", {row["name"]: _gained(row) for row in found["table"]}
+        run, words = f"round-{number}/rankdpo", "{before} → {after}: {gain} ({interval}), {verdict}"
+        gain = {row["name"]: words.format(**row) for row in found["table"]}
         told = f"{place}/{run}/run.json"
-        if (
-            fs.get_file_info(told).type == pafs.FileType.File
-        ):  # a report can be written again without its runs
+        if fs.get_file_info(told).type == pafs.FileType.File:  # a page can be written again without its runs
             write_cards(f"{uri}/{run}", store.read_json(told, fs), gain)
 
 
@@ -51,18 +50,13 @@ def verdict(gain: dict[str, Any]) -> str:
     return "{name}: {before} before, {after} after: {verdict}".format(**_row(name, gain[name]))
 
 
-def _gained(row: dict[str, Any]) -> str:
-    return f"{row['before']} → {row['after']}: {row['gain']} ({row['interval']}), {row['verdict']}"
-
-
 def _row(name: str, row: dict[str, Any]) -> dict[str, Any]:
     """A metric's gain; the checker's figures are shares."""
+    level: Shown = "{:.4f}".format
+    change: Shown = "{:+.4f}".format
     if name == CHECKER:
-        return {
-            "name": name,
-            **difference(row, "{:.1%}".format, lambda value: f"{100 * (value or 0.0):+.1f} points"),
-        }
-    return {"name": name, **difference(row, "{:.4f}".format, "{:+.4f}".format)}
+        level, change = "{:.1%}".format, lambda value: f"{100 * (value or 0.0):+.1f} points"
+    return {"name": name, **difference(row, level, change)}
 
 
 def changed(before: str, after: str) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""`README.md` of a trained model, as Hugging Face's hub shows it: what it was made of, what was measured, how it loads.
+"""`README.md` as Hugging Face's hub shows it: what a model or a dataset was made of, what was measured, how it loads.
 
     OUTPUT/pipeline/README.md    of the merged pipeline
     OUTPUT/README.md             of a LoRA run's adapters, which lie there
+    on the hub alone             of a dataset (`dataset_card`)
 
 Everything is read from the run's summary, so a card can be written again. What is not known is said to be so or left
 out: a licence that nobody stated, a gain that nobody measured. Settings are those that decide the result: no place of a
@@ -11,18 +12,26 @@ tracker or an output, as cards are published.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow.fs as pafs
-from huggingface_hub import ModelCardData
+from huggingface_hub import DatasetCardData, ModelCardData
 
 from rankray import store
-from rankray.words import compact, percent
+from rankray.data.hub import TAG
+from rankray.models import generators, rewards
+from rankray.report.dataset import Figures, choose, standings
+from rankray.report.pages import thumbnail
+from rankray.words import compact, markdown, percent
 
-TAG = "rankray"
+SHOWN_PROMPTS = 6
+SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 PROMPT = "a red circle"
+HUB_LICENCES = frozenset({"apache-2.0", "bsd-2-clause", "creativeml-openrail-m", "mit", "openrail++"})
+"""Those of the tables' licences that the hub has a short name for; any other is "other" there, with its name."""
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -39,22 +48,17 @@ def write_cards(uri: str, info: Mapping[str, Any], gain: Mapping[str, str] | Non
         return
     fs, place = store.filesystem(uri)
     for name, kind in (("pipeline/README.md", "pipeline"), ("README.md", "adapters")):
-        there = _text(fs, f"{place}/{name}")
+        if fs.get_file_info(f"{place}/{name}".rpartition("/")[0]).type == pafs.FileType.NotFound:
+            continue  # its pipeline was moved away
+        there = store.read_text(f"{place}/{name}", fs)
         ours = not there or f"- {TAG}\n" in there
         if ours and (kind == "pipeline" or info["lora_rank"]):
             store.write_text(f"{place}/{name}", card(info, kind, gain or {}), fs)
 
 
-def _text(fs: pafs.FileSystem, path: str) -> str:
-    if fs.get_file_info(path).type != pafs.FileType.File:
-        return ""
-    with fs.open_input_stream(path) as stream:
-        return bytes(stream.read()).decode("utf-8", "replace")
-
-
 def card(info: Mapping[str, Any], kind: str, gain: Mapping[str, str]) -> str:
     """One card's text: the hub's YAML, then Markdown. `kind` is "pipeline" or "adapters"."""
-    model = info["model"]
+    model, licence = info["model"], info["model"]["licence"]
     from_hub = bool(_HUB.fullmatch(model["source"])) and not model["revision"].startswith("sha256:")
     settings = (
         f"{key} = {json.dumps(value)}" for key, value in info["identity"].items() if value is not None
@@ -63,7 +67,8 @@ def card(info: Mapping[str, Any], kind: str, gain: Mapping[str, str]) -> str:
         base_model=model["source"] if from_hub else None,
         base_model_relation=("adapter" if kind == "adapters" else "finetune") if from_hub else None,
         library_name="diffusers" if kind == "pipeline" or _loads(model) else "peft",
-        license=model["licence"],
+        license=licence if licence in HUB_LICENCES else licence and "other",
+        license_name=None if licence in HUB_LICENCES else licence,
         pipeline_tag="text-to-image",
         tags=["text-to-image", "diffusers", "rankdpo", TAG, *(["lora"] if kind == "adapters" else [])],
     )
@@ -88,9 +93,7 @@ def card(info: Mapping[str, Any], kind: str, gain: Mapping[str, str]) -> str:
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
     """A Markdown table, and an empty line behind it."""
-    cells = [list(header), *(list(row) for row in rows)]
-    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells]
-    return [lines[0], "|---" * len(cells[0]) + "|", *lines[1:], ""]
+    return [*markdown(header, (map(str, row) for row in rows)), ""]
 
 
 def _facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -99,9 +102,8 @@ def _facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     trained = (
         f"LoRA, rank {info['lora_rank']}, alpha {info['lora_alpha']}" if info["lora_rank"] else "weights"
     )
-    drawn = {
-        item["name"]: item.get("samples") for item in data["generators"]
-    }  # of imported pictures nobody knows
+    # of imported pictures nobody knows
+    drawn = {item["name"]: item.get("samples") for item in data["generators"]}
     generators = (f"{name} ({count} a prompt)" if count else name for name, count in drawn.items())
     return [
         ("base model", f"{model['source']} ({model['pipeline']})"),
@@ -177,3 +179,112 @@ def snippet(info: Mapping[str, Any], kind: str) -> str:
 def _more(arguments: Mapping[str, Any]) -> str:
     """Further keyword arguments, each behind a comma."""
     return "".join(f", {key}={value!r}" for key, value in arguments.items())
+
+
+def dataset_card(dataset: store.RankedDataset, repository: str) -> tuple[str, dict[str, bytes]]:
+    """The card of a ranked dataset, and the pictures that it shows, by their places beside it.
+
+    Reads the whole dataset without its pictures, and those of `SHOWN_PROMPTS` prompts.
+    """
+    info = dataset.info
+    drawn_by, judged_by = ([item["name"] for item in info[kind]] for kind in ("generators", "rewards"))
+    figures = Figures(drawn_by, judged_by)
+    for row in dataset.rows():
+        figures.add(row)
+    chosen = choose(figures.unanimity, (), SHOWN_PROMPTS)
+    table, pictures = _shown(dataset, chosen)
+    head = DatasetCardData(
+        task_categories=["text-to-image"],
+        tags=["preference", "rankdpo", TAG],
+        size_categories=[_size(info["rows"])],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+        pretty_name=repository.partition("/")[2],
+    )
+    won = ((row["name"], _share(row["phi"]), _share(row["firsts"])) for row in standings(drawn_by, figures))
+    how = info.get("ranking", {"aggregation": "win_probability"})["aggregation"]
+    parts = [
+        f"---\n{head.to_yaml()}\n---\n",
+        f"# {repository.partition('/')[2]}\n",
+        f"{info['rows']:,} prompts with {info['candidates']:,} candidates, each ranked by {len(judged_by)} "
+        f"reward{'s' * (len(judged_by) != 1)} ({how}); {info['failures']['total']:,} failures. Made with rankray "
+        f"{info['rankray_version']}, {info['created'][:10]}, for RankDPO (https://arxiv.org/abs/2410.18013).\n",
+        *table,
+        "## Generators\n",
+        *_table(("generator", "revision", "licence of its weights", "a prompt"), _drew(info)),
+        *_table(("generator", "mean win probability", "first"), won),
+        "## Rewards\n",
+        *_table(("reward", "revision", "licence of its published weights"), _judged(info)),
+        *(_agreed(judged_by, figures) if len(judged_by) > 1 else []),
+        "A generator's licence may bind what is done with its pictures; of their own they have none here.\n",
+        "## How to load it\n",
+        f'```python\nimport datasets\n\nrows = datasets.load_dataset("{repository}", split="train")\n'
+        'best = min(rows[0]["candidates"], key=lambda candidate: candidate["rank"] or 99)\nbest["image"]\n```\n',
+        f"or as rankray has it: `rankray import hub:{repository} --output DIR`. A row is `prompt_id`, `prompt` and "
+        "`candidates`, a candidate `generator`, `seed`, `image`, `scores` (in the order of the rewards above), "
+        "`win_probability`, `rank` (1 is best, 0 left out) and `error`.\n",
+    ]
+    return "\n".join(parts), pictures
+
+
+def _shown(dataset: store.RankedDataset, chosen: Iterable[str]) -> tuple[list[str], dict[str, bytes]]:
+    """A table of some prompts' pictures, best first, and the pictures."""
+    wanted, rows, pictures = set(chosen), [], dict[str, bytes]()
+    for row in dataset.rows(images=True) if wanted else ():
+        if row["prompt_id"] not in wanted:
+            continue
+        wanted.remove(row["prompt_id"])
+        cells: list[str] = []
+        for candidate in sorted(row["candidates"], key=lambda c: int(c["rank"] or 128)):
+            if candidate["image"] is None:
+                continue
+            kind, data = thumbnail(store.image_bytes(candidate["image"]))
+            name = f"pictures/{row['prompt_id'][:12]}-{len(cells)}.{kind}"
+            pictures[name] = data
+            cells.append(f"![{candidate['generator']}]({name})")
+        rows.append((" ".join(row["prompt"].split())[:200].translate(_PLAIN), " ".join(cells)))
+        if not wanted:
+            break
+    return [
+        "## Some prompts, the best picture first\n",
+        *_table(("prompt", "pictures"), rows),
+    ] if rows else [], pictures
+
+
+_PLAIN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]<>()#!"})
+"""Prompts are strangers' text, and Markdown would take them for its own."""
+
+
+def _size(rows: int) -> str:
+    """The hub's word for how many rows there are."""
+    names = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"]
+    return names[sum(rows >= size for size in SIZES)]
+
+
+def _agreed(names: list[str], figures: Figures) -> list[str]:
+    rows = zip(names, figures.agreement.tolist(), strict=True)
+    table = _table(("", *names), ((name, *map(_share, row)) for name, row in rows))
+    return ["Share of candidate pairs that two of them order alike; 50 % is chance.\n", *table]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else percent(value)
+
+
+def _drew(info: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for item in info["generators"]:
+        spec = generators.GENERATORS.get(item["model"])
+        licence = spec.licence if spec else None
+        if item["revision"].startswith("sha256:"):  # weights that the row does not speak of
+            licence = None
+        rows.append(
+            (item["name"], item["revision"], licence or "not stated", str(item["samples"] or "as they come"))
+        )
+    return rows
+
+
+def _judged(info: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (item["name"], item["revision"], rewards.licence(item.get("model")) or "not stated")
+        for item in info["rewards"]
+    ]

@@ -1,14 +1,17 @@
-"""`report.html` of a dataset: what a person looks at first. No script.
+"""`report.html` of a dataset: what a person looks at first.
 
-Numbers come from all rows, read without their pictures; pictures from a sample of 24 prompts, spread from those on
-which the rewards are of one mind to those on which they are not.
+Numbers come from all rows, read without their pictures. Pictures are of all prompts up to 1,000, as thumbnails that
+share 16 MB, in the one file: a page that is opened from a disk may fetch nothing beside it. Of more prompts, or of more
+than 2 GB, they are a sample: 24 prompts, spread from those on which the rewards are of one mind to those on which they
+are not, and what else is in the files that hold them, which are read anyway. Where its script does not run, the page
+reads the same, without finding and enlarging. `rankray browse` shows all, whatever the size.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,13 +24,32 @@ import pyarrow.parquet as pq
 from rankray import store
 from rankray.data.cost import PAPER_PROMPTS, usd_for_prompts
 from rankray.report.charts import Floats, ratio
-from rankray.report.pages import PICTURE_BYTES, picture, spread, write_page
+from rankray.report.pages import picture, spread, write_page
 
-SHOWN_PROMPTS = 24
+SPREAD_PROMPTS = 24
+"""Prompts that are sought out where not all can be shown."""
 _BINS = 24
 _ROWS_AT_ONCE = 16
-_FILES_AT_ONCE = 16
-"""An object store takes 50 ms for a request, and 58,000 prompts are 3,625 files."""
+_PICTURES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a page may take.
+
+    Attributes:
+        prompts: shown.
+        read_bytes: read for the sake of pictures; 24 files of the paper's 58,000 prompts are 2.8 GB, and are read.
+        picture_bytes: of all thumbnails together (21 MB as base64): 4 KB each of 1,000 prompts' four, which is 64 to
+            128 pixels.
+    """
+
+    prompts: int = 1000
+    read_bytes: int = 2_000_000_000
+    picture_bytes: int = 16_000_000
+
+
+BOUNDS = Bounds()
 
 
 class Figures:
@@ -65,8 +87,8 @@ class Figures:
         row_id, candidates = row["prompt_id"], row["candidates"]
         owners = np.array([self._places[candidate["generator"]] for candidate in candidates])
         scores = np.array([candidate["scores"] for candidate in candidates], np.float64)  # [K, N]
-        self.unanimity[row_id] = unanimity(scores)
-        if any(candidate["error"] for candidate in candidates):
+        self.unanimity[row_id] = float(unanimity(scores))
+        if any(bool(c["error"]) and bool(np.isnan(c["scores"]).any()) for c in candidates):
             self.failed.add(row_id)
         if row_id in self.prompts:
             self.prompts[row_id] = row["prompt"]
@@ -103,27 +125,33 @@ class Figures:
         return ratio(self.agreed, self.judged)
 
 
-def write_report(path: str, info: dict[str, Any]) -> None:
+def write_report(path: str, info: dict[str, Any], bounds: Bounds = BOUNDS) -> None:
     """Writes `report.html` into the dataset at `path`.
 
     Args:
         path: the dataset's directory or URI; its data files are there.
         info: what its `dataset.json` says or will say.
+
+    Raises:
+        DatasetError: other rows are there than it says.
     """
     fs, place = store.filesystem(path)
-    files = store.data_files(fs, place)
+    dataset = store.RankedDataset(path, info, store.data_files(fs, place), fs)
     names = [item["name"] for item in info["generators"]]
     rewards = [item["name"] for item in info["rewards"]]
     examples = info["failures"]["examples"]
     figures = Figures(names, rewards, (fault["prompt_id"] for fault in examples))
-    for row in _rows(files, fs):
-        figures.add(row)
-    chosen = choose(figures.unanimity, figures.failed)
-    pictures = len(chosen) * max(1, info["candidates"] // max(info["rows"], 1))
-    blocks = {
-        row["prompt_id"]: shown(row, rewards, PICTURE_BYTES // max(1, pictures))
-        for row in _with_images(path, files, fs, chosen)
-    }
+    held: dict[str, list[str]] = {}
+    for file, table in zip(dataset.files, dataset.tables(), strict=True):
+        for row in table.to_pylist():
+            figures.add(row)
+            held.setdefault(file, []).append(row["prompt_id"])
+    store.require_rows(dataset, sum(map(len, held.values())))
+    sought = choose(figures.unanimity, figures.failed)
+    chosen = sample(sought, held, _sizes(dataset, held), bounds)
+    count = sum(map(len, chosen.values()))
+    limit = bounds.picture_bytes // max(1, count * max(1, info["candidates"] // max(info["rows"], 1)))
+    blocks = [block for file, ids in chosen.items() for block in _blocks(dataset, file, ids, rewards, limit)]
     values = {
         "info": info,
         "rewards": rewards,
@@ -132,7 +160,7 @@ def write_report(path: str, info: dict[str, Any]) -> None:
         "ties": tie_share(figures),
         "agreement": [(name, figures.agreement[i].tolist()) for i, name in enumerate(rewards)],
         "histograms": histograms(names, rewards, figures),
-        "shown": [blocks[row_id] for row_id in chosen],
+        "shown": sorted(blocks, key=lambda block: _order(block["unanimity"], block["id"]), reverse=True),
         "usd_paper": usd_for_prompts(info["cost"]["totals"], info["candidates"] // max(info["rows"], 1)),
         "paper_prompts": PAPER_PROMPTS,
         "failures": sorted(info["failures"]["by_model"].items()),
@@ -142,51 +170,94 @@ def write_report(path: str, info: dict[str, Any]) -> None:
     write_page(path, "report.html.j2", values)
 
 
-def _rows(files: Sequence[str], fs: pafs.FileSystem) -> Iterator[dict[str, Any]]:
-    """All rows without their images, in the files' order."""
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        for start in range(0, len(files), _FILES_AT_ONCE):
-            batch = files[start : start + _FILES_AT_ONCE]
-            for table in pool.map(functools.partial(store.read_table, fs=fs), batch):
-                yield from table.to_pylist()
+def _sizes(dataset: store.RankedDataset, held: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Bytes of each file with its pictures, those beside the rows shared out among all rows alike."""
+    place = f"{store.filesystem(dataset.path)[1]}/{store.IMAGES}"
+    beside = dataset.fs.get_file_info(pafs.FileSelector(place, allow_not_found=True))
+    each = sum(info.size or 0 for info in beside) / max(1, sum(map(len, held.values())))
+    own = {info.path: info.size or 0 for info in dataset.fs.get_file_info(list(dataset.files))}
+    return {file: own[file] + each * len(ids) for file, ids in held.items()}
 
 
-def _with_images(
-    path: str, files: Sequence[str], fs: pafs.FileSystem, chosen: Sequence[str]
+def sample(
+    sought: Sequence[str],
+    held: Mapping[str, Sequence[str]],
+    sizes: Mapping[str, float],
+    bounds: Bounds = BOUNDS,
+) -> dict[str, list[str]]:
+    """The prompts to show, by the file that holds them: all where they are within the bounds, else those that are
+    `sought` and what is in their files.
+
+    Args:
+        held: the prompts of each file.
+        sizes: each file's bytes.
+    """
+    files = sorted(held, key=lambda file: min(held[file]))  # names tell of a run, not of what is in them
+    if sum(map(len, held.values())) <= bounds.prompts and sum(sizes.values()) <= bounds.read_bytes:
+        return {file: list(held[file]) for file in files}
+    chosen = {file: [row_id for row_id in held[file] if row_id in sought] for file in files}
+    chosen = {file: ids for file, ids in chosen.items() if ids}
+    room = bounds.prompts - len(sought)
+    read = sum(sizes[file] for file in chosen)
+    for file in [*chosen, *spread([file for file in files if file not in chosen], bounds.prompts)]:
+        if file not in chosen:
+            read += sizes[file]
+            if not room or read > bounds.read_bytes:
+                break
+        more = sorted(set(held[file]) - set(sought))[:room]
+        chosen.setdefault(file, []).extend(more)
+        room -= len(more)
+    return chosen
+
+
+def _blocks(
+    dataset: store.RankedDataset, file: str, chosen: Sequence[str], rewards: Sequence[str], limit: int
 ) -> Iterator[dict[str, Any]]:
-    """The chosen rows with their images, in the files' order, from 16 rows at a time."""
+    """The chosen rows of a file as the template shows them, from 16 rows at a time."""
     wanted = pa.array(chosen, pa.string())
-    for file in files:
-        ids = pq.read_table(file, columns=["prompt_id"], filesystem=fs)["prompt_id"]
-        if not pc.any(pc.is_in(ids, wanted)).as_py():
-            continue
-        for batch in pq.ParquetFile(file, filesystem=fs).iter_batches(batch_size=_ROWS_AT_ONCE):
-            for row in pc.indices_nonzero(pc.is_in(batch["prompt_id"], wanted)).to_pylist():
-                yield from store.located(batch.slice(row, 1).to_pylist(), path)
+
+    def block(row: dict[str, Any]) -> dict[str, Any]:
+        images = [candidate["image"] for candidate in row["candidates"]]
+        return shown(row, rewards, lambda k: picture(images[k], limit))
+
+    parquet = pq.ParquetFile(file, filesystem=dataset.fs)
+    with ThreadPoolExecutor(_PICTURES_AT_ONCE) as pool:
+        for group in range(parquet.num_row_groups):
+            ids = parquet.read_row_group(group, columns=["prompt_id"])["prompt_id"]
+            if not pc.any(pc.is_in(ids, wanted)).as_py():
+                continue
+            for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group]):
+                rows = batch.filter(pc.is_in(batch["prompt_id"], wanted)).to_pylist()
+                yield from pool.map(block, store.located(rows, dataset.path))
 
 
-def unanimity(scores: npt.ArrayLike) -> float:
+def unanimity(scores: npt.ArrayLike) -> Floats:
     """How far the rewards are of one mind about a prompt's candidates.
 
     The mean over pairs of candidates of |votes for one - votes for the other| / votes: 1 where all rewards order
     every pair alike, 0 where they cancel out. A tie is a vote for neither; pairs without votes are left out.
 
     Args:
-        scores: float[K, N], NaN where a reward failed.
+        scores: float[..., K, N], NaN where a reward failed.
 
     Returns:
-        0 .. 1, or NaN where no pair has two scores.
+        float64[...] in 0 .. 1, NaN where no pair has two scores.
     """
     values = np.asarray(scores, dtype=np.float64)
-    first, second = np.triu_indices(values.shape[0], 1)
-    ours, theirs = values[first], values[second]  # [pairs, N]
+    first, second = np.triu_indices(values.shape[-2], 1)
+    ours, theirs = values[..., first, :], values[..., second, :]  # [..., pairs, N]
     cast = np.count_nonzero(~np.isnan(ours) & ~np.isnan(theirs), axis=-1)
     margin = np.abs((ours > theirs).sum(axis=-1) - (ours < theirs).sum(axis=-1))  # NaN compares as no vote
-    balance = margin[cast > 0] / cast[cast > 0]
-    return float(balance.mean()) if balance.size else float("nan")
+    balance = ratio(margin.astype(np.float64), cast.astype(np.float64))
+    return ratio(np.nansum(balance, axis=-1), (cast > 0).sum(axis=-1).astype(np.float64))
 
 
-def choose(unanimity: Mapping[str, float], failed: Iterable[str], count: int = SHOWN_PROMPTS) -> list[str]:
+def _order(unanimity: float, row_id: str) -> tuple[float, str]:
+    """By unanimity, then id; NaN below all."""
+    return (-1.0 if np.isnan(unanimity) else float(unanimity), row_id)
+
+
+def choose(unanimity: Mapping[str, float], failed: Iterable[str], count: int = SPREAD_PROMPTS) -> list[str]:
     """Ids of the prompts to show, from those that the rewards agree on most to those that they agree on least.
 
     At most a quarter are prompts with failures; the others are spread evenly over the order by unanimity, both
@@ -194,8 +265,7 @@ def choose(unanimity: Mapping[str, float], failed: Iterable[str], count: int = S
     """
 
     def key(row_id: str) -> tuple[float, str]:
-        value = unanimity[row_id]
-        return (-1.0 if np.isnan(value) else value, row_id)
+        return _order(unanimity[row_id], row_id)
 
     order = sorted(unanimity, key=key, reverse=True)
     faulty = set(failed)
@@ -229,9 +299,7 @@ def histograms(names: Sequence[str], rewards: Sequence[str], figures: Figures) -
     found = []
     for j, reward in enumerate(rewards):
         columns = [np.array(owner[j], np.float64) for owner in figures.scores]
-        columns = [
-            column[np.isfinite(column)] for column in columns
-        ]  # an infinite score has no place on an axis
+        columns = [column[np.isfinite(column)] for column in columns]  # an axis has no place for others
         every = np.concatenate(columns)
         if not every.size:
             continue
@@ -250,19 +318,34 @@ def histograms(names: Sequence[str], rewards: Sequence[str], figures: Figures) -
     return found
 
 
-def shown(row: dict[str, Any], rewards: Sequence[str], picture_bytes: int) -> dict[str, Any]:
-    """A row as the template shows it: candidates in rank order, failed ones last."""
-    candidates = sorted(row["candidates"], key=lambda c: c["rank"] or len(row["candidates"]) + 1)
+def shown(
+    row: Mapping[str, Any], rewards: Sequence[str], picture_of: Callable[[int], dict[str, Any]]
+) -> dict[str, Any]:
+    """A row as the template shows it: candidates in rank order, failed ones last.
+
+    Args:
+        picture_of: a candidate's place in the row -> `src`, `missing` and `pixelated`, as `pages.picture` has them,
+            and `full`, the address of the picture in full, where there is one.
+    """
+    candidates = row["candidates"]
+    order = sorted(range(len(candidates)), key=lambda k: candidates[k]["rank"] or len(candidates) + 1)
     return {
         "id": row["prompt_id"],
         "prompt": row["prompt"],
-        "unanimity": unanimity([candidate["scores"] for candidate in candidates]),
+        "list": row.get("list", ""),
+        "unanimity": float(unanimity([candidate["scores"] for candidate in candidates])),
+        "first": next((found["generator"] for found in candidates if found["rank"] == 1), ""),
+        "failed": any(found["error"] for found in candidates),
         "candidates": [
             {
-                **{key: candidate[key] for key in ("generator", "rank", "seed", "error", "win_probability")},
-                **picture(candidate["image"], picture_bytes),
-                "scores": list(zip(rewards, candidate["scores"], strict=True)),
+                **{
+                    key: candidates[k][key]
+                    for key in ("generator", "rank", "seed", "error", "win_probability")
+                },
+                "full": None,
+                **picture_of(k),
+                "scores": list(zip(rewards, candidates[k]["scores"], strict=True)),
             }
-            for candidate in candidates
+            for k in order
         ],
     }

@@ -31,9 +31,19 @@ VERDICTS = {1: "better", -1: "worse", 0: "not measurably different"}
 _Item = TypeVar("_Item")
 _SIDES = (THUMBNAIL_PIXELS, 192, 128, 96, 64)
 _SHOWN_AS_IS = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
-_SORT = Path(__file__).with_name("templates").joinpath("sort.js").read_text("utf-8")
-"""Sorts tables where a browser runs it; a page that has it allows this script by its hash, and no other."""
-_SORT_HASH = base64.b64encode(hashlib.sha256(_SORT.encode("utf-8")).digest()).decode("ascii")
+
+
+def _script(name: str) -> dict[str, str]:
+    """A script's `text` and its `hash`: a page that has it allows this script by its hash, and no other."""
+    text = Path(__file__).with_name("templates").joinpath(name).read_text("utf-8")
+    return {
+        "text": text,
+        "hash": base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii"),
+    }
+
+
+_SCRIPTS = {name: _script(f"{name}.js") for name in ("sort", "gallery")}
+"""Sorts tables; finds, enlarges and compares pictures: each where a browser runs it."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
@@ -46,7 +56,11 @@ def write_page(uri: str, template: str, values: dict[str, Any]) -> None:
         values: what it names.
     """
     fs, place = store.filesystem(uri)
-    store.write_text(f"{place}/report.html", environment().get_template(template).render(values), fs)
+    try:
+        page = environment().get_template(template).render(values)
+    except jinja2.UndefinedError as error:  # of the contents, as the templates of all pages are tested
+        raise KeyError(str(error)) from error
+    store.write_text(f"{place}/report.html", page, fs)
 
 
 @functools.cache
@@ -62,7 +76,7 @@ def environment() -> jinja2.Environment:
     )
     for word in (words.number, words.compact, words.money, words.percent, words.seconds, words.short):
         made.filters[word.__name__] = word
-    made.globals |= {"sort_script": _SORT, "sort_hash": _SORT_HASH, "frame": charts}
+    made.globals |= {"scripts": _SCRIPTS, "frame": charts}
     return made
 
 
@@ -91,9 +105,10 @@ def picture(
         return {"src": None, "missing": "no picture", "pixelated": False}
     try:
         data = store.image_bytes(image)
-        with Image.open(io.BytesIO(data)) as opened:
+        with store.opened(data) as opened:
             width = opened.width
-        src = thumbnail({"bytes": data, "path": None}, limit_bytes, sides)
+        kind, small = thumbnail(data, limit_bytes, sides)
+        src = f"data:image/{kind};base64,{base64.b64encode(small).decode('ascii')}"
     except (
         OSError,
         ValueError,
@@ -105,21 +120,25 @@ def picture(
     return {"src": src, "missing": None, "pixelated": width <= sharp}
 
 
-def thumbnail(image: dict[str, Any], limit_bytes: int = PICTURE_BYTES, sides: Sequence[int] = _SIDES) -> str:
-    """A data: URI of the picture, at most `sides[0]` pixels (256) wide and high.
+def thumbnail(
+    data: bytes, limit_bytes: int = PICTURE_BYTES, sides: Sequence[int] = _SIDES
+) -> tuple[str, bytes]:
+    """(png, jpeg or webp; the picture's bytes), at most `sides[0]` pixels (256) wide and high.
 
     A picture that is small enough already, in pixels and in bytes, stays what it is. Any other becomes the
     JPEG of the first side of at most `limit_bytes`, or of the last side (64 pixels) where none is so small.
 
     Raises:
-        OSError, ValueError, SyntaxError: it is missing, cut short, or no picture (as Pillow says it).
+        OSError, ValueError, SyntaxError: it is cut short, or no picture (as Pillow says it).
     """
-    data = store.image_bytes(image)
-    with Image.open(io.BytesIO(data)) as picture:
-        picture.load()
+    with store.opened(data) as picture:
         kind = _SHOWN_AS_IS.get(picture.format or "")
-        if kind and max(picture.size) <= sides[0] and len(data) <= limit_bytes:
-            return _data_uri(kind, data)
+        as_it_is = kind and max(picture.size) <= sides[0] and len(data) <= limit_bytes
+        if not as_it_is:  # a JPEG is decoded at the least of 1/2, 1/4, 1/8 of its size that will do
+            picture.draft(None, (2 * sides[0], 2 * sides[0]))
+        picture.load()
+        if kind and as_it_is:
+            return kind, data
         small = store.shown(picture)
     buffer = io.BytesIO()
     for side in sides:
@@ -128,11 +147,7 @@ def thumbnail(image: dict[str, Any], limit_bytes: int = PICTURE_BYTES, sides: Se
         small.save(buffer, "JPEG", quality=88)
         if buffer.tell() <= limit_bytes:
             break
-    return _data_uri("jpeg", buffer.getvalue())
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    return "jpeg", buffer.getvalue()
 
 
 def printable(text: str) -> str:

@@ -106,7 +106,7 @@ def write_run_report(uri: str, info: dict[str, Any]) -> None:
         info: what its `run.json` says or will say; any key may be missing, and its row then is too.
     """
     fs, place = store.filesystem(uri)
-    metrics = parse_metrics(_text(fs, f"{place}/metrics.jsonl"))
+    metrics = parse_metrics(store.read_text(f"{place}/metrics.jsonl", fs))
     skipped = skipped_steps(metrics)
     columns = learnt(metrics, skipped)
     grids, sampled = samples(uri)
@@ -123,18 +123,10 @@ def write_run_report(uri: str, info: dict[str, Any]) -> None:
         "skipped": skipped,
         "grids": grids,
         "sampled": sampled,
-        "config": _text(fs, f"{place}/config.toml"),
+        "config": store.read_text(f"{place}/config.toml", fs),
     }
     write_page(uri, "run.html.j2", values)
     write_cards(uri, info)
-
-
-def _text(fs: pafs.FileSystem, path: str) -> str | None:
-    """A file's text, None where there is no such file."""
-    if fs.get_file_info(path).type != pafs.FileType.File:
-        return None
-    with fs.open_input_stream(path) as stream:
-        return bytes(stream.read()).decode("utf-8", "replace")
 
 
 def parse_metrics(text: str | None) -> Metrics:
@@ -150,7 +142,7 @@ def parse_metrics(text: str | None) -> Metrics:
     for place, row in enumerate(rows):
         try:
             line = json.loads(row, parse_int=float)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
         step = line.get("step") if isinstance(line, dict) else None
         if isinstance(step, float) and step.is_integer():

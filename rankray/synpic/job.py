@@ -8,28 +8,27 @@ and those between stages, 16 to 80 of 200 prompts a model where it was measured 
 
 from __future__ import annotations
 
-import datetime
+import collections
 import functools
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.data
 
-import rankray
-from rankray import schema, store
-from rankray.cluster import layout, overlays, progress, seats
+from rankray import schema, store, words
+from rankray.cluster import layout, overlays, seats, terminal
 from rankray.cluster.actors import JobContext, Stage
 from rankray.cluster.balance import Balance
-from rankray.cluster.job import Job, Result, Say, connect, open_output
+from rankray.cluster.job import Job, Result, connect, open_output
 from rankray.cluster.progress import Laps, Reporter, start_line
 from rankray.cluster.streaming import stream
-from rankray.config import GeneratorChoice, ModelChoice, SynPicConfig
-from rankray.data import cost, place
+from rankray.config import Faults, GeneratorChoice, ModelChoice, SynPicConfig
+from rankray.data import cost, place, running
 from rankray.data.place import Output, Publish
 from rankray.data.prompts import PromptsRead, read_prompts
 from rankray.models.targets import Target, require_resolved
@@ -37,10 +36,14 @@ from rankray.synpic import forecast, phases, reuse, stages
 from rankray.synpic.phases import Phase
 from rankray.synpic.reuse import Reuse
 from rankray.synpic.stages import overlays_of, stages_of
+from rankray.words import Say
+
+BLOCKED_NAMED = 100
+"""Prompts that a block-list left out, of which `dataset.json` has the text."""
 
 
 @dataclass(frozen=True)
-class Given:
+class PromptsAndJudges:
     """What an evaluation hands over because names cannot say it: a benchmark's prompts, judges that know its items.
 
     Attributes:
@@ -53,7 +56,10 @@ class Given:
 
 
 def run(
-    config: SynPicConfig, say: Say = print, publish: Publish | None = None, given: Given | None = None
+    config: SynPicConfig,
+    say: Say = print,
+    publish: Publish | None = None,
+    given: PromptsAndJudges | None = None,
 ) -> Result:
     """Makes the dataset of `config`, or what is left of it, or nothing where it is complete.
 
@@ -63,15 +69,20 @@ def run(
         ConfigError: the configuration, the prompts, the output or the cluster do not fit; nothing was begun.
         BrokenModelError: (inside Ray's task error) a model failed for everything; finished rows are kept.
     """
-    models = stages_of(config, given.judges if given else {})
+    faults = Faults()
+    with faults.kept():
+        models = stages_of(config, given.judges if given else {})
+    with faults.kept():
+        given = given or PromptsAndJudges(read_prompts(config.prompts), {})
+    faults.raise_any()
     revisions = {stage.target.name: stage.target.revision for stage in models}
     output = open_output(config.output)
-    given = given or Given(read_prompts(config.prompts), {})
     say(_prompts_line(given.prompts))
     laps = Laps()
     job = Job("synpic", config, output, "dataset.json", place.identity_of(config, revisions), say)
-    info = job.complete(functools.partial(place.require_prompts, output, given.prompts))
-    if info is None:
+    found = functools.partial(job.complete, functools.partial(place.require_prompts, output, given.prompts))
+
+    def prepare() -> tuple[_Making, _Laid]:
         require_resolved(stage.target for stage in models)
         held = Reuse.nothing()
         if config.reuse is not None:
@@ -80,9 +91,16 @@ def run(
         connect()
         laps.lap("Ray")
         making = _Making(config, models, held, output, given, laps, say)
-        try:
-            info = job.run(making.prepare, making.make, publish)
-        finally:
+        return making, making.prepare()
+
+    def work(prepared: tuple[_Making, _Laid], meter: Any) -> dict[str, Any]:
+        making, laid = prepared
+        return making.make(laid, meter)
+
+    try:
+        info = job.run(prepare, work, publish, found)
+    finally:
+        if ray.is_initialized():
             layout.release_nodes(config.execution.wait_for_nodes_s)
     return Result(output.uri, info, failed_share(info))
 
@@ -113,7 +131,7 @@ class _Making:
     models: list[Stage]
     held: Reuse
     output: Output
-    given: Given
+    given: PromptsAndJudges
     laps: Laps
     say: Say
 
@@ -140,17 +158,12 @@ class _Making:
         staged = self.held.staged(prompts.rows) if self.held.path else ()
         ids = place.stage_prompts(output, prompts, config.execution.rows_per_block, *staged)
         self.laps.lap("environments and prompts")
-        rewards = len(config.scorers)
-        say(f"{len(ids):,} prompts x {config.k} candidates x {rewards} rewards; {laid.chosen.explanation}")
-        left = sorted(set(ids) - set(place.finished_ids(output, "_work", "checkpoint-data")))
-        drawn = sum(
-            self.held.missing(stage, config.k, left) for stage in self.models if stage.kind == "generator"
-        )
+        say(_opening(config, len(ids), laid))
         begin_s = time.perf_counter()
-        self._run_phases(laid, _context(config, self.given, output, meter), ids)
+        drawn, ranked = self._run_phases(laid, _context(config, self.given, output, meter), ids)
         started = self.laps.report(meter)
         wall_s = time.perf_counter() - begin_s
-        say(start_line(started))
+        terminal.note(start_line(started))
         if repeats := place.require_rows(output, len(prompts.rows)):
             say(f"{repeats} rows were written twice around a kill; one of each was kept")
         info = _summary(config, self.models, output, prompts)
@@ -158,35 +171,62 @@ class _Making:
         info["throughput"] = {  # of this run
             "wall_s": wall_s,
             "images_per_s": drawn / wall_s,
-            "rows_per_s": len(left) / wall_s,
+            "rows_per_s": ranked / wall_s,
             "start": started,
         }
-        if info["truncated_prompts"]:
-            say(_truncated_line(info["truncated_prompts"], info["rows"]))
-        if info["smaller_batches"]:
-            say(_smaller_line(info["smaller_batches"]))
+        for what, counts in _remarkable(info):
+            say(f"{what}: {', '.join(f'{name} {count:,}' for name, count in sorted(counts.items()))}")
         return info | ({"reused": self.held.described()} if self.held.path else {})
 
-    def _run_phases(self, laid: _Laid, context: JobContext, ids: Sequence[str]) -> None:
-        """Runs what is left of the plan, laid out anew after each phase, as nodes may have joined or gone."""
+    def _run_phases(self, laid: _Laid, context: JobContext, ids: Sequence[str]) -> tuple[int, int]:
+        """Runs what is left of the plan, and first what a power cut took of what was finished: that from the prompts,
+        as phases remove what they read.
+
+        How many pictures and finished rows this run was due to make.
+        """
         execution, run_id = self.config.execution, uuid.uuid4().hex[:12]
+        drawn_again = 0
+        if lost := phases.lost(self.output, laid.done, ids):
+            self.say(
+                f"{len(lost):,} of {len(ids):,} prompts were lost of what was finished: they are made again"
+            )
+            place.stage_again(self.output, lost)
+            part = laid.plan[: laid.done]
+            chosen = layout.plan(part, laid.nodes, execution.mode, laid.work_of(part, laid.nodes))
+            begun = replace(laid, plan=part, done=0, chosen=chosen)
+            drawn_again, _ = self._run_rest(begun, context, run_id, lost, again=laid.done)
+            self.output.remove("_work", "again")
+            layout.release_nodes(execution.wait_for_nodes_s)
+        drawn, ranked = self._run_rest(laid, context, run_id, ids)
+        return drawn_again + drawn, ranked
+
+    def _run_rest(
+        self, laid: _Laid, context: JobContext, run_id: str, ids: Sequence[str], again: int = 0
+    ) -> tuple[int, int]:
+        """Runs the plan from where it is, laid out anew after each phase, as nodes may have joined or gone."""
+        execution = self.config.execution
         done, nodes, chosen = laid.done, laid.nodes, laid.chosen
+        drawn = ranked = 0
         while rest := laid.plan[done:]:
             if done > laid.done:
                 layout.release_nodes(execution.wait_for_nodes_s)
                 nodes = seats.alive_nodes()
                 chosen = layout.again(rest, nodes, execution.mode, laid.work_of(rest, nodes), chosen)
             stages_, sizes = chosen.phases[0], chosen.sizes[0]
-            phase = Phase(stages_, sizes, laid.work_of(stages_, nodes), done, len(stages_) == len(rest))
-            self._run_phase(phase, context, run_id, ids)
-            done += len(stages_)
+            last = not again and len(stages_) == len(rest)
+            phase = Phase(stages_, sizes, laid.work_of(stages_, nodes), done, last, again)
+            images, rows = self._run_phase(phase, context, run_id, ids)
+            drawn, ranked, done = drawn + images, rows, phase.end
+        return drawn, ranked
 
-    def _run_phase(self, phase: Phase, context: JobContext, run_id: str, ids: Sequence[str]) -> None:
-        """Runs a phase over the prompts that it has not finished, and marks it done."""
+    def _run_phase(
+        self, phase: Phase, context: JobContext, run_id: str, ids: Sequence[str]
+    ) -> tuple[int, int]:
+        """Runs a phase over the prompts that it has not finished, and marks it done; how many pictures and rows."""
         config, output, say = self.config, self.output, self.say
         output.make(*phase.sink)
         output.make(*phase.checkpoint)
-        finished = set(place.finished_ids(output, *phase.checkpoint))
+        finished = set(place.mended_ids(output, phase.sink, phase.checkpoint))
         left = [row_id for row_id in ids if row_id not in finished]
         if finished:
             say(f"resuming: {len(finished):,} of {len(ids):,} prompts are finished, {len(left):,} remain")
@@ -196,20 +236,27 @@ class _Making:
             (stage.kind, stage.target.name): self.held.missing(stage, config.k, left)
             for stage in phase.stages
         }
-        keep = functools.partial(progress.keep_usage, output, run_id)
-        with Reporter(context.meter, totals, config.execution.report_interval_s, keep):
+        keep = functools.partial(running.keep_usage, output, run_id)
+        note = functools.partial(running.keep_progress, output)
+        every_s = config.execution.report_interval_s
+        with Reporter(context.meter, output.uri, totals, every_s, config.prices, keep, note):
             if left:
                 self._stream(phase, context, len(left))
-        if phase.last:
-            return
-        output.write_text(f"_work/done-{phase.name}", "\n".join(stage.target.name for stage in phase.stages))
-        if phase.before:
+        if not phase.last and not phase.again:
+            output.write_text(f"_work/done-{phase.name}", "\n".join(one.target.name for one in phase.stages))
+        if phase.before and not phase.last:
             output.remove(*phase.source)
+        return sum(count for (kind, _), count in totals.items() if kind == "generator"), len(left)
 
     def _stream(self, phase: Phase, context: JobContext, rows: int) -> None:
         """One Ray Data pipeline: read -> the phase's stages -> write, checkpointed by row."""
         output = self.output
-        final = _final_schema(context, output) if phase.last else None
+        final = None
+        if phase.last:
+            made = place.claimed(output)
+            names = ([name for name, _ in context.generators], context.rewards)
+            labels = [{name: made[f"revision.{name}"] for name in each} for each in names]
+            final = schema.ranked_schema(labels[0], labels[1], details=bool(context.judges))
 
         def build(dataset: ray.data.Dataset) -> ray.data.Dataset:
             if self.held.path and not phase.before:
@@ -218,13 +265,32 @@ class _Making:
                 dataset = stages.model_stage(dataset, stage, context, size)
             return stages.rank_stage(dataset, context, final) if final is not None else dataset
 
-        source = output.files(*phase.source)
+        source = output.tables(*phase.source)
         arrow_args = {} if final is None else {"schema": final}
         balanced = functools.partial(Balance, phase.stages, replace(phase.work, rows=rows), context.meter)
         stream(source, output.fs, output, phase.sink, phase.checkpoint, build, arrow_args, balanced)
 
 
-def _context(config: SynPicConfig, given: Given, output: Output, meter: Any) -> JobContext:
+def _opening(config: SynPicConfig, prompts: int, laid: _Laid) -> str:
+    """What a job is about to do, for how much as far as that is known: all nodes for all of the expected time."""
+    drawn = ", ".join(
+        f"{one.label} x {one.samples}" if one.samples > 1 else one.label for one in config.generators
+    )
+    rewards = [one.label for one in config.scorers]
+    lines = [
+        f"{prompts:,} prompts x {config.k} candidates x {len(rewards)} rewards; {laid.chosen.explanation}",
+        f"  draws     {drawn}",
+        f"  ranks     {', '.join(rewards) or 'nothing'}",
+    ]
+    hourly = sum(node.gpus for node in laid.nodes) * config.prices.gpu_usd_per_hour
+    hourly = hourly or sum(node.cpus for node in laid.nodes) * config.prices.cpu_usd_per_hour
+    if laid.chosen.seconds is not None and hourly:
+        usd = hourly * laid.chosen.seconds / 3600
+        lines.append(f"  expects   {words.hours(laid.chosen.seconds)}, {words.money(usd)} for all nodes")
+    return "\n".join(lines)
+
+
+def _context(config: SynPicConfig, given: PromptsAndJudges, output: Output, meter: Any) -> JobContext:
     if config.images.store == "files":
         output.make(store.IMAGES)
     return JobContext(
@@ -235,88 +301,100 @@ def _context(config: SynPicConfig, given: Given, output: Output, meter: Any) -> 
         rewards=tuple(choice.label for choice in config.scorers),
         abort_after=config.execution.abort_after,
         meter=meter,
+        least=_least(config),
         judges=tuple(given.judges),
+        item_timeout_s=config.execution.item_timeout_s,
     )
 
 
-def _final_schema(context: JobContext, output: Output) -> pa.Schema:
-    identity = place.claimed(output)
-    return schema.ranked_schema(
-        {name: identity[f"revision.{name}"] for name, _ in context.generators},
-        {name: identity[f"revision.{name}"] for name in context.rewards},
-        details=bool(context.judges),
-    )
+def _least(config: SynPicConfig) -> dict[str, float]:
+    """The thresholds of those scorers that have one."""
+    given = {choice.label: getattr(choice, "least", None) for choice in config.scorers}
+    return {name: least for name, least in given.items() if least is not None}
 
 
 def _summary(config: SynPicConfig, plan: list[Stage], output: Output, prompts: PromptsRead) -> dict[str, Any]:
     """The contents of `dataset.json`, but for what this run alone knows."""
-    usage, runs = progress.all_usage(output)
-    by_model, examples = place.count_failures(output, [choice.label for choice in config.scorers])
-    rows = len(prompts.rows)
+    usage, runs = running.all_usage(output)
+    failures = place.count_failures(output, [choice.label for choice in config.scorers])
+    rows, told = len(prompts.rows), ("source", "read", "empty", "duplicates", "undecodable")
     stages_ = {stage.target.name: stage for stage in plan}
     made = sum(item.items for item in usage if item.kind == "generator")
-    failed_images = sum(by_model.get(choice.label, 0) for choice in config.generators)
+    failed_images = sum(failures["by_model"].get(choice.label, 0) for choice in config.generators)
     return {
-        "schema_version": schema.SCHEMA_VERSION,
-        "rankray_version": rankray.__version__,
-        "complete": True,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "seed": config.seed,
-        "identity": place.claimed(output),
+        **place.head(output, config.seed),
         "prompts": {
-            "source": prompts.source,
-            "read": prompts.read,
-            "empty": prompts.empty,
-            "duplicates": prompts.duplicates,
-            "undecodable": prompts.undecodable,
+            **{key: getattr(prompts, key) for key in told},
             "control": len(prompts.with_control),
+            **({} if config.prompts.block is None else {"blocked": _blocked(prompts)}),
             "rows": rows,
             "sha256": place.prompts_digest(prompts.rows),
         },
-        "generators": [
-            _described(choice, stages_[choice.label]) | _drawn(choice) for choice in config.generators
-        ],
+        "generators": [_described(choice, stages_[choice.label]) for choice in config.generators],
         "rewards": [_described(choice, stages_[choice.label]) for choice in config.scorers],
         "rows": rows,
         "candidates": rows * config.k,
         "images": rows * config.k - failed_images,
         "images_made": made,
-        "failures": {
-            "total": sum(by_model.values()),
-            "by_model": by_model,
-            "tolerance": config.execution.tolerance,
-            "examples": examples,
-        },
+        "failures": {**failures, "tolerance": config.execution.tolerance},
         "truncated_prompts": cost.truncated_prompts(usage, rows),
         "smaller_batches": cost.smaller_batches(usage),
         "runs": runs,
         "cost": cost.ledger(usage, config.prices),
+        **_withheld(config, output),
     }
 
 
+def _withheld(config: SynPicConfig, output: Output) -> dict[str, Any]:
+    """How candidates were left out by rewards' thresholds, and how many by each; nothing where none has one."""
+    names, least = [choice.label for choice in config.scorers], _least(config)
+    if not least:
+        return {}
+    counts = dict.fromkeys(least, 0)
+    for file in output.tables("data"):
+        table = pq.ParquetFile(file, filesystem=output.fs).read(
+            [f"candidates.list.element.{leaf}" for leaf in ("width", "scores")]
+        )
+        for row in table["candidates"].to_pylist():
+            for candidate in row:
+                if candidate["width"] is None:
+                    continue
+                for name, value in least.items():
+                    counts[name] += not candidate["scores"][names.index(name)] >= value
+    how = {"aggregation": "win_probability", "weights": {}, "least": least}
+    return {"ranking": how, "withheld": counts}
+
+
+def _blocked(prompts: PromptsRead) -> dict[str, Any]:
+    """How many prompts the block-list left out, by which of its words, and the first hundred of them."""
+    by = collections.Counter(phrase for _, phrase in prompts.blocked)
+    named = [{"prompt": prompt, "by": phrase} for prompt, phrase in prompts.blocked[:BLOCKED_NAMED]]
+    return {"count": len(prompts.blocked), "by": dict(by.most_common()), "prompts": named}
+
+
 def _described(choice: ModelChoice, stage: Stage) -> dict[str, Any]:
-    """A model for `dataset.json`; an overlay's interpreter is named by its pins."""
+    """A model for `dataset.json`; an overlay's interpreter is named by its pins. Of a generator also how many samples,
+    and from whose seeds where these are not its own."""
     python = stage.actors.runtime_env.get("py_executable")
-    found = {"name": choice.label, "model": choice.model, "revision": stage.target.revision}
-    return found if python is None else {**found, "environment": python}
+    found: dict[str, Any] = {"name": choice.label, "model": choice.model, "revision": stage.target.revision}
+    found |= {} if python is None else {"environment": python}
+    if isinstance(choice, GeneratorChoice):
+        found |= {"samples": choice.samples}
+        found |= {} if choice.seed_name is None else {"seed_name": choice.seed_name}
+    return found
 
 
-def _drawn(choice: GeneratorChoice) -> dict[str, Any]:
-    """How many samples, and from whose seeds where these are not its own."""
-    own = {} if choice.seed_name is None else {"seed_name": choice.seed_name}
-    return {"samples": choice.samples, **own}
-
-
-def _truncated_line(truncated: dict[str, int], rows: int) -> str:
-    counts = ", ".join(f"{name} {count:,}" for name, count in sorted(truncated.items()))
-    return f"prompts longer than a model reads, of {rows:,}, of which it saw the beginning alone: {counts}"
-
-
-def _smaller_line(smaller: dict[str, int]) -> str:
-    sizes = ", ".join(f"{name} {size}" for name, size in sorted(smaller.items()))
-    return (
-        f"more did not fit in a device's memory, so this was computed at once (`batch_size` sets it): {sizes}"
-    )
+def _remarkable(info: dict[str, Any]) -> Iterator[tuple[str, dict[str, int]]]:
+    """(what, of which models how many) of what a user should know of the rows beside their failures."""
+    least = "candidates left out of the ranking by a reward's `least`"
+    long = "prompts longer than a model reads"
+    small = "more did not fit in a device's memory, so this was computed at once (`batch_size` sets it)"
+    if "withheld" in info:
+        yield f"{least}, of {info['candidates']:,}", info["withheld"]
+    if info["truncated_prompts"]:
+        yield f"{long}, of {info['rows']:,}, of which it saw the beginning alone", info["truncated_prompts"]
+    if info["smaller_batches"]:
+        yield small, info["smaller_batches"]
 
 
 def _prompts_line(prompts: PromptsRead) -> str:
@@ -324,6 +402,9 @@ def _prompts_line(prompts: PromptsRead) -> str:
     cut = "; the rest is left out, as prompts.limit asks" if prompts.cut else ""
     control = prompts.with_control
     odd = f", {len(control):,} with control characters, as {control[0][:60]!r} is" if control else ""
+    if prompts.blocked:
+        first, phrase = prompts.blocked[0]
+        odd += f", {len(prompts.blocked):,} left out by prompts.block, as {first[:60]!r} is for '{phrase}'"
     return (
         f"{prompts.read:,} lines read from {prompts.source}: {len(prompts.rows):,} prompts, "
         f"{prompts.duplicates:,} duplicates, {prompts.empty:,} empty, {prompts.undecodable:,} not UTF-8{odd}{cut}"

@@ -6,13 +6,15 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rankray.cluster import layout, progress
+from rankray.cluster import layout
 from rankray.cluster.actors import Stage
 from rankray.cluster.layout import Layout, Work
 from rankray.cluster.seats import Node
 from rankray.config import SynPicConfig
+from rankray.data import place, running
 from rankray.data.place import Output
 from rankray.synpic import forecast
+from rankray.words import Say
 
 WorkOf = Callable[[Sequence[Stage], Sequence[Node]], Work]
 """What is known of any stages' work on any nodes."""
@@ -32,27 +34,43 @@ class Phase:
     work: Work
     before: int
     last: bool
+    again: int = 0
+    """Where rows that a power cut took of a finished phase are drawn again: the number of stages that it has behind it.
+    What lies between stands apart; the rows go to the others."""
+
+    @property
+    def end(self) -> int:
+        return self.before + len(self.stages)
 
     @property
     def source(self) -> tuple[str, ...]:
-        return ("_work", f"upto-{self.before}") if self.before else ("_work", "prompts")
+        return (*self._place(self.before), f"upto-{self.before}" if self.before else "prompts")
 
     @property
     def name(self) -> str:
-        return "data" if self.last else f"upto-{self.before + len(self.stages)}"
+        return "data" if self.last else f"upto-{self.end}"
 
     @property
     def sink(self) -> tuple[str, ...]:
-        return ("data",) if self.last else ("_work", self.name)
+        return ("data",) if self.last else (*self._place(self.end), self.name)
 
     @property
     def checkpoint(self) -> tuple[str, ...]:
-        return ("_work", f"checkpoint-{self.name}")
+        return (*self._place(self.end), f"checkpoint-{self.name}")
+
+    def _place(self, stages_: int) -> tuple[str, ...]:
+        return ("_work", "again") if self.again and stages_ != self.again else ("_work",)
 
 
 def stages_done(output: Output, plan: list[Stage]) -> int:
     """How many stages the furthest finished phase has behind it; 0 where none is finished."""
     return max((n for n in range(1, len(plan)) if output.exists("_work", f"done-upto-{n}")), default=0)
+
+
+def lost(output: Output, done: int, ids: Sequence[str]) -> list[str]:
+    """Those of `ids` that a power cut took of the finished phase that has `done` stages behind it; none of no phase."""
+    name = f"upto-{done}"
+    return place.lost_ids(output, ids, ("_work", name), ("_work", f"checkpoint-{name}")) if done else []
 
 
 def laid_out(
@@ -62,12 +80,12 @@ def laid_out(
     done: int,
     output: Output,
     rows: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> tuple[WorkOf, list[Node], Layout]:
     """What is known of any stages' work on any nodes; the nodes, once they have come; the layout of `plan[done:]`."""
     left = plan[done:]
     nodes = layout.wait_for_nodes(left, config.execution.wait_for_nodes_s, say)
-    own, start_s = forecast.of_actors(config.execution.measured, progress.all_usage(output)[0])
+    own, start_s = forecast.of_actors(config.execution.measured, running.all_usage(output)[0])
     work_of = functools.partial(forecast.job_work, config, models, rows, own, start_s)
     if end := begun(output, len(plan), done):
         going_on = layout.together(plan[done:end], nodes, work_of(plan[done:end], nodes))

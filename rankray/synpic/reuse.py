@@ -145,8 +145,9 @@ def _compared(
 def _places(dataset: store.RankedDataset, wanted: Collection[str]) -> dict[str, tuple[str, int]]:
     found = {}
     for file in dataset.files:
-        ids = pq.read_table(file, columns=["prompt_id"], filesystem=dataset.fs)["prompt_id"].to_pylist()
-        found.update({row_id: (file, row) for row, row_id in enumerate(ids) if row_id in wanted})
+        found.update(
+            {row_id: (file, row) for row, row_id in enumerate(dataset.ids(file)) if row_id in wanted}
+        )
     return found
 
 

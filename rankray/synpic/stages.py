@@ -19,11 +19,12 @@ import ray.data
 from rankray import ranking, schema
 from rankray.cluster.actors import Actors, GenerateActor, JobContext, ScoreActor, Stage, candidates_of
 from rankray.cluster.streaming import pooled, unpooled
-from rankray.config import ModelChoice, SynPicConfig, device_of
+from rankray.config import ConfigError, GeneratorChoice, ModelChoice, RewardChoice, SynPicConfig, device_of
 from rankray.models import environments, generators, rewards
-from rankray.models.targets import Target
+from rankray.models.targets import Target, resolve_all
 from rankray.synpic import reuse
 
+Choice = GeneratorChoice | RewardChoice
 BLOCKS_IN_ACTOR = 2
 """One block is computed while the pictures of another are encoded or decoded."""
 
@@ -31,26 +32,59 @@ BLOCKS_IN_ACTOR = 2
 def stages_of(
     config: SynPicConfig, judges: Mapping[str, Target] | None = None, look_up: bool = True
 ) -> list[Stage]:
-    """Every model as a stage, generators first, in the configuration's order; `look_up` as in `generators.resolve`."""
+    """Every model as a stage, generators first, in the configuration's order; `look_up` as in `generators.resolve`.
+
+    Raises:
+        ConfigError: a line for each model that cannot be had as it is configured.
+    """
+    choices: tuple[Choice, ...] = (*config.generators, *config.rewards)
+    try:
+        found = resolve_all(choices, _resolve, look_up)
+    except ConfigError as error:
+        raise ConfigError("\n".join([str(error), *_not_built(config)])) from None
+    targets = {**(judges or {}), **{target.name: target for target in found}}
     stages_: list[Stage] = []
     for generator in config.generators:
-        target = generators.resolve(generator, look_up)
+        target = targets[generator.label]
         stages_.append(Stage("generator", target, _actors(generator, target, config), generator.samples))
-    scorers = {
-        **(judges or {}),
-        **{reward.label: rewards.resolve(reward, look_up) for reward in config.rewards},
-    }
     for scorer in config.scorers:
-        target = scorers[scorer.label]
+        target = targets[scorer.label]
         stages_.append(Stage("reward", target, _actors(scorer, target, config)))
     return stages_
+
+
+def _resolve(choice: Choice, look_up: bool) -> Target:
+    if isinstance(choice, GeneratorChoice):
+        return generators.resolve(choice, look_up)
+    return rewards.resolve(choice, look_up)
+
+
+def _not_built(config: SynPicConfig) -> list[str]:
+    """A line for each overlay that this machine lacks and nobody is to build: told with what refuses the job already,
+    as nodes are asked for theirs only where weights are found."""
+    if config.execution.build_environments:
+        return []
+    needed: dict[str, list[str]] = {}
+    choices: tuple[Choice, ...] = (*config.generators, *config.rewards)
+    for choice in choices:
+        try:
+            name = overlay_of(choice, _resolve(choice, False))
+        except ConfigError:
+            continue  # told already
+        if name is not None and environments.check(name, environments.spec_of(name)).fault is not None:
+            needed.setdefault(name, []).append(choice.label)
+    return [
+        f"{', '.join(labels)}: environment '{name}' is not built on this machine; run `rankray envs build {name}` "
+        "where it is to run, or let the job do it: --execution.build_environments true"
+        for name, labels in needed.items()
+    ]
 
 
 def overlays_of(config: SynPicConfig, models: Sequence[Stage], plan: Sequence[Stage]) -> list[str]:
     """The overlay environments that the stages of `plan` need."""
     needed = {stage.target.name for stage in plan}
     choices = zip((*config.generators, *config.scorers), models, strict=True)
-    names = {_environment(choice, stage.target) for choice, stage in choices if choice.label in needed}
+    names = {overlay_of(choice, stage.target) for choice, stage in choices if choice.label in needed}
     return sorted(name for name in names if name is not None)
 
 
@@ -72,14 +106,14 @@ def _actors(choice: ModelChoice, target: Target, config: SynPicConfig) -> Actors
     )
 
 
-def _environment(choice: ModelChoice, target: Target) -> str | None:
+def overlay_of(choice: ModelChoice, target: Target) -> str | None:
     """The overlay that a model's actors run in, None for the job's own environment or one that the user names."""
     name = choice.pool.environment or target.environment
     return None if name in (None, "main") or "py_executable" in choice.pool.runtime_env else name
 
 
 def _interpreter(choice: ModelChoice, target: Target) -> dict[str, str]:
-    name = _environment(choice, target)
+    name = overlay_of(choice, target)
     if name is None:
         return {}
     spec = environments.spec_of(name)
@@ -117,7 +151,7 @@ def rank_block(table: pa.Table, *, context: JobContext, schema_out: pa.Schema) -
         ],
         dtype=np.float32,
     )
-    phi = ranking.win_probability(scores)
+    phi = ranking.win_probability(ranking.admitted(scores, context.rewards, context.least))
     ranks = ranking.rank(phi)
     rows = []
     for b, row in enumerate(candidates):
@@ -127,15 +161,13 @@ def rank_block(table: pa.Table, *, context: JobContext, schema_out: pa.Schema) -
             errors = [column[b][k]["error"] for column in columns]
             finished.append(
                 {
-                    "generator": entry["generator"],
-                    "seed": entry["seed"],
+                    **{key: entry[key] for key in ("generator", "seed", "width", "height")},
                     "image": {"bytes": entry["image"], "path": entry["path"]} if has_image else None,
-                    "width": entry["width"],
-                    "height": entry["height"],
                     "scores": scores[b, k],
                     "win_probability": phi[b, k],
                     "rank": int(ranks[b, k]),
-                    "error": entry["error"] or schema.joined_errors(context.rewards, errors),
+                    "error": entry["error"]
+                    or schema.joined_errors(context.rewards, errors, scores[b, k], context.least),
                     "score_errors": errors,
                 }
             )

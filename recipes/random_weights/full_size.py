@@ -28,7 +28,15 @@ from rankray.models.footprint import BYTES, components
 from rankray.models.generators import GENERATORS
 from rankray.models.rewards import REWARDS
 from recipes.full_size import build
-from recipes.random_weights.vocabularies import GEMMA_TOKENS, clip_tokenizer, t5_tokenizer
+from recipes.random_weights.vocabularies import (
+    GEMMA_TOKENS,
+    GLM_TOKENS,
+    MISTRAL_TOKENS,
+    QWEN_TOKENS,
+    chat_tokenizer,
+    clip_tokenizer,
+    t5_tokenizer,
+)
 
 SHARD_BYTES = 1_000_000_000
 NUMBERS = 2**24
@@ -54,6 +62,10 @@ def _flux(**scheduler: Any) -> dict[str, Any]:
         "tokenizer_2": t5_tokenizer(),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(**scheduler),
     }
+
+
+def _flow(tokenizer: Any, **scheduler: Any) -> dict[str, Any]:
+    return {"tokenizer": tokenizer, "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(**scheduler)}
 
 
 BESIDE: dict[str, Callable[[], dict[str, Any]]] = {
@@ -90,6 +102,23 @@ BESIDE: dict[str, Callable[[], dict[str, Any]]] = {
             use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
         ),
     },
+    "sana-sprint": lambda: {
+        "tokenizer": t5_tokenizer(GEMMA_TOKENS),
+        "scheduler": diffusers.SCMScheduler(),
+    },
+    "chroma": lambda: _flow(t5_tokenizer()),
+    "lumina2": lambda: _flow(t5_tokenizer(GEMMA_TOKENS), shift=6.0),
+    "cogview4": lambda: _flow(
+        t5_tokenizer(GLM_TOKENS),
+        base_shift=0.25,
+        max_shift=0.75,
+        use_dynamic_shifting=True,
+        time_shift_type="linear",
+    ),
+    "z-image-turbo": lambda: _flow(chat_tokenizer(QWEN_TOKENS), shift=3.0),
+    "flux2-klein": lambda: _flow(chat_tokenizer(QWEN_TOKENS), use_dynamic_shifting=True),
+    "qwen-image": lambda: _flow(t5_tokenizer(QWEN_TOKENS), use_dynamic_shifting=True),
+    "ernie-image": lambda: _flow(t5_tokenizer(MISTRAL_TOKENS), shift=4.0),
 }
 """What a pipeline has beside its components with weights, by the generator's file of full size."""
 
@@ -98,6 +127,8 @@ def stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of each parameter, once where two share it, and of each buffer that a checkpoint holds."""
     # Without storage two names of one parameter are two; a library says which of them the other stands for.
     tied = [re.compile(pattern) for pattern in getattr(module, "_tied_weights_keys", None) or ()]
+    if getattr(module.config, "tie_word_embeddings", None) is False:
+        tied = [pattern for pattern in tied if not pattern.fullmatch("lm_head.weight")]
     for name, parameter in module.named_parameters():
         if not any(pattern.fullmatch(name) for pattern in tied):
             yield name, parameter

@@ -12,17 +12,28 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
+    GlmConfig,
+    GlmModel,
+    Mistral3Config,
+    Mistral3Model,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
 
-from recipes.shapes.text import clip_tokenizer, t5_tokenizer
+from recipes.shapes.text import WORDS, clip_tokenizer, t5_tokenizer
 
 WIDTH = 32
 
@@ -249,20 +260,43 @@ def flux() -> Any:
     )
 
 
-def sana() -> Any:
-    """Sana: linear attention, an autoencoder that compresses deeply, a Gemma 2 for text."""
+def _decoder(tokenizer: Any) -> dict[str, Any]:
+    """Sizes of a language model that decodes, from which newer pipelines take their texts."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+
+
+def _chat_tokenizer() -> Any:
+    """One with a form for conversations, which is the words themselves."""
     tokenizer = t5_tokenizer()
-    text = Gemma2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return tokenizer
+
+
+def _word_tokenizer() -> Any:
+    """A token a word and a run of signs: Qwen-Image leaves out as many as its own instruction has."""
+    inner: Any = Tokenizer(
+        models.WordLevel({"<pad>": 0, "<unk>": 1, **{w: n for n, w in enumerate(WORDS, 2)}}, "<unk>")
     )
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<pad>", unk_token="<unk>"
+    )
+
+
+def _sana(pipeline: Any, scheduler: Any, **more: Any) -> Any:
+    tokenizer = t5_tokenizer()
+    text = Gemma2Config(**{**_decoder(tokenizer), "num_hidden_layers": 2})
     transformer = diffusers.SanaTransformer2DModel(
         in_channels=4,
         out_channels=4,
@@ -274,6 +308,7 @@ def sana() -> Any:
         cross_attention_dim=WIDTH,
         caption_channels=WIDTH,
         sample_size=8,
+        **more,
     )
     blocks = {"encoder_block_types": "ResBlock", "decoder_block_types": "ResBlock"}
     vae = diffusers.AutoencoderDC(
@@ -288,14 +323,220 @@ def sana() -> Any:
         scaling_factor=1.0,
         **blocks,
     )
-    return diffusers.SanaPipeline(
+    return pipeline(
         tokenizer=tokenizer,
         text_encoder=Gemma2Model(text),
         vae=vae,
         transformer=transformer,
-        scheduler=diffusers.DPMSolverMultistepScheduler(
-            use_flow_sigmas=True, prediction_type="flow_prediction"
+        scheduler=scheduler,
+    )
+
+
+def sana() -> Any:
+    """Sana: linear attention, an autoencoder that compresses deeply, a Gemma 2 for text."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    return _sana(diffusers.SanaPipeline, scheduler)
+
+
+def sana_sprint() -> Any:
+    """Sana-Sprint: Sana with guidance embedded, distilled to two steps."""
+    scheduler = diffusers.SCMScheduler()
+    return _sana(
+        diffusers.SanaSprintPipeline, scheduler, guidance_embeds=True, qk_norm="rms_norm_across_heads"
+    )
+
+
+def chroma() -> Any:
+    """Chroma: FLUX without CLIP, its modulation from one small network, guided."""
+    transformer = diffusers.ChromaTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 4, 8),
+        approximator_num_channels=8,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    return diffusers.ChromaPipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_vae(4),
+        text_encoder=_t5(),
+        tokenizer=t5_tokenizer(),
+    )
+
+
+def lumina2() -> Any:
+    """Lumina-Image 2.0: text and picture as one sequence, a Gemma 2 for text."""
+    tokenizer = t5_tokenizer()
+    transformer = diffusers.Lumina2Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        hidden_size=2 * WIDTH,
+        num_layers=1,
+        num_refiner_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        multiple_of=16,
+        axes_dim_rope=(8, 12, 12),
+        axes_lens=(64, 16, 16),
+        cap_feat_dim=WIDTH,
+    )
+    return diffusers.Lumina2Pipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_vae(4),
+        text_encoder=Gemma2Model(Gemma2Config(**_decoder(tokenizer))),
+        tokenizer=tokenizer,
+    )
+
+
+def cogview4() -> Any:
+    """CogView4: MMDiT with one GLM for text."""
+    tokenizer = t5_tokenizer()
+    transformer = diffusers.CogView4Transformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        text_embed_dim=WIDTH,
+        time_embed_dim=16,
+        condition_dim=8,
+        pos_embed_max_size=8,
+        sample_size=8,
+        rope_axes_dim=(8, 8),
+    )
+    return diffusers.CogView4Pipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"
         ),
+        vae=_vae(4),
+        text_encoder=GlmModel(GlmConfig(**_decoder(tokenizer))),
+        tokenizer=tokenizer,
+    )
+
+
+def z_image() -> Any:
+    """Z-Image: text and picture as one sequence, a Qwen 3 for text."""
+    tokenizer = _chat_tokenizer()
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=2 * WIDTH,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[8, 12, 12],
+        axes_lens=[128, 16, 16],
+    )
+    return diffusers.ZImagePipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(4),
+        text_encoder=Qwen3Model(Qwen3Config(**_decoder(tokenizer))),
+        tokenizer=tokenizer,
+    )
+
+
+def _flux2_vae() -> Any:
+    return diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 16, 16, 16),
+        latent_channels=4,
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=64,
+        mid_block_add_attention=False,
+    )
+
+
+def flux2_klein() -> Any:
+    """FLUX.2 klein: double and single stream blocks, three layers of a Qwen 3 for text."""
+    tokenizer = _chat_tokenizer()
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    return diffusers.Flux2KleinPipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_flux2_vae(),
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(**_decoder(tokenizer))),
+        tokenizer=tokenizer,
+        is_distilled=True,
+    )
+
+
+def qwen_image() -> Any:
+    """Qwen-Image: MMDiT, an autoencoder for films, a Qwen 2.5-VL for text."""
+    tokenizer = _word_tokenizer()
+    sizes = {key: value for key, value in _decoder(tokenizer).items() if key != "head_dim"}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+    }
+    text = Qwen2_5_VLConfig(text_config={**sizes, "rope_parameters": rope}, vision_config=vision)
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 6, 6),
+    )
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+    return diffusers.QwenImagePipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=Qwen2_5_VLForConditionalGeneration(text),
+        tokenizer=tokenizer,
+    )
+
+
+def ernie_image() -> Any:
+    """ERNIE-Image: one stream, FLUX.2's autoencoder, a Mistral 3 for text, and no enhancer of prompts."""
+    tokenizer = t5_tokenizer()
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = Mistral3Config(
+        text_config={"model_type": "mistral", **_decoder(tokenizer)},
+        vision_config={"model_type": "pixtral", "head_dim": 8, "image_size": 16, "patch_size": 8, **vision},
+    )
+    transformer = diffusers.ErnieImageTransformer2DModel(
+        hidden_size=2 * WIDTH,
+        num_attention_heads=2,
+        num_layers=1,
+        ffn_hidden_size=WIDTH,
+        in_channels=16,
+        out_channels=16,
+        text_in_dim=WIDTH,
+        rope_axes_dim=(8, 12, 12),
+    )
+    return diffusers.ErnieImagePipeline(
+        transformer=transformer,
+        vae=_flux2_vae(),
+        text_encoder=Mistral3Model(text),
+        tokenizer=tokenizer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=4.0),
     )
 
 
@@ -307,6 +548,14 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "sd15": sd15,
     "flux-dev": flux,
     "sana": sana,
+    "sana-sprint": sana_sprint,
+    "chroma": chroma,
+    "lumina2": lumina2,
+    "cogview4": cogview4,
+    "z-image-turbo": z_image,
+    "flux2-klein": flux2_klein,
+    "qwen-image": qwen_image,
+    "ernie-image": ernie_image,
 }
 """By the generators' names."""
 

@@ -23,6 +23,8 @@ T5_TOKENS = 32_000
 T5_LENGTH = 512
 GEMMA_TOKENS = 255_900
 """With T5's hundred, Gemma 2's 256,000."""
+QWEN_TOKENS, GLM_TOKENS, MISTRAL_TOKENS = 151_500, 151_200, 130_900
+"""With the hundred about as many as theirs, which their models round up: 151,936, 151,552 and 131,072."""
 
 
 def _merges() -> Iterator[tuple[str, str]]:
@@ -62,3 +64,10 @@ def t5_tokenizer(tokens: int = T5_TOKENS) -> T5Tokenizer:
     inner.decoder = decoders.Metaspace()
     inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return T5Tokenizer(tokenizer_object=inner, model_max_length=T5_LENGTH, extra_ids=100)
+
+
+def chat_tokenizer(tokens: int) -> T5Tokenizer:
+    """`t5_tokenizer` with a form for conversations, which is the words themselves."""
+    tokenizer = t5_tokenizer(tokens)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return tokenizer

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.train
@@ -38,10 +37,13 @@ from rankray.models import environments
 from rankray.rankdpo import job as rankdpo
 from rankray.rankdpo.train_job import TrainJob
 from rankray.synpic import job as synpic
+from rankray.words import Say
 
 REPOSITORY = Path(__file__).parents[2]
 JOB_TIMEOUT_S = 600
 CPUS, GPUS = 12, 8
+TOKEN = "s3cret-of-the-judge"
+"""What no job may write anywhere."""
 REHEARSE = ("--rehearse", "true")
 MAINS: dict[str, Callable[[list[str]], int]] = {
     "synpic": cli.run_synpic,
@@ -68,8 +70,9 @@ def python_path() -> str:
 
 
 @pytest.fixture(scope="session")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The session's Ray. Its workers see this repository, the toy models, and overlays of this session alone.
+def head(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The session's Ray. Its workers see this repository, the toy models, the bucket, and overlays of this session
+    alone.
 
     Its files are in a directory of its own: a note there says where the last Ray is, and whoever asks for any Ray of
     this machine would come to this one.
@@ -82,6 +85,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "RAY_prestart_worker_first_driver": "0",  # else a process for each of the CPUs that it is told of
         "RAY_worker_niceness": "0",  # at Ray's own 15, workers get a 28th of what a process beside them gets
         environments.HOME: str(tmp_path_factory.mktemp("environments")),
+        "JUDGE_TOKEN": TOKEN,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
@@ -205,11 +209,12 @@ def wait_for(
         time.sleep(0.05)
 
 
-def rows(output: Path) -> dict[str, Any]:
-    """prompt_id -> the whole row, of a dataset, pictures as their bytes; fails on a repeated id."""
+def rows(output: str | Path) -> dict[str, Any]:
+    """prompt_id -> the whole row, of a dataset anywhere, pictures as their bytes; fails on a repeated id."""
     found: dict[str, Any] = {}
-    for file in sorted((output / "data").glob("*.parquet")):
-        for row in store.located(pq.read_table(file).to_pylist(), str(output)):
+    fs, place = store.filesystem(str(output))
+    for file in store.data_files(fs, place):
+        for row in store.located(store.read_table(file, fs, images=True).to_pylist(), str(output)):
             assert row["prompt_id"] not in found, f"{row['prompt_id']} stands twice"
             for candidate in row["candidates"]:
                 image = candidate["image"]
@@ -222,6 +227,7 @@ def left(output: Path, *names: str, but: str = "") -> dict[str, Any]:
     """What a job left, for `golden`: its files, dates and digests masked, `but` one folder; those named whole."""
     found = (str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
     by_chance = r"[0-9A-Za-z]{22}_[0-9a-f]{32}|(?<=checkpoint_)[-_.\d]+|(?<=/)[0-9a-f]{16}(?=/)|(?<=start-)[0-9a-f]{8}"
+    by_chance += r"|(?<=-)\d{8}-\d{6}(?=\.log)"
     files = sorted(re.sub(by_chance, "<id>", name) for name in found if not (but and name.startswith(but)))
     contents: dict[str, Any] = {"files": files}
     for name in names:
@@ -255,7 +261,7 @@ def in_this_process(killed_at: int = 0) -> Iterator[None]:
     """
     from rankray.rankdpo import training, zero
 
-    def fit(job: TrainJob, output: Output) -> str:
+    def fit(job: TrainJob, output: Output, say: Say) -> str:
         stored = Path(output.path) / "checkpoints"
 
         def places() -> list[Path]:

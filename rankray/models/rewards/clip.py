@@ -15,9 +15,9 @@ from __future__ import annotations
 import html
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ftfy
 import numpy as np
@@ -26,15 +26,24 @@ from PIL import Image
 from torch import Tensor
 
 from rankray.config import ConfigError
-from rankray.models.loading import file_of, longer, one_line, strictly, where
+from rankray.models.loading import file_of, longer, one_line, require_vocabulary, strictly, where
+from rankray.models.rewards import RewardSpec
+
+Thing = TypeVar("Thing")
+
+
+def batches(things: Sequence[Thing], size: int) -> Iterator[tuple[list[Thing], int]]:
+    """(batch of `size`, how many of it are things) over `things`; the last is filled up with its last thing.
+
+    Kernels so see one shape, and what is computed does not depend on how many neighbours a thing has.
+    """
+    for start in range(0, len(things), size):
+        batch = list(things[start : start + size])
+        yield batch + [batch[-1]] * (size - len(batch)), len(batch)
 
 
 class Batched(ABC):
-    """A reward that computes batches of one constant size, `batch_size`.
-
-    A remainder is padded by repeating its last pair, so that kernels see one shape and a score does not depend on
-    how many neighbours its pair has.
-    """
+    """A reward that computes batches of one constant size, `batch_size` (`batches`)."""
 
     batch_size: int
 
@@ -46,13 +55,11 @@ class Batched(ABC):
         """
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images and {len(prompts)} prompts; one prompt an image is due")
-        scores, size = [np.empty(0, np.float32)], self.batch_size
-        for start in range(0, len(images), size):
-            shown, texts = list(images[start : start + size]), list(prompts[start : start + size])
-            missing = size - len(shown)
+        scores = [np.empty(0, np.float32)]
+        for pairs, count in batches(list(zip(images, prompts, strict=True)), self.batch_size):
             with torch.inference_mode():
-                values = self._score_batch(shown + [shown[-1]] * missing, texts + [texts[-1]] * missing)
-            scores.append(values.float().cpu().numpy()[: len(shown)])
+                values = self._score_batch([image for image, _ in pairs], [prompt for _, prompt in pairs])
+            scores.append(values.float().cpu().numpy()[:count])
         return np.concatenate(scores)
 
     @abstractmethod
@@ -67,13 +74,10 @@ TEXTS_AT_ONCE = 8
 def of_distinct(encode: Callable[[list[str]], Tensor], prompts: Sequence[str]) -> Tensor:
     """`encode(prompts) -> [n, ...]` of each distinct prompt once: a prompt's k candidates share its features.
 
-    Each call has `TEXTS_AT_ONCE` prompts, the last one repeated where they are fewer, so that kernels see one shape.
+    Each call has `TEXTS_AT_ONCE` prompts.
     """
     distinct = list(dict.fromkeys(prompts))
-    encoded = []
-    for start in range(0, len(distinct), TEXTS_AT_ONCE):
-        some = distinct[start : start + TEXTS_AT_ONCE]
-        encoded.append(encode(some + [some[-1]] * (TEXTS_AT_ONCE - len(some)))[: len(some)])
+    encoded = [encode(some)[:count] for some, count in batches(distinct, TEXTS_AT_ONCE)]
     place = {prompt: n for n, prompt in enumerate(distinct)}
     return torch.cat(encoded)[[place[prompt] for prompt in prompts]]
 
@@ -271,6 +275,38 @@ class ClipModel:
         return scale
 
 
+class ClipReward(Batched):
+    """A reward of CLIP's two features alone, on one device.
+
+    Args:
+        spec: its row; options `processor`, `processor_revision`, `vocabulary` as in `ClipModel`.
+        device: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ConfigError: weights, tokenizer or preprocessing are not what the model needs.
+    """
+
+    by_openai = False
+
+    def __init__(self, spec: RewardSpec, device: str) -> None:
+        self.batch_size = spec.batch_size
+        more: dict[str, Any] = {
+            "dtype": spec.dtype,
+            "device": device,
+            "by_openai": self.by_openai,
+            **spec.options,
+        }
+        self.clip = ClipModel(spec.source, spec.revision, **more)
+
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts are longer than the text encoder reads."""
+        return self.clip.tokens.truncated(prompts)
+
+    def _cosines(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
+        """float32[n], of each pair."""
+        return (self.clip.text_features(prompts) * self.clip.image_features(images)).sum(-1)
+
+
 def normalised(features: Tensor) -> Tensor:
     """Each row divided by its Euclidean norm, in float32."""
     features = features.float()
@@ -304,11 +340,7 @@ def load_processor(
     with one_line(source, revision):
         tokenizer = CLIPTokenizerFast.from_pretrained(place, **settings)
     expected = vocabulary or text_config.vocab_size
-    if len(tokenizer) != expected or text_config.vocab_size != expected:
-        raise ConfigError(
-            f"the tokenizer of '{source}' has {len(tokenizer)} tokens and the model {text_config.vocab_size}, where "
-            f"{expected} are due; without its vocabulary files a tokenizer loads empty, without an error"
-        )
+    require_vocabulary(tokenizer, source, text_config.vocab_size, expected)
     # Early CLIP configurations say 2 and mean the largest id: transformers then pools at the largest.
     end = expected - 1 if text_config.eos_token_id == 2 else text_config.eos_token_id
     if tokenizer.eos_token_id != end:

@@ -10,6 +10,7 @@ The whole file is held in memory: 2.2 GB of the published one in half precision.
 from __future__ import annotations
 
 import collections
+import errno
 import hashlib
 import json
 import pickle
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from rankray.config import ConfigError
 from rankray.models.rewards.mps import MpsConfig, MpsModel
+from rankray.models.weights import update_by
+from rankray.words import first_line
 
 _PLAIN: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
@@ -42,7 +45,16 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 
-_BROKEN = (EOFError, KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError)
+_BROKEN = (
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    MemoryError,
+    OverflowError,
+)
 """What reading a damaged pickle raises."""
 
 _CLIP_SIZES = {
@@ -154,10 +166,18 @@ def read_pickled_module(path: Path) -> Any:
             return _Reader(archive, root, path).load()
     except FileNotFoundError:
         raise ConfigError(f"there is no {path}; name the published MPS_overall_checkpoint.pth") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a directory; name the published MPS_overall_checkpoint.pth") from None
     except ConfigError:
         raise
-    except (*_BROKEN, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} is no whole checkpoint of torch ({error}); get it again") from None
+    except (*_BROKEN, pickle.UnpicklingError, zipfile.BadZipFile, OSError) as error:
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # it names a part before the file's begin
+            raise
+        raise ConfigError(
+            f"{path} is no whole checkpoint of torch ({first_line(error)}); get it again"
+        ) from None
 
 
 def tensors(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -283,7 +303,7 @@ def convert(path: str | Path, output: str | Path) -> str:
     with torch.device("meta"):
         model = MpsModel(clip_config(module, str(source)), sizes)
     model.fill(weights, f"{source} does not fit the published MPS")
-    digest = _sha256(source)
+    digest = update_by(hashlib.sha256(), source).hexdigest()
     passing = place.with_name(f"{place.name}.converting")
     shutil.rmtree(passing, ignore_errors=True)
     model.save(passing)
@@ -294,11 +314,3 @@ def convert(path: str | Path, output: str | Path) -> str:
         place.rmdir()
     passing.rename(place)
     return digest
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,6 +51,21 @@ def test_the_first_rungs_by_hand() -> None:
     done |= {trial: [peak((2, 2))(*trial)] for trial in next_trials(SQUARE, done, 20, 2)}
     # It leads from both its seeds, at the corner: the grid is extended both ways.
     assert next_trials(SQUARE, done, 20, 2) == [((3, 2), 0), ((2, 3), 0)]
+
+
+@pytest.mark.parametrize(("side", "trainings", "inside"), [(2, 16, 184), (3, 24, 187)])
+def test_so_many_searches_end_inside_where_seeds_differ(side: int, trainings: int, inside: int) -> None:
+    """200 searches: three points lost at a factor's distance from the best, 1.5 between seeds."""
+    rng, ended = np.random.default_rng(0), 0
+    grid = Grid(tuple(1e-4 * 2.0**n for n in range(side)), tuple(10 * 3.0**n for n in range(side)))
+    for _ in range(200):
+        i, j = rng.uniform(-1.5, side + 0.5, 2)
+
+        def truth(place: Place, seed: int, i: float = i, j: float = j) -> float:
+            return float(-3 * ((place[0] - i) ** 2 + (place[1] - j) ** 2) + rng.normal(0, 1.5))
+
+        ended += choose(grid, searched(grid, truth, trainings), 2).inside is True
+    assert ended == inside
 
 
 @few

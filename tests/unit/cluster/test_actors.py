@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from local_meter import LocalMeter, answering
 from PIL import Image
 
 from rankray.cluster import actors
-from rankray.cluster.progress import Block
 from rankray.config import ImagesConfig
 from rankray.data import pictures
 from rankray.models.targets import Target
@@ -44,19 +43,14 @@ class Narrow:
         return [float("nan") if image.width == 4 else float(image.width) for image in images]
 
 
-class Reports(list[dict[str, Any]]):
-    """A meter within this process."""
-
-    @property
-    def report(self) -> Reports:
-        return self
-
-    def remote(self, usage: dict[str, Any], blocks: Sequence[Block]) -> None:
-        self.append(usage)
+@pytest.fixture(autouse=True)
+def _meter_answers() -> Iterator[None]:
+    with answering():
+        yield
 
 
 def test_a_block_is_whole_whatever_fits_and_whatever_is_bad(capsys: pytest.CaptureFixture[str]) -> None:
-    own, reports = actors.Actors(1, 1, 1.0, 0.0, None, {}, {}, "cpu"), Reports()
+    own, reports = actors.Actors(1, 1, 1.0, 0.0, None, {}, {}, "cpu"), LocalMeter()
     context = actors.JobContext(0, ImagesConfig(), "", (("draws", 1),), ("scores",), 100, reports)
     target = Target("draws", f"{__name__}:Narrow")
     prompts = ["a", "bad", "ccc", "dddd", "black", "ffffff"]
@@ -75,7 +69,9 @@ def test_a_block_is_whole_whatever_fits_and_whatever_is_bad(capsys: pytest.Captu
     )
     assert [row[0]["error"] for row in scored] == [None, None, None, "ValueError: a score is nan", None, None]
     assert [
-        (r["model"], r["items"], r["failures"], r["skipped"], r["fits"]) for r in reports if r["items"]
+        (r["model"], r["items"], r["failures"], r["skipped"], r["fits"])
+        for r in reports.reports
+        if r["items"]
     ] == [
         ("draws", 6, 2, 0, 2),
         ("scores", 4, 1, 2, 2),

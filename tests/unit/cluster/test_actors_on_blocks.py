@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from local_meter import LocalMeter, answering
 from PIL import Image
 
 from rankray import schema
 from rankray.cluster.actors import Actors, BrokenModelError, GenerateActor, JobContext, ScoreActor, Stage
-from rankray.cluster.progress import Block
 from rankray.config import GeneratorChoice, ImagesConfig, RewardChoice
 from rankray.models import generators, rewards
 from rankray.synpic.stages import rank_block
@@ -35,19 +34,14 @@ ONE = Actors(
 )
 
 
-class Meter:
-    """What actors report to: it has a `report` as Ray's actors have methods, and keeps each actor's last totals."""
-
-    def __init__(self) -> None:
-        self.usage: dict[str, dict[str, Any]] = {}
-        self.report = SimpleNamespace(remote=self._report)
-
-    def _report(self, usage: dict[str, Any], blocks: Sequence[Block]) -> None:
-        self.usage[usage["model"]] = usage
+@pytest.fixture(autouse=True)
+def _meter_answers() -> Iterator[None]:
+    with answering():
+        yield
 
 
 def context(
-    meter: Meter, images: ImagesConfig | None = None, place: str = "", abort_after: int = 32
+    meter: LocalMeter, images: ImagesConfig | None = None, place: str = "", abort_after: int = 32
 ) -> JobContext:
     return JobContext(SEED, images or ImagesConfig(), place, GENERATORS, REWARDS, abort_after, meter)
 
@@ -88,7 +82,7 @@ def ranked(table: pa.Table, told: JobContext) -> dict[str, list[dict[str, Any]]]
 
 
 def test_bad_items_cost_themselves() -> None:
-    meter = Meter()
+    meter = LocalMeter()
     told = context(meter)
     odd = ("<b>&amp;</b>", "🦊 émoji", "nul \0 inside", "long " * 2000, "plain")
     bad = ("unpaintable thing", "unjudgeable thing", "miscounted thing")
@@ -114,7 +108,7 @@ def test_bad_items_cost_themselves() -> None:
 
 
 def test_rows_do_not_depend_on_their_block() -> None:
-    told = context(Meter())
+    told = context(LocalMeter())
     prompts = [f"prompt {i}" for i in range(7)] + ["unpaintable", "unjudgeable"]
     whole = ranked(through(block(*prompts), stages(), told), told)
     parts: dict[str, Any] = {}
@@ -128,7 +122,7 @@ def test_rows_do_not_depend_on_their_block() -> None:
 def test_image_formats_and_places(tmp_path: Path, kind: str, store: str) -> None:
     if store == "files":
         (tmp_path / "images").mkdir()
-    told = context(Meter(), ImagesConfig(format=kind, store=store), str(tmp_path))
+    told = context(LocalMeter(), ImagesConfig(format=kind, store=store), str(tmp_path))
     candidates = ranked(through(block("one", "two"), stages(), told), told)["one"]
     for candidate in candidates:
         image = candidate["image"]
@@ -149,7 +143,7 @@ def test_image_formats_and_places(tmp_path: Path, kind: str, store: str) -> None
 
 def test_what_an_earlier_dataset_holds_is_not_made_again() -> None:
     """The columns that `reuse` attaches: one of two samples, and the scores of the candidates that it had."""
-    told, meter = context(Meter()), Meter()
+    told, meter = context(LocalMeter()), LocalMeter()
     plan = stages()
     whole = through(block("one", "two"), plan, told)
     column = plan[0].column
@@ -170,7 +164,7 @@ def test_what_an_earlier_dataset_holds_is_not_made_again() -> None:
 
 def test_a_model_that_always_fails_is_broken_before_its_block_is_kept() -> None:
     prompts = [f"prompt {i}" for i in range(8)]
-    actor = GenerateActor(stages(coarse="Broken")[1], context(Meter()))
+    actor = GenerateActor(stages(coarse="Broken")[1], context(LocalMeter()))
     with pytest.raises(
         BrokenModelError, match="generator 'coarse' failed for each of its first 8 items"
     ) as caught:
@@ -179,7 +173,7 @@ def test_a_model_that_always_fails_is_broken_before_its_block_is_kept() -> None:
 
 
 def test_a_few_bad_items_are_not_a_broken_model() -> None:
-    actor = GenerateActor(stages(coarse="Broken")[1], context(Meter()))
+    actor = GenerateActor(stages(coarse="Broken")[1], context(LocalMeter()))
     table = actor(block("one", "two"))
     errors = [row[0]["error"] for row in table["generated:coarse"].to_pylist()]
     assert errors == ["RuntimeError: no prompt is good enough"] * 2

@@ -83,7 +83,7 @@ def test_models_that_are_measured_together_share_their_seeds() -> None:
             ], "rows": [{"name": "r", "label": "R", "objective": "a"}], "curves": [], "along": None},
             "tuned alike, and a would be given one setting while others are tuned",
         ),
-        ({"tuning": {"trainings": 8}}, "tuning.trainings = 8 are fewer than the largest grid has settings, 9"),
+        ({"tuning": {"trainings": 3}}, "tuning.trainings = 3 are fewer than the largest grid has settings, 4"),
         ({"tuning": {"every": 30}}, "tuning.every = 30 does not divide training.steps = 100"),
         (
             {"rows": [{"name": "r", "label": "R", "objective": "dpo", "labels": {"pairs": "within"}}],

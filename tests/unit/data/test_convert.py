@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import pytest
 import small_dataset
 from PIL import Image
 
-from rankray import schema
+from rankray import schema, store
 from rankray.config import ConfigError
-from rankray.data import convert
+from rankray.data import convert, importing
+from rankray.data.pickapic import Importing
 
 
 def quiet(line: str) -> None:
@@ -102,3 +105,84 @@ def test_a_second_run_does_nothing_and_another_format_is_refused(tmp_path: Path)
         ConfigError, match=r"format 'pair' \(did you mean 'pairs'\?\); allowed: pairs, all-pairs"
     ):
         convert.run(source, str(tmp_path / "p"), "pair", quiet)
+
+
+def by_published_columns(place: str, cache: Path) -> list[tuple[str, bytes]]:
+    """A reader as public Diffusion-DPO trainers have it (diffusers' script for SDXL and its descendants for SD3 and
+    FLUX): `load_dataset` of a name or a directory, bytes in `jpg_0` and `jpg_1`, where `label_0` is 0 the second is the
+    better one; both at the first one's size, one above the other. (caption, the pair's pixels)."""
+    datasets = pytest.importorskip("datasets")
+    found = []
+    for batch in datasets.load_dataset(place, split="train", cache_dir=str(cache)).iter(2):
+        for n, caption in enumerate(batch["caption"]):
+            pair = [Image.open(io.BytesIO(batch[name][n])).convert("RGB") for name in ("jpg_0", "jpg_1")]
+            pair[1] = pair[1].resize(pair[0].size)
+            better = pair if batch["label_0"][n] != 0 else pair[::-1]
+            found.append((caption, b"".join(image.tobytes() for image in better)))
+    return found
+
+
+def test_public_trainers_see_the_better_picture_first(tmp_path: Path) -> None:
+    convert.run(small_dataset.write(tmp_path / "d"), str(tmp_path / "o"), "pickapic", quiet)
+
+    def pixels(prompt: str, k: int) -> bytes:
+        return Image.open(io.BytesIO(small_dataset.picture(prompt, k))).tobytes()
+
+    due = [("a", pixels("a", 0) + pixels("a", 2)), ("b", pixels("b", 1) + pixels("b", 0))]
+    assert by_published_columns(str(tmp_path / "o"), tmp_path / "c") == due
+
+
+@pytest.mark.parametrize("to", ["pairs", "all-pairs"])
+def test_the_directory_is_a_dataset_by_itself(tmp_path: Path, to: str) -> None:
+    """Of chosen and rejected, as trainers that name columns take them."""
+    datasets = pytest.importorskip("datasets")
+    info = convert.run(small_dataset.write(tmp_path / "d"), str(tmp_path / "o"), to, quiet)
+    found = datasets.load_dataset(str(tmp_path / "o"), split="train", cache_dir=str(tmp_path / "c"))
+    assert len(found) == info["pairs"]
+    assert found[0]["chosen"].getpixel((0, 0)) == (ord("a"), 0, 0)
+
+
+def by_simpletuner(backends: list[dict[str, Any]]) -> list[tuple[str, bytes, bytes]]:
+    """A reader of SimpleTuner's published shape for flow-DPO: local directories, the second a strict reference of the
+    first, in which a picture's partner has its name; captions in text files beside. (caption, preferred, rejected)."""
+    by_id = {one["id"]: one for one in backends}
+    (first,) = (one for one in backends if one["dataset_type"] == "image")
+    (partner,) = (by_id[name] for name in first["conditioning_data"])
+    assert partner["conditioning_type"] == "reference_strict"
+    assert partner["source_dataset_id"] == first["id"]
+    assert {one["type"] for one in backends} == {"local"}
+    assert (first["caption_strategy"], first["disable_multiline_split"]) == ("textfile", True)
+    found = []
+    for file in sorted(Path(first["instance_data_dir"]).rglob("*")):
+        if file.suffix not in (".png", ".jpg", ".jpeg", ".webp"):
+            continue
+        other = Path(partner["instance_data_dir"]) / file.relative_to(first["instance_data_dir"])
+        pair = [Image.open(place).convert("RGB").tobytes() for place in (file, other)]
+        found.append((file.with_suffix(".txt").read_text(), *pair))
+    return found
+
+
+def test_simpletuner_finds_a_partner_and_a_caption_for_each_picture(tmp_path: Path) -> None:
+    """By the configuration that the page on exchange has."""
+    info = convert.run(small_dataset.write(tmp_path / "d"), str(tmp_path / "folders"), "folders", quiet)
+    assert info["pairs"] == 2
+    page = (Path(__file__).parents[3] / "docs" / "exchange.md").read_text()
+    (text,) = re.findall(r"^```json\n(.*?)^```", page, re.M | re.S)
+    found = by_simpletuner(json.loads(text.replace("/data/", f"{tmp_path}/")))
+
+    def pixels(prompt: str, k: int) -> bytes:
+        return Image.open(io.BytesIO(small_dataset.picture(prompt, k))).tobytes()
+
+    assert sorted(found) == [("a", pixels("a", 0), pixels("a", 2)), ("b", pixels("b", 1), pixels("b", 0))]
+
+
+def test_folders_come_back_as_the_pairs_that_they_are(tmp_path: Path) -> None:
+    source = small_dataset.write(tmp_path / "d")
+    convert.run(source, str(tmp_path / "folders"), "folders", quiet)
+    importing.run([str(tmp_path / "folders" / "rankings.json")], str(tmp_path / "o"), Importing(), quiet)
+    found = {
+        (row["prompt"], *(c["image"]["bytes"] for c in sorted(row["candidates"], key=lambda c: c["rank"])))
+        for row in store.read(str(tmp_path / "o")).rows(images=True)
+    }
+    due = (("a", 0, 2), ("b", 1, 0))
+    assert found == {(p, *(small_dataset.picture(p, k) for k in pair)) for p, *pair in due}

@@ -169,7 +169,7 @@ def test_inputs_that_are_not_these_columns(tmp_path: Path) -> None:
         "words.parquet": "jpg_0 is string; binary is due",
         "text.parquet": "is no Parquet file",
         "empty": "no Parquet file is there; give files, or a directory of them",
-        "nowhere": "no Parquet file is there",
+        "nowhere": "is not there; look at how it is written",
     }
     for name, message in cases.items():
         with pytest.raises(ConfigError, match=message):
@@ -264,6 +264,32 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert flat[0] == flat[1]
     table = pq.read_table(tmp_path / "again" / "data").to_pylist()
     assert all(row["image_0_uid"] != row["image_1_uid"] for row in table)
+
+
+@pytest.mark.parametrize(("to", "due"), [("pairs", 2), ("all-pairs", 4)])
+def test_chosen_and_rejected_come_back(tmp_path: Path, to: str, due: int) -> None:
+    source = small_dataset.write(tmp_path / "d")
+    convert.run(source, str(tmp_path / "pairs"), to, quiet)
+    info = pickapic.run([str(tmp_path / "pairs" / "data")], str(tmp_path / "o"), Importing(), quiet)
+    assert info["imported"]["counts"] == {"read": due, "kept": due}
+    assert [item["name"] for item in info["generators"]] == ["one", "two"]
+    assert store.validate(str(tmp_path / "o")).rows == due
+    found = {
+        (row["prompt"], *(c["image"]["bytes"] for c in sorted(row["candidates"], key=lambda c: c["rank"])))
+        for row in rows(tmp_path / "o")
+    }
+    written = pq.read_table(tmp_path / "pairs" / "data").to_pylist()
+    assert found == {(row["prompt"], row["chosen"]["bytes"], row["rejected"]["bytes"]) for row in written}
+    table = pq.read_table(tmp_path / "pairs" / "data").drop_columns(
+        ["chosen_generator", "rejected_generator"]
+    )
+    pq.write_table(table, tmp_path / "bare.parquet")
+    bare = pickapic.run([str(tmp_path / "bare.parquet")], str(tmp_path / "b"), Importing(), quiet)
+    assert [item["name"] for item in bare["generators"]] == ["unknown"]
+    words = table.set_column(2, "chosen", pa.array(["x"] * len(table)))
+    pq.write_table(words, tmp_path / "words.parquet")
+    with pytest.raises(ConfigError, match="chosen is string; a picture with its bytes is due"):
+        pickapic.run([str(tmp_path / "words.parquet")], str(tmp_path / "w"), Importing(), quiet)
 
 
 def test_rankdpo_takes_it_and_rerank_knows_it(tmp_path: Path) -> None:

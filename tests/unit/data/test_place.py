@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,6 @@ def test_other_prompts_on_a_complete_output_are_refused(place: Output) -> None:
     assert said == []
     assert complete(prompts("b", "a"), {"seed": 0}) == info
     assert said == [f"{place.uri} is complete already; nothing to do"]
-    assert not place.exists("_work")
 
 
 def test_what_is_not_finished_is_not_complete_and_the_marker_comes_last(place: Output) -> None:
@@ -133,9 +133,8 @@ def test_what_is_not_finished_is_not_complete_and_the_marker_comes_last(place: O
     output.claim(place, "run.json", {"a": 1})
     seen: list[bool] = []
     report = lambda uri, info: seen.append(place.exists("run.json"))  # noqa: E731
-    assert output.publish(place, "run.json", {"identity": output.claimed(place)}, report) == {
-        "identity": {"a": 1}
-    }
+    published = output.publish(place, "run.json", {"identity": output.claimed(place)}, report)
+    assert published == {"identity": {"a": 1}, "seal": published["seal"]}
     assert seen == [False]
     assert place.exists("run.json")
     assert not place.exists("_work")
@@ -197,9 +196,9 @@ def test_failures_are_counted_by_who_failed(place: Output) -> None:
     ]
     table = pa.Table.from_pylist(rows, schema.ranked_schema({"g": "", "h": ""}, {"r": "", "s": ""}))
     pq.write_table(table, place.at("data/x.parquet"))
-    by_model, examples = output.count_failures(place, ["r", "s"])
-    assert by_model == {"s": 1, "g": 1}
-    assert examples == [
+    found = output.count_failures(place, ["r", "s"])
+    assert (found["total"], found["by_model"]) == (2, {"s": 1, "g": 1})
+    assert found["examples"] == [
         {"prompt_id": "a", "model": "s", "error": "s: no; way"},
         {"prompt_id": "b", "model": "g", "error": "ValueError: x"},
     ]
@@ -216,6 +215,103 @@ def test_which_failures_are_quoted_does_not_depend_on_the_files_names(place: Out
     place.make("data")
     for name, part in (("z", rows[:13]), ("a", rows[13:])):
         pq.write_table(pa.Table.from_pylist(part, due), place.at(f"data/{name}.parquet"))
-    by_model, examples = output.count_failures(place, ["r"])
-    assert by_model == {"g": 25}
-    assert [fault["prompt_id"] for fault in examples] == ids[:20]
+    found = output.count_failures(place, ["r"])
+    assert (found["total"], found["by_model"]) == (25, {"g": 25})
+    assert [fault["prompt_id"] for fault in found["examples"]] == ids[:20]
+
+
+def test_what_a_kill_left_under_a_passing_name_is_no_table(tmp_path: Path) -> None:
+    """Half of a file that was being written: counting failures read it, and the job could not be ended any more."""
+    place = output.open_output(str(tmp_path / "o"), in_job=False)
+    data = Path(place.make("data"))
+    pq.write_table(
+        pa.table({"prompt_id": ["a"], "candidates": pa.array([[]], pa.list_(schema.CANDIDATE_TYPE))}),
+        data / "1.parquet",
+    )
+    for name in ("2.parquet.tmp", "3.pending.parquet"):
+        (data / name).write_bytes((data / "1.parquet").read_bytes()[:40])
+    assert place.tables("data") == [str(data / "1.parquet")]
+    assert output.finished_ids(place, "data") == ["a"]
+    assert output.count_failures(place, ["r"])["total"] == 0
+
+
+def written(place: Output, name: str, *ids: str) -> tuple[Path, Path]:
+    """A file of rows and the note that they are finished, as Ray Data writes them."""
+    data, notes = Path(place.make("data")), Path(place.make("_work", "notes"))
+    for file in (data / f"{name}-0.parquet", notes / f"{name}.parquet"):
+        pq.write_table(pa.table({"prompt_id": list(ids)}), file)
+    return data / f"{name}-0.parquet", notes / f"{name}.parquet"
+
+
+@pytest.mark.parametrize("length", [0, 3, 4, 200])
+@pytest.mark.parametrize("cut", [0, 1])
+def test_rows_whose_file_or_note_a_power_cut_shortened_are_to_be_made_again(
+    place: Output, cut: int, length: int
+) -> None:
+    whole, half = written(place, "x_0", "a"), written(place, "x_1", "b")
+    os.truncate(half[cut], length)
+    assert output.mended_ids(place, ("data",), ("_work", "notes")) == ["a"]
+    assert [file.exists() for file in (*whole, half[1])] == [True, True, False]
+    assert half[0].exists() == (cut == 1), "whole rows stay; made again, they are found to be repeats"
+    assert output.finished_ids(place, "data") == (["a", "b"] if cut == 1 else ["a"])
+
+
+def test_half_a_file_without_a_note_is_still_being_written(place: Output) -> None:
+    """A task of a killed driver writes on for a second: its file is its own."""
+    file, note = written(place, "x_1", "b")
+    note.rename(note.with_name("x_1.pending.parquet"))
+    os.truncate(file, 40)
+    assert output.mended_ids(place, ("data",), ("_work", "notes")) == []
+    assert file.exists()
+
+
+def test_a_row_whose_file_a_power_cut_took_whole_is_to_be_made_again(place: Output) -> None:
+    """Its note came to the disk, and the file's name did not."""
+    whole, (file, note) = written(place, "x_0", "a"), written(place, "x_1", "b")
+    file.unlink()
+    assert output.mended_ids(place, ("data",), ("_work", "notes")) == ["a"]
+    assert [each.exists() for each in (*whole, note)] == [True, True, False]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_what_a_power_cut_took_of_what_was_finished_is_lost_and_the_rest_is_not(
+    place: Output, noted: bool
+) -> None:
+    """Nobody is at work there, so half a file is half for good, whether or not its note is left."""
+    whole, half, by_note = (written(place, f"x_{n}", name) for n, name in enumerate("abc"))
+    os.truncate(half[0], 40)
+    os.truncate(by_note[1], 40)
+    if not noted:
+        half[1].unlink()
+    assert output.lost_ids(place, ["a", "b", "c"], ("data",), ("_work", "notes")) == ["b"]
+    assert [file.exists() for file in (*whole, *half, *by_note)] == [True, True, False, False, True, False]
+    assert output.lost_ids(place, ["a", "c"], ("data",), ("_work", "notes")) == []
+
+
+@pytest.mark.parametrize("length", [0, 40, None])
+def test_staged_prompts_that_a_power_cut_shortened_are_staged_again(
+    place: Output, length: int | None
+) -> None:
+    claim(place, settings())
+    ids = output.stage_prompts(place, prompts(*"abcdef"), rows_per_block=3)
+    file = Path(place.at("_work", "prompts", "000001.parquet"))
+    if length is None:
+        file.unlink()
+    else:
+        os.truncate(file, length)
+    assert output.stage_prompts(place, prompts(*"abcdef"), rows_per_block=2) == ids
+    assert output.finished_ids(place, "_work", "prompts") == ids
+    assert [pq.read_metadata(path).num_rows for path in place.tables("_work", "prompts")] == [2, 2, 2]
+
+
+def test_prompts_that_are_drawn_again_stand_apart_with_all_their_columns(place: Output) -> None:
+    claim(place, settings())
+    more = {"place": pa.array([1, 2, 3, 4])}
+    ids = output.stage_prompts(place, prompts(*"abcd"), 2, "elsewhere", more)
+    output.stage_again(place, ids[:1])
+    output.stage_again(place, ids[2:3])
+    (path,) = place.tables("_work", "again", "prompts")
+    (row,) = pq.read_table(path).to_pylist()
+    assert row["prompt_id"] == ids[2]
+    assert row["place"] == dict(zip("abcd", (1, 2, 3, 4), strict=True))[row["prompt"]]
+    assert output.finished_ids(place, "_work", "prompts") == ids

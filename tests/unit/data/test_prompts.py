@@ -299,7 +299,7 @@ def test_a_directory_and_a_pattern_hold_a_prompt_a_file(tmp_path: Path) -> None:
         assert (found.rows, counts(found)) == (["ten", "nine"], (3, 1, 0, 0))
     assert read(f"file://{tmp_path}/d/*.txt").rows == ["ten", "nine"]
     (tmp_path / "d" / "3.txt").write_text("one\ntwo\n")
-    assert "3.txt, has 2 lines, and in a directory or a pattern a .txt file is one prompt" in fault(
+    assert "3.txt, has several lines, and in a directory or a pattern a .txt file is one prompt" in fault(
         tmp_path / "d"
     )
     assert read(tmp_path / "d" / "3.txt").rows == ["one", "two"]

@@ -139,3 +139,21 @@ def test_what_does_not_fit_is_named_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"letters.txt is there, and no rankray job began it"):
         rerank.run(path, str(tmp_path / "o"), Reranking(), quiet)
     assert [file.name for file in (tmp_path / "o").iterdir()] == ["letters.txt"]
+
+
+def test_a_threshold_stays_with_the_dataset(tmp_path: Path) -> None:
+    """s asks for 15: of prompt a's candidates the last is out, of b's and c's all are."""
+    path, other = small_dataset.write(tmp_path / "d"), str(tmp_path / "o")
+    info = json.loads((tmp_path / "d" / "dataset.json").read_text())
+    how = {"aggregation": "win_probability", "weights": {}, "least": {"s": 15.0}}
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps({**info, "ranking": how}))
+    with pytest.raises(store.DatasetError, match=r"rank \[1, 2, 3\], the scores make it \[1, 2, 0\]"):
+        store.validate(path)
+    made = rerank.run(path, other, Reranking(weights={"s": 0.0}), quiet)
+    assert made["ranking"]["least"] == {"s": 15.0}
+    assert [ranks(other, prompt) for prompt in "abc"] == [[1, 2, 0], [0, 0, 0], [0, 0, 0]]
+    assert rows(other)["a"][2]["error"] == "s: 10 is below least = 15: left out of the ranking"
+    assert rows(other)["a"][2]["scores"] == [1, 10, 5]
+    assert store.validate(other).failures == 2
+    with pytest.raises(ConfigError, match="leaves candidates out that 's' scores low, so that stays"):
+        rerank.run(path, str(tmp_path / "p"), Reranking(["r", "t"]), quiet)

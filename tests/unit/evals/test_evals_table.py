@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from rankray.config import ConfigError, EvalChoice, build
-from rankray.evals import EVALS, Item, columns_of, items_and_repeats, items_of, resolve, spec_of
+from rankray.evals import EVALS, EvalSpec, Item, columns_of, items_and_repeats, resolve, spec_of
 from rankray.models.targets import Judgement, load
 from rankray.models.weights import weights_revision
 from rankray.stats import Column
 from recipes.random_weights.judges import COCO, JUDGES_MADE, small_spec
+
+
+def items_of(spec: EvalSpec, path: str) -> list[Item]:
+    return items_and_repeats(spec, path)[0]
 
 
 def choice(**given: object) -> EvalChoice:

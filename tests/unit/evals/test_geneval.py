@@ -292,6 +292,7 @@ def test_metadata_is_read_and_its_faults_named() -> None:
         "line 1 is not JSON": "{",
         "line 1: no 'prompt'": "{}",
         "tag 'shapes' is none of single_object": json.dumps({**good, "tag": "shapes"}),
+        "'exclude' is no list": json.dumps({**good, "exclude": 2}),
         "'include' is no list": json.dumps({**good, "include": []}),
         "clause 0 has no 'class' and 'count'": json.dumps({**good, "include": [{"class": "cup"}]}),
         "colour 'mauve' is none of red": json.dumps(colored("cup", "mauve")),

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from rankray.config import ConfigError
 from rankray.evals.detection import Detector
-from rankray.evals.loading import Part, batches
+from rankray.evals.loading import Part
 from rankray.evals.vqa import BlipVqa
+from rankray.models.rewards.clip import batches
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rankray.data import place as output
 from rankray.evals import job as evaluate
 from rankray.evals import models as evaluated_models
 from rankray.evals.models import Model, parse, resolve
-from rankray.rankdpo.train_job import SNAPSHOT
+from rankray.rankdpo.train_job import SNAPSHOT, CheckpointState, RunState
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def run(tmp_path: Path) -> Path:
     (place / "config.toml").write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
     (place / "run.json").write_text(json.dumps({"steps": 60}))
     (place / "pipeline" / "model_index.json").write_text("{}")
-    (checkpoint / "state.json").write_text(json.dumps({"run": {"step": 50}}))
+    (checkpoint / "state.json").write_text(json.dumps(asdict(CheckpointState(RunState(50), (), {}))))
     snapshot: dict[str, Any] = {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}]}
     (place / "checkpoints" / SNAPSHOT).write_text(json.dumps(snapshot))
     return place
@@ -109,7 +110,7 @@ def test_an_unfinished_run_a_bare_pipeline_and_a_run_without_one_are_refused(run
         ConfigError, match="is not finished: name one of its checkpoints, or take it by --follow"
     ):
         found(str(run))
-    with pytest.raises(ConfigError, match="is no run of jobs"):
+    with pytest.raises(ConfigError, match="is no run of rankray rankdpo"):
         evaluated_models.check_run(str(run / "checkpoints"), [])
 
 

@@ -122,8 +122,10 @@ def test_a_row_of_the_tables_is_known_in_full_unless_it_is_small_or_a_server() -
     for name in GENERATORS:
         assert of_generator(model=name).complete != name.startswith("shapes-")
     for name in REWARDS:
-        source = {"source": "http://localhost/score"} if name == "http" else {}
-        assert of_reward(model=name, **source).complete == (name != "http" and not name.startswith("shapes-"))
+        served = not REWARDS[name].source
+        source = {"source": "http://localhost/score"} if served else {}
+        small = name == "safety" or name.startswith("shapes-")
+        assert of_reward(model=name, **source).complete == (not served and not small)
 
 
 def test_a_reward_s_model_may_be_chosen() -> None:

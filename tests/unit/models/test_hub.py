@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import fuzz_servers
 import pytest
 from hub_server import TOKEN, Hub, serving
 from huggingface_hub import constants
@@ -129,12 +130,19 @@ def test_without_an_answer_the_cache_is_asked(
         if way == "offline"
         else f"{hub.url if way == 'broken' else CLOSED} does not answer"
     )
-    due = [
-        f"hub repository '{name}' is not in the local cache, and {why}; connect this machine, or download it elsewhere "
-        f"(`hf download {name}`) and name the directory as `source`"
-        for name in ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "stabilityai/stable-diffusion-xl-base-1.0")
+    sdxl, clip = "stabilityai/stable-diffusion-xl-base-1.0", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    mends = (
+        "connect this machine, or download it elsewhere (`hf download {}`) and name the directory as `source`"
+    )
+    assert str(caught.value).splitlines() == [
+        f"sdxl: hub repository '{sdxl}' is not in the local cache",
+        f"pickscore: hub repository '{clip}' is not in the local cache",
+        f"{why}; {mends.format('REPOSITORY')}",
     ]
-    assert str(caught.value).splitlines() == due
+    with pytest.raises(ConfigError) as caught:
+        require_resolved(targets[1:])
+    alone = f"pickscore: hub repository '{clip}' is not in the local cache, and {why}; {mends.format(clip)}"
+    assert str(caught.value) == alone
     require_resolved([Target("mine", "their_package:Class")])
 
 
@@ -170,3 +178,16 @@ def test_a_part_in_the_weights_own_directory_has_no_revision_of_its_own(tmp_path
     options = {"processor": str(tmp_path)}
     target = resolve_reward(RewardChoice(model="pickscore", source=str(tmp_path), options=options))
     assert re.fullmatch("sha256:[0-9a-f]{64}", target.revision)
+
+
+def test_the_token_goes_to_no_other_host(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has the token sees the private repository; a hub that points to another address must not hand it on."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.repositories["me/mine"] = hub.repositories["owner/open"]
+    hub.private.add("me/mine")
+    hub.moved["me/was"] = "me/mine"
+    assert weights_revision("me/was", "main") == hub.sha("me/mine")  # the same host, which has it already
+    there = hub.url + "/api/models/me/mine/revision/main"
+    pointing = f"HTTP/1.1 307 OK\r\nLocation: {there}\r\nContent-Length: 0\r\n\r\n".encode()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{fuzz_servers.answering(pointing)}")
+    assert refused("me/mine").startswith("there is no hub repository 'me/mine', or it is private")

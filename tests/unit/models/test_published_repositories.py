@@ -127,7 +127,9 @@ def test_a_missing_prior_is_named(hub: Hub, tmp_path: Path) -> None:
         other.repositories |= without
         (line,) = asked(ALL, other, tmp_path, "stable-cascade")
     said = json.loads(line)["refused"]
-    assert said.startswith("there is no hub repository 'stabilityai/stable-cascade-prior'")
+    assert said.startswith(
+        "generator 'stable-cascade': there is no hub repository 'stabilityai/stable-cascade-prior'"
+    )
 
 
 TOGETHER = """

@@ -117,7 +117,7 @@ def test_the_paper_s_number_stands_in_for_an_unknown_one() -> None:
     ],
 )
 def test_refusals(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
-    assert cli.run_synpic(["--config", SYNPIC, *argv]) == cli.USAGE_EXIT
+    assert cli.run_synpic(["--config", SYNPIC, *argv]) == 2
     said = capsys.readouterr().err
     with pytest.raises(ConfigError, match=message):
         raise ConfigError(said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rankray.config.rankdpo import RankDPOConfig
 from rankray.models import generators
 from rankray.rankdpo.encoded import layout_of
 from rankray.rankdpo.encoding import EncodeActor, EncodeJob
-from rankray.rankdpo.train_job import TrainJob
+from rankray.rankdpo.train_job import RowSet, TrainJob
 from rankray.shapes import pipeline_dir
 
 PROMPTS = ("a red circle", "two blue squares", "a green triangle", "a red square")
@@ -43,15 +44,20 @@ def spec_of(place: Path) -> Any:
     return generators.resolve(choice).kwargs["spec"]
 
 
-def ranked(prompt: str) -> dict[str, Any]:
+def ranked(prompt: str, count: int = 2) -> dict[str, Any]:
     rng = np.random.default_rng(len(prompt))
     candidates = []
-    for rank in (1, 2):
+    for rank in range(1, count + 1):
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
         image = {"bytes": buffer.getvalue(), "path": None}
         candidates.append(
-            {"image": image, "win_probability": 2.0 - rank, "rank": rank, "scores": [-float(rank)]}
+            {
+                "image": image,
+                "win_probability": (count - rank) / (count - 1),
+                "rank": rank,
+                "scores": [-float(rank)],
+            }
         )
     return {"prompt_id": schema.prompt_id(prompt), "prompt": prompt, "candidates": candidates}
 
@@ -78,18 +84,34 @@ def make(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
         return TrainJob(
             config=config.build(RankDPOConfig, config.with_options(tables, dotted)),
             spec=spec,
-            files=(str(place / "rows.parquet"),),
-            files_uri=str(place),
-            layout=layout_of(table.schema),
+            sets=(RowSet((str(place / "rows.parquet"),), str(place), layout_of(table.schema)),),
             encoded=str(place),
-            reference=None,
             encoders=(),
             reward=None,
-            labelling=None,
             rows=len(PROMPTS),
             sample_prompts=PROMPTS[:1],
             output=str(place / "output"),
             device="cpu",
         )
+
+    return job
+
+
+@pytest.fixture
+def mixed(make: Make, published: Path, tmp_path: Path) -> Make:
+    """People's pairs, of which two are of one prompt, beside four candidates each of four prompts, one to three."""
+    place = tmp_path / "people"
+    actor = EncodeActor(EncodeJob(spec_of(published), "cpu", "float32", "float32", 8, str(place)))
+    first, *rest = (ranked(prompt) for prompt in ("a red circle", "a blue circle", "a blue square"))
+    table = actor.encode([first, *rest, {**rest[0], "prompt_id": "f" * 32}])
+    pq.write_table(table, place / "people.parquet", row_group_size=1)
+    people = RowSet((str(place / "people.parquet"),), str(place), layout_of(table.schema), weight=1.0)
+    four = actor.encode([ranked(prompt, 4) for prompt in PROMPTS])
+    pq.write_table(four, place / "four.parquet", row_group_size=2)
+    drawn = RowSet((str(place / "four.parquet"),), str(place), layout_of(four.schema), weight=3.0)
+
+    def job(**changes: Any) -> TrainJob:
+        same = {"tuned__dtype": "float32", "optimizer__name": "sgd", "optimizer__learning_rate": 0.05}
+        return replace(make(batch_size=4, **{**same, **changes}), sets=(people, drawn))
 
     return job

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rankray.diffusion import Process, TimeSampling
-from rankray.rankdpo.batches import Batch, Noising, errors, errors_ahead, make_batch
+from rankray.rankdpo.batches import Batch, Noising, errors, make_batch
 from rankray.rankdpo.encoded import EncodedRow
 
 FLOW = Process("flow", torch.empty(0))
@@ -108,5 +109,9 @@ def test_dropped_prompts_are_the_empty_one_and_latents_are_sampled_on_request() 
 
 def test_reference_errors_are_those_of_the_rows_epoch() -> None:
     known = {"a": [[1.0, 2.0], [3.0, 4.0]], "b": [[5.0, 6.0, 7.0], [8.0, 9.0, 10.0]]}
-    found = make_batch([row("a", 2), row("b", 3)], [1, 0], noising(), EMPTY, "cpu")
-    assert errors_ahead(known, found).tolist() == [[3.0, 4.0, 0.0], [5.0, 6.0, 7.0]]
+    rows = [replace(row(name, len(errors[0])), ref_error=errors) for name, errors in known.items()]
+    found = make_batch([*rows, row("c", 1)], [1, 0, 0], noising(), EMPTY, "cpu").ref_error
+    assert found[found.isfinite()].tolist() == [3.0, 4.0, 5.0, 6.0, 7.0]
+    assert found.isnan().tolist() == [[False, False, True], [False] * 3, [True] * 3], (
+        "not computed is no number"
+    )

@@ -73,7 +73,7 @@ def test_rows_are_read_alone_and_in_any_order(tmp_path: Path, group: int) -> Non
     places = index(files, LOCAL)
     assert [place.prompt_id for place in places] == [f"p{n:02}" for n in range(10)]
     assert index(files[::-1], LOCAL) == places
-    reader = RowReader(LOCAL)
+    reader = RowReader([LOCAL])
     wanted = [7, 0, 9, 3, 3]
     found = reader.read([places[n] for n in wanted])
     assert found == [whole.slice(n, 1).to_pylist()[0] for n in wanted]

@@ -51,7 +51,7 @@ def test_sd3_s_encoded_set_is_said_to_be_hundreds_of_gigabytes() -> None:
     by_hand = 2 * (4 * 2 * 16 * 128 * 128 + 333 * 4096 + 2048)
     assert found.prompt_bytes(4, "float16") - training_forecast.ROW_BYTES == by_hand
     made = training_forecast.stored(
-        settings("rankdpo-sd3"), found, 58_000, 4, {"encoded": "s3://b/d", "output": "s3://b/o"}, "copy"
+        settings("rankdpo-sd3", output="s3://b/o"), found, [("s3://b/d", 58_000, 4)], "copy"
     )
     (line,) = training_forecast.disk_lines(made)
     assert line.startswith("on disk: encoded set (6.93 MB a prompt) 402 GB, checkpoints (up to 4 of 24 GB)")

@@ -92,10 +92,10 @@ def run(make: Make, **changes: object) -> list[Point]:
     job = make(**HELD_OUT, **changes)
     zero.alone()
     rows = Rows(job)
-    assert (len(rows.places), len(rows.held_out)) == (2, 2)
+    assert (len(rows.places[0]), len(rows.held_out)) == (2, 2)
     training = begin(job, rows)
     held_out = HeldOut(training, rows)
-    points = [held_out.measure(RunState())]
+    points = [held_out.measure(RunState(0))]
     for step in training.steps(rows):
         last = step.number
     points.append(HeldOut(training, rows).measure(RunState(step=last)))  # as a run that goes on would
@@ -144,12 +144,13 @@ def test_with_an_average_it_is_the_average_that_is_validated(make: Make) -> None
 def test_every_pass_asks_the_engine(make: Make) -> None:
     """At ZeRO 3 a worker whose prompts have no ranked candidate would else leave the others waiting."""
     nobody = Labelling((), (0,), "random", 1.0, 0)
-    job = dataclasses.replace(make(**HELD_OUT), labelling=nobody)
+    job = make(**HELD_OUT)
+    job = dataclasses.replace(job, sets=(dataclasses.replace(job.sets[0], labelling=nobody),))
     zero.alone()
     rows = Rows(job)
     training = begin(job, rows)
     asked: list[int] = []
     training.engine.module.register_forward_hook(lambda *_: asked.append(1))
-    point = HeldOut(training, rows).measure(RunState())
+    point = HeldOut(training, rows).measure(RunState(0))
     assert len(asked) == job.config.validation.draws
     assert (point.implicit_accuracy, point.loss) == (0.5, 0.0)

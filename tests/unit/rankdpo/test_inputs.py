@@ -118,6 +118,16 @@ def test_datasets_that_cannot_be_trained_on(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_place_for_encoded_sets_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    place = dataset(tmp_path / "d")
+    with pytest.raises(
+        ConfigError, match=r"^output 'file:///a b' cannot be opened \(.* write file:///a%20b\)"
+    ) as caught:
+        rankdpo.check(settings(place, encoding__place="file:///a b"))
+    assert "\n" not in str(caught.value)
+    assert rankdpo.check(settings(place, encoding__place=f"file://{tmp_path}/a%20b")).rows == 1
+
+
 def test_a_dataset_of_ties_is_refused_by_what_learns_from_preferences(tmp_path: Path) -> None:
     place = dataset(tmp_path / "d", scores=(2.0, 2.0))
     tied = (
@@ -143,18 +153,121 @@ def test_ties_are_those_of_the_labels_that_are_learnt(tmp_path: Path) -> None:
 def test_patience_asks_for_a_pair_among_the_held_out_prompts(tmp_path: Path) -> None:
     """It would take all steps, find none better than chance, and export the model as it started."""
     for name, scores in (("tied", (2.0, 2.0)), ("ranked", (2.0, 1.0))):
-        place = dataset(tmp_path / name, scores=scores)
+        place = dataset(tmp_path / name, scores=scores, rows=4)
         file = place / "data" / "0.parquet"
         table = pq.read_table(file)
         (row,) = table.to_pylist()
-        rows = [{**row, "prompt_id": schema.prompt_id(f"prompt {n}")} for n in range(4)]
+        texts = [f"prompt {n}" for n in range(4)]
+        rows = [{**row, "prompt_id": schema.prompt_id(text), "prompt": text} for text in texts]
         pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
     asked = {"objective__name": "sft", "validation__share": 0.5, "validation__min_prompts": 2}
     with pytest.raises(ConfigError, match="candidates of each of 2 held-out prompts are tied") as caught:
         rankdpo.check(settings(tmp_path / "tied", validation__stop="patience", **asked))
     assert "\n" not in str(caught.value)
-    assert len(rankdpo.check(settings(tmp_path / "tied", **asked)).held_out) == 2
+    assert rankdpo.check(settings(tmp_path / "tied", **asked)).held_out == 2
     assert rankdpo.check(settings(tmp_path / "ranked", validation__stop="patience", **asked)).rows == 2
+
+
+def several(place: Path, prompts: list[str], reward: str) -> Path:
+    """A finished dataset of a row a prompt; ids of a prompt's further rows are not its own."""
+    dataset(place, rewards=[{"name": reward, "revision": "y"}], rows=len(prompts))
+    file = place / "data" / "0.parquet"
+    table = pq.read_table(file)
+    (row,) = table.to_pylist()
+    ids = [schema.prompt_id(p if p not in prompts[:n] else f"{p} again {n}") for n, p in enumerate(prompts)]
+    rows = [{**row, "prompt_id": name, "prompt": p} for name, p in zip(ids, prompts, strict=True)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+    return place
+
+
+def test_a_mixed_run_is_parted_and_said(tmp_path: Path) -> None:
+    people = several(tmp_path / "people", ["a", "a", "a", *"bcdefgh"], "human")
+    drawn = several(tmp_path / "drawn", [chr(ord("a") + n) for n in range(20)], "r")
+    asked = {"mix": [{"dataset": str(drawn), "weight": 3}], "steps": 5, "validation__share": 0.4}
+    plan = rankdpo.check(settings(people, **asked, validation__min_prompts=2))
+    assert plan.held_out == 12
+    assert plan.rows == 18
+    assert plan.drawn == [5, 15]
+    texts = {schema.prompt_id(p): p for p in "abcdefghijklmnopqrst"}
+    away = {texts[one] for one in plan.sources[1].held_out}
+    again = {schema.prompt_id(f"a again {n}") for n in (1, 2)}
+    assert (again <= plan.sources[0].held_out) == ("a" in away)
+    assert not {texts[one] for one in plan.sources[0].learnt if one in texts} & away
+    assert rankdpo._told(plan) == f"1 × {people} + 3 × {drawn}"
+    assert [item["name"] for item in rankdpo._named(plan, "rewards")] == ["human", "r"]
+    identity = plan.config.identity()
+    assert (identity["mix.0.dataset"], identity["mix.0.weight"]) == (str(drawn), 3.0)
+    assert not any(key.startswith("mix") for key in settings(people).identity()), "older runs go on"
+
+
+@pytest.mark.parametrize(
+    ("mix", "changes", "message"),
+    [
+        ([{"dataset": "/d", "weight": 0}], {}, r"mix\.0\.weight = 0: input should be greater than 0"),
+        ([{"dataset": "/d", "weight": -1.5}], {}, r"mix\.0\.weight = -1\.5: input should be greater than 0"),
+        (
+            [{"dataset": "/d", "weight": "much"}],
+            {},
+            r"mix\.0\.weight = 'much': input should be a valid number",
+        ),
+        ([{"dataset": "/d"}], {}, r"'mix\.0\.weight' is missing"),
+        (
+            [{"dataset": "/d", "path": "/d", "weight": 1}],
+            {},
+            r"unknown key 'mix\.0\.path'.*allowed there: dataset, weight, labels",
+        ),
+        (
+            "/d",
+            {},
+            r"mix = '/d': give a list of tables, such as \[\{dataset = '...'\}\], each with keys of: dataset, wei",
+        ),
+        ([{"dataset": "{gone}", "weight": 1}], {}, "dataset .*gone: no dataset there"),
+        ([{"dataset": "{own}", "weight": 1}], {}, "mix: dataset '.*own' stands twice; give it once"),
+        ([{"dataset": "{old}", "weight": 1}], {}, "has schema version 0, and this rankray reads 1"),
+        (
+            [{"dataset": "{other}", "weight": 1e-3}],
+            {},
+            "other: weight 0.001 beside the others' comes to none of the 8 rows",
+        ),
+        (
+            [{"dataset": "{other}", "weight": 1, "labels": {"rewards": ["s"]}}],
+            {},
+            "labels.rewards: the dataset has no reward 's'; it has r",
+        ),
+        (
+            [{"dataset": "{other}", "weight": 1}],
+            {"labels__pairs": "within"},
+            "which differs between datasets: with mix take 'all'",
+        ),
+        (
+            [{"dataset": "{other}", "weight": 1}],
+            {"objective__name": "weighted_sft", "objective__reward": "r"},
+            "leave mix out, or make one dataset of them with `rankray import`",
+        ),
+    ],
+)
+def test_mixes_that_do_not_fit_are_one_line(
+    tmp_path: Path, mix: Any, changes: dict[str, Any], message: str
+) -> None:
+    own = dataset(tmp_path / "own")
+    dataset(tmp_path / "old", schema_version=0)
+    several(tmp_path / "other", ["x"], "r")
+    if isinstance(mix, list):
+        mix = [{key: v.replace("{", f"{tmp_path}/").replace("}", "") if key == "dataset" else v
+                for key, v in one.items()} for one in mix]  # fmt: skip
+    with pytest.raises(ConfigError, match=message) as caught:
+        rankdpo.check(settings(own, mix=mix, steps=2, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_faults_of_all_datasets_are_told_at_once(tmp_path: Path) -> None:
+    mix = [{"dataset": str(tmp_path / name), "weight": 1} for name in ("one", "two")]
+    with pytest.raises(ConfigError) as caught:
+        rankdpo.check(settings(tmp_path / "own", mix=mix))
+    assert [line.rpartition("/")[2] for line in str(caught.value).split("\n")] == [
+        f"{name}: no dataset there, nor anything else; look at how it is written"
+        for name in ("own", "one", "two")
+    ]
 
 
 def test_models_that_cannot_be_trained(tmp_path: Path) -> None:
@@ -270,7 +383,10 @@ def test_a_loss_that_needs_scores_which_the_dataset_lacks(tmp_path: Path) -> Non
             {"objective__options": {"clamp": -0.1, "nll": True}},
             r"nll = True: .*; clamp = -0.1: input should be",
         ),
-        ({"objective__options": {"gain": "exp"}}, "gain = 'exp': input should be 'exp2' or 'linear'"),
+        (
+            {"objective__options": {"gain": "exp"}},
+            r"gain = 'exp' \(did you mean 'exp2'\?\): input should be 'exp2' or 'linear'",
+        ),
         (
             {"objective__name": "mapo", "objective__options": {"snr": 0}},
             "snr = 0: input should be greater than",

@@ -161,3 +161,15 @@ def test_a_run_that_was_begun_before_there_were_pairs_goes_on() -> None:
     assert not any(key.startswith("labels") for key in identity())
     assert "labels.pairs" not in identity(prompt_share=0.5)
     assert "labels.pairs" in identity(pairs="within")
+
+
+def test_imported_rows_are_ranked_by_a_reward_and_have_no_generators_places() -> None:
+    """Of any number of candidates each, as tables and merged datasets have them."""
+    info = {**INFO, "imported": {"format": "csv"}, "generators": [{"name": "one", "samples": 0}]}
+    found = labels.resolve(info, 0, rewards=["s"])
+    assert found is not None
+    assert found(ID, SCORES, RANK)[1].tolist() == [3, 2, 1, 4]
+    assert found(ID, [*SCORES, [9.0, 9.0]], [*RANK, 5])[1].tolist() == [4, 3, 2, 5, 1]
+    for changes in ({"samples": {"one": 1}}, {"pairs": "within"}):
+        with pytest.raises(ConfigError, match="rows that were imported have no such places"):
+            labels.resolve(info, 0, **changes)  # type: ignore[arg-type]

@@ -28,8 +28,8 @@ from rankray.rankdpo.validation import Point
     ],
 )
 def test_a_loss_of_several_parts_is_said_part_by_part(found: dict[str, Any], due: str) -> None:
-    line = {"step": 3, **found, "implicit_accuracy": 0.5, "prompts_per_s": 2.0}
-    assert log._sentence(line, 9) == f"[rankray] step 3/9  {due} accuracy 50.0%  2.0 prompts/s"
+    line = {"step": 3, **found, "implicit_accuracy": 0.5, "prompts_per_s": 2.0, "step_s": 10.4}
+    assert log._sentence(line, 9) == f"[rankray] step 3/9  left 1:02  2.0 prompts/s  {due} accuracy 50.0%"
 
 
 def test_the_last_validation_is_paid_for_once(make: Callable[..., TrainJob], tmp_path: Path) -> None:

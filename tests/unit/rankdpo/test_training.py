@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -20,10 +21,12 @@ from rankray.config import GeneratorChoice
 from rankray.models import generators
 from rankray.models.denoisers import parts
 from rankray.rankdpo import samples, training, zero
-from rankray.rankdpo.feed import Rows, feed
+from rankray.rankdpo.encoding import ReferenceActor, ReferenceJob
+from rankray.rankdpo.feed import Rows, feed, reads, taken
+from rankray.rankdpo.held_out import HeldOut
 from rankray.rankdpo.labels import Labelling
 from rankray.rankdpo.step import begin, train_alone
-from rankray.rankdpo.train_job import SNAPSHOT, RunState, TrainJob, best_name
+from rankray.rankdpo.train_job import SNAPSHOT, CheckpointState, RunState, TrainJob, best_name
 from rankray.rankdpo.validation import Point
 from rankray.shapes import pipeline_dir
 
@@ -219,7 +222,8 @@ def test_pairs_that_may_not_be_compared_teach_nothing(make: Make) -> None:
     every = Labelling((0, 1), (0,), "win_probability", 1.0, 0, "all", (0, 1))
 
     def sums(pairs: str) -> dict[str, float]:
-        job = replace(make(tuned__dtype="float32"), labelling=replace(every, pairs=pairs))
+        job = make(tuned__dtype="float32")
+        job = replace(job, sets=(replace(job.sets[0], labelling=replace(every, pairs=pairs)),))
         zero.alone()
         rows = Rows(job)
         return next(iter(begin(job, rows).steps(rows))).sums
@@ -241,7 +245,66 @@ def test_best_weights_stay_until_a_later_checkpoint_is_stored(make: Make, tmp_pa
     training._remove_bests(job)  # nothing is stored yet
     assert len(list(kept.glob("best-*"))) == 3
     (kept / "stored").mkdir()
-    (kept / "stored" / "state.json").write_text(json.dumps({"run": asdict(RunState(step=10, points=points))}))
+    (kept / "stored" / "state.json").write_text(
+        json.dumps(asdict(CheckpointState(RunState(10, points=points), (), {})))
+    )
     (kept / SNAPSHOT).write_text(json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": "stored"}}))
     training._remove_bests(job)
     assert sorted(place.name for place in kept.glob("best-*")) == ["best-000005", "best-000015"]
+
+
+def test_people_and_models_are_learnt_from_side_by_side(mixed: Make) -> None:
+    """Of each four rows one is a pair (1 preference) and three are rankings of four (6 each)."""
+    job = mixed(steps=4)
+    zero.alone()
+    rows = Rows(job)
+    steps = list(begin(job, rows).steps(rows))
+    assert [step.sums["prompts"] for step in steps] == [4.0] * 4
+    assert [step.sums["pairs"] for step in steps] == [1 + 3 * 6.0] * 4
+    seen = list(feed(rows, 0, 4, 4, job.config.seed, 0, 1))
+    judged = [row.prompt_id for loaded in seen for row in loaded.rows if len(row.rank) == 2]
+    assert sorted(judged) == sorted(place.prompt_id for place in rows.places[0]), "an epoch: each pair once"
+    later = next(iter(feed(rows, 2, 4, 4, job.config.seed, 0, 1)))
+    assert [row.prompt_id for row in later.rows] == [row.prompt_id for row in seen[2].rows]
+    assert later.epochs == seen[2].epochs
+
+
+def test_shares_of_a_mixed_step_add_up_to_it(mixed: Make) -> None:
+    job = mixed(steps=1, optimizer__learning_rate=0.0)
+    zero.alone()
+    rows = Rows(job)
+    training = begin(job, rows)
+    (whole,) = (training.step(one) for one in feed(rows, 0, 1, 4, 0, 0, 1))
+    parts = [training.step(one) for rank in (0, 1) for one in feed(rows, 0, 1, 4, 0, rank, 2)]
+    for name, value in whole.items():
+        assert sum(part[name] for part in parts) == pytest.approx(value, rel=1e-5), name
+
+
+def test_reference_errors_ahead_are_each_set_s_own(mixed: Make, tmp_path: Path) -> None:
+    """One prompt has a row in both sets, with other pictures: what is computed ahead is what a copy would say."""
+    job = mixed(steps=6, objective__reference="precomputed")
+    ids = [[place.prompt_id for place in places] for places in Rows(job).places]
+    assert set(ids[0]) & set(ids[1])
+    sets = []
+    for one, names, drawn in zip(job.sets, ids, taken(24, [1.0, 3.0]), strict=True):
+        ahead = ReferenceJob(job.spec, "cpu", job.config, job.encoded, reads(names, drawn, job.config.seed))
+        (tmp_path / f"{drawn}" / "data").mkdir(parents=True)
+        errors = ReferenceActor(ahead)(pq.read_table(one.files[0]))
+        pq.write_table(errors, tmp_path / f"{drawn}" / "data" / "0.parquet")
+        sets.append(replace(one, reference=str(tmp_path / f"{drawn}")))
+    learnt = [trained(mixed(steps=6)), trained(replace(job, sets=tuple(sets)))]
+    assert max(float((learnt[0][name] - learnt[1][name]).abs().max()) for name in learnt[0]) < 1e-5
+    crossed = [replace(one, reference=other.reference) for one, other in zip(sets, sets[::-1], strict=True)]
+    with pytest.raises((KeyError, ValueError, RuntimeError)):
+        trained(replace(job, sets=tuple(crossed)))
+
+
+def test_a_prompt_is_held_out_of_all_sets(mixed: Make) -> None:
+    job = mixed(validation__share=0.25, validation__min_prompts=2)
+    rows = Rows(job)
+    away = {place.prompt for place in rows.held_out}
+    assert len(rows.held_out) == 2
+    assert not away & {place.prompt for places in rows.places for place in places}
+    zero.alone()
+    point = HeldOut(begin(job, rows), rows).measure(RunState(0))
+    assert (point.implicit_accuracy, point.chosen_rise) == (0.5, 0.0)

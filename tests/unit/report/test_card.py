@@ -83,10 +83,19 @@ def test_the_hub_reads_what_stands_in_front(run: Path) -> None:
         assert ("lora" in front["tags"]) == (relation == "adapter")
 
 
+def test_a_licence_that_the_hub_has_no_name_for_is_named(run: Path) -> None:
+    card.write_cards(str(run), info_of(spec_of("sd3-medium")))
+    text = (run / "pipeline" / "README.md").read_text()
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front == ModelCard(text).data.to_dict()
+    assert (front["license"], front["license_name"]) == ("other", "stabilityai-ai-community")
+    assert "| licence of the base model | stabilityai-ai-community |" in text
+
+
 def test_what_is_not_known_is_no_claim(run: Path) -> None:
     """No licence that nobody stated, no base model that the hub does not have, no figures that nobody measured."""
     own = info_of(spec_of("sd3-medium"), lora_rank=0)
-    own["model"] |= {"source": "own/directory", "revision": "sha256:ab"}
+    own["model"] |= {"source": "own/directory", "revision": "sha256:ab", "licence": None}
     card.write_cards(str(run), own)
     text = (run / "pipeline" / "README.md").read_text()
     front = yaml.safe_load(text.split("---\n")[1])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import small_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from page_reader import Reader
@@ -98,8 +101,10 @@ def dataset(path: Path, prompts: list[str], size: int = 8) -> dict[str, Any]:
     }
 
 
-def written(path: Path, prompts: list[str], size: int = 8) -> tuple[str, Reader]:
-    report.write_report(str(path), dataset(path, prompts, size))
+def written(
+    path: Path, prompts: list[str], size: int = 8, bounds: report.Bounds = report.BOUNDS
+) -> tuple[str, Reader]:
+    report.write_report(str(path), dataset(path, prompts, size), bounds)
     html = (path / "report.html").read_text()
     reader = Reader()
     reader.feed(html)
@@ -108,7 +113,13 @@ def written(path: Path, prompts: list[str], size: int = 8) -> tuple[str, Reader]
 
 def test_other_peoples_text_is_text(tmp_path: Path) -> None:
     html, reader = written(tmp_path, ODD)
-    assert {tag for tag, _ in reader.tags} & {"script", "i", "iframe", "link"} == set()
+    tags = [tag for tag, _ in reader.tags]
+    assert set(tags) & {"i", "iframe", "link"} == set()
+    assert tags.count("script") == 1
+    # Nothing runs but the script whose hash the policy states.
+    digest = re.findall(r"script-src 'sha256-([^']+)'\"", html)
+    script = html.rpartition("<script>")[2].partition("</script>")[0]
+    assert digest == [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()]
     assert "<script>alert(1)</script>" in reader.text
     assert "{{ 7 * 7 }}" in reader.text
     assert "🦊 é" in reader.text
@@ -128,7 +139,7 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
     sources = [attributes.get("src") or "" for tag, attributes in reader.tags if tag == "img"]
     assert len(sources) == 3
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert not re.findall(r"(?:src|href)=\"(?!data:)", html)
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", html)
     assert "@import" not in html
     assert "url(" not in html
 
@@ -151,10 +162,19 @@ def test_a_rate_is_stated_only_where_one_run_made_all_rows(tmp_path: Path, runs:
     assert ("the last of 2 runs" in html) != stated
 
 
-def test_size_is_bounded_for_big_pictures(tmp_path: Path) -> None:
-    html, reader = written(tmp_path, [f"prompt {i}" for i in range(30)], size=1024)
-    assert sum(tag == "section" for tag, _ in reader.tags) == report.SHOWN_PROMPTS
-    assert len(html) < 8_000_000
+def test_size_is_bounded_for_big_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8))
+    buffer = io.BytesIO()
+    noise.save(buffer, "PNG")
+    monkeypatch.setitem(globals(), "png", lambda size: buffer.getvalue())
+    bounds = report.Bounds(picture_bytes=30 * 2 * 9_000)
+    html, reader = written(tmp_path, [f"prompt {i}" for i in range(30)], 300, bounds)
+    assert sum(tag == "section" for tag, _ in reader.tags) == 30
+    assert len(html) < 30 * 2 * 9_000 * 4 / 3 + 150_000
+
+
+def test_big_pictures_are_thumbnails(tmp_path: Path) -> None:
+    _, reader = written(tmp_path, ["a", "b"], size=1024)
     source = next(str(a["src"]) for tag, a in reader.tags if tag == "img")
     data = base64.b64decode(source.partition(",")[2])
     assert max(Image.open(io.BytesIO(data)).size) == pages.THUMBNAIL_PIXELS
@@ -209,6 +229,11 @@ def test_unanimity(scores: list[list[float]], expected: float) -> None:
     assert report.unanimity(scores) == pytest.approx(expected, nan_ok=True)
 
 
+def test_unanimity_of_many_prompts_at_once() -> None:
+    scores = [[[3, 30], [2, 20], [1, 10]], [[1, 2], [2, 1], [math.nan, math.nan]]]
+    assert report.unanimity(scores).tolist() == [1.0, 0.0]
+
+
 @given(
     st.dictionaries(st.text("abc", min_size=1), st.floats(0, 1) | st.just(math.nan), max_size=40),
     st.integers(1, 12),
@@ -232,6 +257,30 @@ def test_both_ends_are_chosen() -> None:
     chosen = report.choose(values, [], 5)
     # Of 100 in falling order, places 0, 24, 49, 74 and 99: quarters of 99, rounded down.
     assert chosen == ["099", "075", "050", "025", "000"]
+
+
+def test_of_many_prompts_a_sample_is_shown_and_said_with_its_neighbours(tmp_path: Path) -> None:
+    _, reader = written(tmp_path, [f"prompt {i}" for i in range(40)], bounds=report.Bounds(prompts=30))
+    assert sum(tag == "section" for tag, _ in reader.tags) == 30
+    assert "30 of 40 prompts" in reader.text
+    assert "rankray browse" in reader.text
+
+
+def test_what_is_sought_is_shown_and_then_what_its_files_hold_while_it_is_cheap() -> None:
+    """Files of ten prompts and ten bytes; the rewards agree on all prompts but "35"."""
+    held = {f"f{9 - n}": [f"{10 * n + i:02}" for i in range(10)] for n in range(10)}
+    minds = {row_id: 0.0 if row_id == "35" else 1.0 for ids in held.values() for row_id in ids}
+    sought = report.choose(minds, ())
+    assert (len(sought), sought[-1]) == (24, "35")
+    found = report.sample(sought, held, dict.fromkeys(held, 10.0), report.Bounds(prompts=60))
+    shown = [row_id for ids in found.values() for row_id in ids]
+    assert len(shown) == len(set(shown)) == 60
+    assert set(sought) <= set(shown)
+    assert all(set(ids) <= set(held[file]) for file, ids in found.items())
+    # Nothing is read but what is sought where that is too much already; its neighbours cost nothing.
+    bounds = report.Bounds(prompts=60, read_bytes=5)
+    found = report.sample(["21", "97"], held, dict.fromkeys(held, 10.0), bounds)
+    assert {file: len(ids) for file, ids in found.items()} == {"f7": 10, "f0": 10}
 
 
 def figures_of(rows: list[dict], names: list[str], rewards: list[str]) -> report.Figures:
@@ -314,3 +363,21 @@ def test_an_infinite_score_has_no_place_on_the_axis() -> None:
     figures.scores[0][0].append(math.inf)
     (found,) = report.histograms(["a"], ["r"], figures)
     assert (found["low"], found["high"], found["series"][0]["mean"]) == (1.0, 3.0, 2.0)
+
+
+def test_what_was_left_out_is_said(tmp_path: Path) -> None:
+    path = small_dataset.write(tmp_path / "d")
+    info = json.loads((tmp_path / "d" / "dataset.json").read_text())
+    blocked = {"count": 2, "by": {"<gun>": 2}, "prompts": [{"prompt": "a <gun>", "by": "<gun>"}]}
+    more = {
+        "ranking": {"aggregation": "win_probability", "weights": {}, "least": {"s": 0.5}},
+        "withheld": {"s": 3},
+        "prompts": {**info["prompts"], "blocked": blocked},
+    }
+    report.write_report(path, {**info, **more})
+    page = " ".join((tmp_path / "d" / "report.html").read_text().split())
+    assert "below its threshold, of 9 candidates: s (below 0.5) 3." in page
+    assert (
+        "2 prompts were left out by the block-list, for &lt;gun&gt; (2); dataset.json names the first of them."
+        in page
+    )

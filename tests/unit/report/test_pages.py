@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import hostile_pages
 import numpy as np
 import pytest
+from page_reader import Reader
 from PIL import Image
 
 from rankray.report import pages
@@ -27,16 +29,30 @@ def test_size_is_bounded_for_many_candidates(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG")
     limit = pages.PICTURE_BYTES // (24 * 16)
-    source = pages.thumbnail({"bytes": buffer.getvalue(), "path": None}, limit)
-    data = base64.b64decode(source.partition(",")[2])
+    kind, data = pages.thumbnail(buffer.getvalue(), limit)
+    assert kind == "jpeg"
     assert len(data) <= limit
     assert 64 <= max(Image.open(io.BytesIO(data)).size) < pages.THUMBNAIL_PIXELS
 
 
 def test_small_pictures_stay_what_they_are() -> None:
     data = png(64)
-    source = pages.thumbnail({"bytes": data, "path": None})
-    assert source == "data:image/png;base64," + base64.b64encode(data).decode()
+    assert pages.thumbnail(data) == ("png", data)
+    assert (
+        pages.picture({"bytes": data, "path": None})["src"]
+        == f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    )
+
+
+def test_a_large_jpeg_is_made_small_as_any_picture_is() -> None:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((1024, 512)).convert("RGB").save(buffer, "JPEG")
+    kind, data = pages.thumbnail(buffer.getvalue())
+    assert kind == "jpeg"
+    small = Image.open(io.BytesIO(data))
+    assert small.size == (256, 128)
+    # Black above, white below: the ends of the gradient, within a JPEG's and a filter's reach.
+    assert (np.asarray(small)[0].max() < 12, np.asarray(small)[-1].min() > 243) == (True, True)
 
 
 @pytest.mark.parametrize(("width", "pixelated"), [(128, True), (129, False)])
@@ -78,3 +94,20 @@ def test_a_difference_in_words() -> None:
     alone = pages.difference(found | {"p_value": 1.0, "low": None}, str, str)
     assert (alone["interval"], alone["verdict"], alone["sign"]) == ("–", "no interval", 0)
     assert pages.difference(None, str)["verdict"] == ""
+
+
+def test_script_in_every_text_of_every_page_is_text(tmp_path: Path) -> None:
+    """Beside it `test_in_chromium.py` lets a browser judge."""
+    for name, file in hostile_pages.write(tmp_path).items():
+        reader = Reader()
+        reader.feed(file.read_text())
+        ours = {pages._SCRIPTS[each]["text"].strip() for each in pages._SCRIPTS}
+        scripts = re.findall("<script[^>]*>(.*?)</script>", file.read_text(), re.DOTALL)
+        assert {script.strip() for script in scripts} <= ours, name
+        assert [tag for tag, _ in reader.tags].count("script") == len(scripts) <= 1, name
+        for tag, attributes in reader.tags:
+            assert not [key for key in attributes if key.startswith("on") or key == "autofocus"], (name, tag)
+            for key in ("href", "src"):
+                led = attributes.get(key) or "#"
+                assert re.match(r"#|data:|([\w-]+/)+report\.html$", led), (name, attributes)
+        assert hostile_pages.TEXT[:60] in reader.text, name

@@ -29,6 +29,16 @@ def test_a_phase_is_named_by_what_it_has_behind_it() -> None:
     )
 
 
+def test_what_is_drawn_again_stands_apart_until_it_joins_the_finished_rows() -> None:
+    two = (stage("a"), stage("b"))
+    first, second = Phase(two[:1], (1,), None, 0, False, 2), Phase(two[1:], (1,), None, 1, False, 2)
+    apart = ("_work", "again")
+    assert (first.source, first.sink) == ((*apart, "prompts"), (*apart, "upto-1"))
+    assert first.checkpoint == (*apart, "checkpoint-upto-1")
+    assert (second.source, second.sink) == ((*apart, "upto-1"), ("_work", "upto-2"))
+    assert second.checkpoint == ("_work", "checkpoint-upto-2")
+
+
 @pytest.mark.parametrize(
     ("begun", "done", "end"),
     [

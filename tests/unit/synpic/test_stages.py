@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pyarrow as pa
+import pytest
 
 from rankray import schema
 from rankray.cluster.actors import GENERATED_TYPE, SCORED_TYPE, JobContext
@@ -73,3 +75,37 @@ def test_rank_block_by_hand() -> None:
     assert second[1]["image"] is None
     assert [c["error"] for c in second] == [None, "ValueError: no", "r: ValueError: nan"]
     assert schema.schema_names(out.schema) == ({"one": "x", "two": "y"}, {"r": "", "s": ""})
+
+
+def test_a_threshold_leaves_candidates_out_and_keeps_their_scores() -> None:
+    """s asks for 0.5: of A's three the last is out; of B's, one is low and one could not be scored."""
+    scores = {"r": [[1.0, 3.0, 9.0], [1.0, 2.0, 3.0]], "s": [[0.5, 0.9, 0.4], [0.75, math.nan, 0.1]]}
+    scored = {
+        f"scored:{name}": pa.array(
+            [
+                [{"score": s, "error": "ValueError: no" if math.isnan(s) else None} for s in row]
+                for row in rows
+            ],
+            SCORED_TYPE,
+        )
+        for name, rows in scores.items()
+    }
+    drawn = {
+        "generated:one": pa.array([[entry(1), entry(2)], [entry(4), entry(5)]], GENERATED_TYPE),
+        "generated:two": pa.array([[entry(3)], [entry(6)]], GENERATED_TYPE),
+    }
+    table = pa.table({"prompt_id": ["a", "b"], "prompt": ["A", "B"], **drawn, **scored})
+    out = stages.rank_block(
+        table,
+        context=replace(context(), least={"s": 0.5}),
+        schema_out=schema.ranked_schema({"one": "x", "two": "y"}, {"r": "", "s": ""}),
+    )
+    first, second = (row["candidates"] for row in out.to_pylist())
+    assert [c["rank"] for c in first] == [2, 1, 0]
+    assert [c["win_probability"] for c in first][:2] == [0.0, 1.0]
+    assert math.isnan(first[2]["win_probability"])
+    assert first[2]["scores"] == [9.0, pytest.approx(0.4)]
+    assert [c["error"] for c in first] == [None, None, "s: 0.4 is below least = 0.5: left out of the ranking"]
+    assert [c["score_errors"] for c in first] == [[None, None]] * 3
+    assert [c["rank"] for c in second] == [0, 0, 0], "one that is alone has nothing to be compared with"
+    assert second[1]["error"] == "s: ValueError: no"

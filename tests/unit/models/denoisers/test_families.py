@@ -57,6 +57,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GeneratorSpec]:
             guidance=1.0,
             height=64,
             width=64,
+            dtype="float32",
             load=absent,
             call=CALLS[name],
         )

@@ -20,6 +20,19 @@ PUBLISHED = {
     ("flux-dev", "transformer"): 11_901_408_320,
     ("sana", "transformer"): 1_604_462_752,
     ("sana", "text_encoder"): 2_614_341_888,
+    ("qwen-image", "text_encoder"): 8_292_166_656,
+    ("z-image-turbo", "text_encoder"): 4_022_468_096,
+}
+# Billions as their authors state them; of klein, half of the bytes of its one file of bfloat16.
+STATED = {
+    "chroma": 8.9,
+    "lumina2": 2.6,
+    "cogview4": 6.4,
+    "z-image-turbo": 6.15,
+    "flux2-klein": 7.75 / 2,
+    "qwen-image": 20.4,
+    "ernie-image": 8.0,
+    "sana-sprint": 1.6,
 }
 # Files of the published repositories, in GB: 7.18 and 3.13 of bfloat16, 0.0737 of float32.
 FILES_GB = {"prior_prior": (7.18, 2), "decoder": (3.13, 2), "vqgan": (0.0737, 4)}
@@ -47,6 +60,12 @@ def test_stable_cascade_s_parts_are_as_large_as_their_files() -> None:
         assert parts[name].parameters * width / 1e9 == pytest.approx(gb, rel=2e-3)
 
 
+@pytest.mark.parametrize("model", STATED)
+def test_denoisers_are_as_large_as_stated(model: str) -> None:
+    (denoiser,) = [part for part in components("generators", model) if part.times == "steps"]
+    assert denoiser.parameters / 1e9 == pytest.approx(STATED[model], rel=0.01)
+
+
 def test_weights_are_parameters_and_buffers_in_their_precision() -> None:
     assert bytes_of("sdxl", "float16") == 2 * (2_567_463_684 + 123_060_480 + 694_659_840 + 83_653_863)
     assert bytes_of("sdxl", "float32") == 2 * bytes_of("sdxl", "float16")
@@ -60,5 +79,5 @@ def test_every_large_row_names_its_file() -> None:
 
 
 def test_an_unknown_model_is_named() -> None:
-    with pytest.raises(KeyError, match="sdx; there are flux-dev, flux-schnell"):
+    with pytest.raises(KeyError, match="sdx; there are chroma, cogview4"):
         components("generators", "sdx")

@@ -1,5 +1,6 @@
 """The GENERATORS table: what a configuration's choice becomes."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,14 @@ def test_models_have_their_published_settings() -> None:
         "flux-schnell": (4, 0.0, 1024, 1024),
         "flux-dev": (50, 3.5, 1024, 1024),
         "sana": (20, 4.5, 1024, 1024),
+        "sana-sprint": (2, 4.5, 1024, 1024),
+        "chroma": (40, 3.0, 1024, 1024),
+        "lumina2": (50, 4.0, 1024, 1024),
+        "cogview4": (50, 3.5, 1024, 1024),
+        "z-image-turbo": (8, 0.0, 1024, 1024),
+        "flux2-klein": (4, 1.0, 1024, 1024),
+        "qwen-image": (50, 4.0, 1328, 1328),
+        "ernie-image": (50, 4.0, 1024, 1024),
     }
 
 
@@ -128,3 +137,14 @@ def test_a_row_is_data_alone() -> None:
         isinstance(spec, GeneratorSpec) and spec.target == GENERATORS["sdxl"].target
         for spec in GENERATORS.values()
     )
+
+
+def test_the_document_states_each_row_s_licence() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "generators.md").read_text()
+    lines: dict[str, str] = {}
+    for line in text.partition("| name | pipeline |")[2].splitlines():
+        cells = line.split("|")
+        for name in re.findall(r"`([\w.-]+)`", cells[1]) if len(cells) > 6 else ():
+            lines.setdefault(name, cells[6])
+    for name, row in GENERATORS.items():
+        assert (row.licence or "–") in lines[name], name

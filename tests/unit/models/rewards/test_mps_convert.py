@@ -91,16 +91,26 @@ def archive(place: Path, content: bytes) -> Path:
     ("content", "message"),
     [
         (None, "there is no .*; name the published MPS_overall_checkpoint.pth"),
+        ("directory", "x.pth is a directory; name the published MPS_overall_checkpoint.pth"),
         (b"not a zip", r"is no whole checkpoint of torch \(File is not a zip file\); get it again"),
         ("cut", "is no whole checkpoint of torch"),
+        ("huge", r"is no whole checkpoint of torch \(byte string is too large"),
+        ("shifted", r"is no whole checkpoint of torch \(.*Invalid argument"),
         ({"a": 1}, "is no MPS checkpoint: it has no 'fusion.0.cross.query.weight'"),
         (torch.nn.Linear(2, 2), "holds 'weight', which is no part of MPS"),
     ],
 )
 def test_what_is_no_mps_is_one_line(tmp_path: Path, content: object, message: str) -> None:
     file = tmp_path / "x.pth"
-    if content == "cut":
+    if content == "directory":
+        file.mkdir()
+    elif content == "cut":
         archive(file, pickle.dumps({"a": [1, 2, 3]})[:-4])
+    elif content == "huge":  # a text that claims to be of 2^63 bytes
+        archive(file, b"\x80\x02\x8e" + b"\xff" * 7 + b"\x7f.")
+    elif content == "shifted":
+        data = archive(file, pickle.dumps({"a": [1] * 40})).read_bytes()
+        file.write_bytes(data[:40] + data[70:])
     elif isinstance(content, bytes):
         file.write_bytes(content)
     elif content is not None:

@@ -1,4 +1,4 @@
-"""The ten lines of docs/rewards.md, executed."""
+"""The reward of docs/extending.md, executed."""
 
 import re
 import sys
@@ -13,27 +13,30 @@ from rankray.config import ConfigError, RewardChoice
 from rankray.models import rewards
 from rankray.models.targets import load
 
-PAGE = Path(__file__).parents[4] / "docs" / "rewards.md"
+PAGE = Path(__file__).parents[4] / "docs" / "extending.md"
 
 
 @pytest.fixture
 def beside_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """Writes the page's module; returns the page's TOML."""
     text = PAGE.read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (toml,) = (block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "darkness" in block)
-    (tmp_path / "darkness.py").write_text(code)
+    (code,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Sharpness" in b)
+    (toml,) = (block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "sharpness" in block)
+    (tmp_path / "sharpness.py").write_text(code)
     (tmp_path / "c.toml").write_text(toml)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "darkness", raising=False)
+    monkeypatch.delitem(sys.modules, "sharpness", raising=False)
     return config.read_toml(tmp_path / "c.toml")["rewards"][0]
 
 
 def test_the_page_is_true(beside_the_job: dict) -> None:
     target = rewards.resolve(RewardChoice(**beside_the_job))
     reward = load(target, "cpu")
-    picture = Image.new("RGB", (4, 4), (0, 55, 0))
-    np.testing.assert_array_equal(reward.score([picture], ["x"]), np.array([200], np.float32))
+    rows = [
+        np.tile(np.uint8(row), (2, 1)) for row in ([0, 1, 20, 41], [0, 99, 0, 99])
+    ]  # two apart: 20 and 40; 0
+    scores = reward.score([Image.fromarray(row) for row in rows], ["x", "y"])
+    np.testing.assert_array_equal(scores, np.array([30, 0], np.float32))
 
 
 def test_a_module_that_is_not_there_is_named() -> None:

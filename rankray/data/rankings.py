@@ -1,0 +1,295 @@
+"""Rankings that others published, and one's own pictures in a table, read as a ranked dataset.
+
+    HPDv2           JSON: prompt, image_path (or file_path), and rank, or human_preference of two    a row a judgement
+    ImageReward     JSON: prompt, generations, ranking
+    ImageRewardDB   JSON or Parquet: prompt, prompt_id, image_path, rank                             a row a picture
+    CSV, TSV        prompt, image, and generator, rank or any columns of numbers: a reward each      a row a picture
+
+A rank becomes the score of one reward, `human`: its negative, so that less is better; equal ranks tie. Pictures are
+files, found where the publishers unpack them: beside the table, in a folder of its name, or from a folder above it. One
+that is missing or cannot be decoded is left out of its ranking, counted and said. A table is in memory as a whole (1 GB
+for the 645,000 judgements of HPDv2), pictures 64 rankings at a time.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from rankray import schema
+from rankray.config import ConfigError
+from rankray.data import choices, pickapic, pictures
+from rankray.data.pickapic import Form, Importing, Judged, Seen
+from rankray.data.place import Publish
+from rankray.data.prompts import delimiter_of, open_text
+from rankray.words import Say, first_line
+
+AT_ONCE = 64
+MOST = 127
+"""Pictures of a ranking: a rank is kept in eight bits."""
+LISTS = (
+    ("hpdv2", ("image_path", "file_path"), "rank", -1.0),
+    ("hpdv2", ("image_path", "file_path"), "human_preference", 1.0),
+    ("imagereward", ("generations",), "ranking", -1.0),
+)
+"""A ranking a record: (format, names of its paths, name of its judgement, the judgement's sign)."""
+SINGLE = ("prompt", "image_path", "rank")
+PROMPTS, IMAGES, GENERATORS = (
+    ("prompt", "caption", "text"),
+    ("image", "file_name", "path"),
+    ("generator", "model"),
+)
+NO_REWARDS = frozenset({"seed", "width", "height", "id"})
+"""Columns of numbers that judge nothing."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a table says of one prompt: scores [K][N] of pictures by their paths."""
+
+    prompt: str
+    paths: Sequence[str]
+    generators: Sequence[str]
+    scores: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One file's rankings; `rewards` in the order of their scores."""
+
+    format: str
+    rankings: Sequence[Ranking]
+    rewards: Sequence[str] = (pickapic.REWARD,)
+
+
+def run(
+    sources: Sequence[choices.Source], output: str, how: Importing, say: Say, report: Publish | None = None
+) -> dict[str, Any]:
+    """Writes the ranked dataset of the tables `sources` to `output`; its `dataset.json`.
+
+    Raises:
+        ConfigError: as `pickapic.write`; a table is none of those that are known, or they are not of one kind.
+    """
+    pickapic.check(how)
+    tables = {source.uri: read(source) for source in sources}
+    kinds = {(table.format, tuple(table.rewards)) for table in tables.values()}
+    if len(kinds) > 1:
+        told = "; ".join(f"{kind} with {', '.join(rewards)}" for kind, rewards in sorted(kinds))
+        raise ConfigError(f"the tables are not of one kind ({told}); import them one by one, and then merge")
+    ((kind, rewards),) = kinds
+    names = {name for table in tables.values() for each in table.rankings for name in each.generators}
+    comparable = kind == "csv" and rewards != (pickapic.REWARD,)
+
+    def judged(source: choices.Source, how: Importing, seen: Seen, pool: ThreadPoolExecutor) -> Judged:
+        return _judged(source, tables[source.uri], how, seen, pool)
+
+    form = Form(kind, "rankings", sorted(names), rewards, comparable, judged)
+    return pickapic.write(form, sources, output, how, say, report)
+
+
+def read(source: choices.Source) -> Table:
+    """The rankings of a table.
+
+    Raises:
+        ConfigError: it cannot be read, or has none of the columns that are known.
+    """
+    end = source.path.lower().rpartition(".")[2]
+    try:
+        with source.fs.open_input_file(source.path) as stream:
+            if end in ("csv", "tsv"):
+                delimiter = "\t"
+                if end == "csv":
+                    with source.fs.open_input_file(source.path) as head:
+                        delimiter = delimiter_of(open_text(head).readline(), {*IMAGES})
+                return _table(source, csv.DictReader(open_text(stream), delimiter=delimiter))
+            if end == "parquet":
+                records = pq.read_table(stream, columns=[*SINGLE, "prompt_id"]).to_pylist()
+            else:
+                records = _records(open_text(stream).read())
+    except ConfigError:  # of its columns
+        raise
+    except (OSError, ValueError, csv.Error, RecursionError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"{source.uri} cannot be read: {first_line(error)}") from None
+    first = records[0] if isinstance(records, list) and records and isinstance(records[0], dict) else {}
+    for kind, paths, judgement, sign in LISTS:
+        if judgement in first and any(isinstance(first.get(name), list) for name in paths):
+            return Table(kind, [_listed(record, paths, judgement, sign) for record in records])
+    if all(name in first for name in SINGLE):
+        return Table("imagerewarddb", list(_grouped(records)))
+    known = "; ".join([*(f"{'/'.join(paths)} and {what}" for _, paths, what, _ in LISTS), ", ".join(SINGLE)])
+    raise ConfigError(
+        f"{source.uri}: no known ranking in its first record ({', '.join(first) or 'there is none'}); due are prompt "
+        f"and {known}"
+    )
+
+
+def _records(text: str) -> Any:
+    """A JSON array, or JSON lines."""
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def _listed(record: Any, names: Sequence[str], judgement: str, sign: float) -> Ranking:
+    """A record that is a ranking; one of another make has no pictures, and is counted for it."""
+    record = record if isinstance(record, dict) else {}
+    paths: list[Any] = next((record[name] for name in names if isinstance(record.get(name), list)), [])
+    values = record.get(judgement)
+    if not isinstance(values, list) or len(values) != len(paths):
+        values = [None] * len(paths)
+    scores = [[sign * _number(value)] for value in values]
+    return Ranking(
+        str(record.get("prompt") or ""), list(map(str, paths)), [choices.UNNAMED] * len(paths), scores
+    )
+
+
+def _grouped(records: Sequence[Any]) -> Iterator[Ranking]:
+    """Rankings of records that are a picture each, by prompt, in the order of their first."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record in filter(lambda record: isinstance(record, dict), records):
+        groups.setdefault(str(record.get("prompt_id") or record.get("prompt")), []).append(record)
+    for group in groups.values():
+        paths = [str(record.get("image_path") or "") for record in group]
+        scores = [[-_number(record.get("rank"))] for record in group]
+        yield Ranking(str(group[0].get("prompt") or ""), paths, [choices.UNNAMED] * len(group), scores)
+
+
+def _number(value: Any) -> float:
+    """A cell as a number; NaN where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _table(source: choices.Source, rows: csv.DictReader[str]) -> Table:
+    """A user's own table: each column of numbers is a reward; `rank` alone, or a column of that name, is people's."""
+    columns = list(rows.fieldnames or ())
+    chosen = []
+    for names in (PROMPTS, IMAGES):
+        found = [name for name in names if name in columns]
+        if not found:
+            raise ConfigError(
+                f"{source.uri} has no column {' or '.join(names)}, it has {', '.join(columns) or 'none'}; due are "
+                "prompt, image, and rank or columns of scores"
+            )
+        chosen.append(found[0])
+    prompt, image = chosen
+    generator = next((name for name in GENERATORS if name in columns), "")
+    records = list(rows)
+    taken = {prompt, image, generator, *NO_REWARDS}
+    rewards = [name for name in columns if name not in taken and _numbers(record[name] for record in records)]
+    if not rewards:
+        raise ConfigError(
+            f"{source.uri} has no column of numbers to rank by; give rank, or scores by any name"
+        )
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((record[prompt] or "").strip(), []).append(record)
+    signs = {"rank": -1.0}
+    rankings = [
+        Ranking(
+            text,
+            [record[image] or "" for record in group],
+            [(generator and record[generator]) or choices.UNNAMED for record in group],
+            [[signs.get(name, 1.0) * _number(record[name]) for name in rewards] for record in group],
+        )
+        for text, group in groups.items()
+    ]
+    return Table("csv", rankings, tuple(pickapic.REWARD if name == "rank" else name for name in rewards))
+
+
+def _numbers(values: Iterator[str | None]) -> bool:
+    """Whether every cell that is not empty is a number, and some are."""
+    filled = [value for value in values if value and value.strip()]
+    return bool(filled) and not any(math.isnan(_number(value)) for value in filled)
+
+
+def _judged(
+    source: choices.Source, table: Table, how: Importing, seen: Seen, pool: ThreadPoolExecutor
+) -> Judged:
+    """What becomes of each ranking of a table."""
+    rest = iter(table.rankings)
+    while batch := list(islice(rest, AT_ONCE)):
+        reasons = [_reason_against(ranking) for ranking in batch]
+        wanted = [
+            path for ranking, out in zip(batch, reasons, strict=True) if not out for path in ranking.paths
+        ]
+        there = dict(zip(wanted, pool.map(lambda path: _picture(source, path), wanted), strict=True))
+        for ranking, reason in zip(batch, reasons, strict=True):
+            yield (Counter([reason]), None, "") if reason else _row(ranking, there, table.rewards, how, seen)
+
+
+def _reason_against(ranking: Ranking) -> str:
+    """Why a ranking is left out, as far as its pictures need not be seen to know; "" where it is not."""
+    if not ranking.prompt.strip():
+        return "empty"
+    if len(ranking.paths) < 2:
+        return "few"
+    if len(ranking.paths) > MOST:
+        return "many"
+    return "bad_labels" if all(math.isnan(score) for scores in ranking.scores for score in scores) else ""
+
+
+def _picture(source: choices.Source, path: str) -> tuple[bytes, tuple[int, int]] | None:
+    """(bytes, size) of the picture that a table names, None where it is not there or cannot be decoded."""
+    for place in _places(source.path, path):
+        try:
+            info = source.fs.get_file_info(place)
+            if info.type != pafs.FileType.File or info.size > pictures.MAX_BYTES:
+                continue
+            with source.fs.open_input_stream(place) as stream:
+                return pictures.imported(stream.read())
+        except (OSError, ValueError, SyntaxError):
+            return None
+    return None
+
+
+def _places(table: str, path: str) -> Iterator[str]:
+    """Where a picture may be: as it is named, beside the table, in a folder of its name, from a folder above it."""
+    if path.startswith("/"):
+        yield path
+        return
+    folder, _, name = table.rpartition("/")
+    yield f"{folder}/{path}"
+    yield f"{folder}/{name.rpartition('.')[0]}/{path}"
+    for _ in range(3):
+        folder = folder.rpartition("/")[0]
+        yield f"{folder}/{path}"
+
+
+def _row(
+    ranking: Ranking,
+    there: Mapping[str, tuple[bytes, tuple[int, int]] | None],
+    rewards: Sequence[str],
+    how: Importing,
+    seen: Seen,
+) -> tuple[Counter[str], dict[str, Any] | None, str]:
+    """One ranking's reasons, row and id of its pictures."""
+    prompt = ranking.prompt.strip()
+    every = zip(ranking.generators, ranking.paths, ranking.scores, strict=True)
+    found = [(name, there[path], scores) for name, path, scores in every]
+    candidates = [(name, kept, scores) for name, kept, scores in found if kept is not None]
+    reasons = Counter({"pictures": len(found) - len(candidates)})
+    images = [kept[0] for _, kept, _ in candidates]
+    pair = schema.pair_id(prompt, images)
+    row_id = seen.new_id(prompt, pair, how.pairs)
+    reason = "few" if len(candidates) < 2 else "same_picture" if len(set(images)) == 1 else ""
+    reason = reason or ("repeated" if row_id is None else "")
+    if reason or row_id is None:
+        return reasons + Counter([reason]), None, pair
+    row = pickapic.ranked_row(row_id, prompt, candidates, how.ties, rewards)
+    if how.ties == "drop" and len({c["win_probability"] for c in row["candidates"] if c["rank"]}) < 2:
+        return reasons + Counter(["ties"]), None, pair
+    return +reasons, row, pair
