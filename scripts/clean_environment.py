@@ -73,13 +73,20 @@ def make(place: Path, requirements: Iterable[str], *options: str) -> Path:
     ):  # before 3.12 venv brings its own
         for found in site.glob(stale):
             shutil.rmtree(found)
-    for distribution in closure(requirements).values():
+    for name, distribution in closure(requirements).items():
+        root = Path(str(distribution.locate_file(""))).absolute()
         tops = {
             file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")
         }
+        # What pip before 23.1 installs from a source lists the source's files, among which its record's name is another.
+        tops |= {
+            record.name
+            for record in root.glob(f"*-{distribution.version}*.egg-info")
+            if record.name.lower().replace("_", "-").startswith(f"{name}-")
+        }
         for top in tops:
-            if not (site / top).exists():
-                (site / top).symlink_to(Path(str(distribution.locate_file(top))).absolute())
+            if (root / top).exists() and not (site / top).exists():
+                (site / top).symlink_to(root / top)
     return python
 
 
