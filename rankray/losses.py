@@ -145,18 +145,15 @@ def _pairwise(
     pairs: Tensor,
     weight: Tensor | float = 1.0,
     *,
-    nll: float = 0.0,
     dpop: float = 0.0,
     clamp: float | None = None,
     safeguard: float | None = None,
 ) -> Tensor:
     """Sum over `pairs` (bool[B, K, K]) of weight * -log sigmoid(-beta * (s_i - s_j)) (paper Eq. 4): float[B].
 
-    Pairs ask only that s_j - s_i grows, and it can grow while both errors do. Four remedies, none of which the paper
-    has and which are off here:
+    Pairs ask only that s_j - s_i grows, and it can grow while both errors do. Three remedies within a pair, none of
+    which the paper has and which are off here (a fourth, `nll`, stands beside all objectives: `loss_parts`):
 
-    - `nll` times the best candidate's error (`sft`) is added, as Iterative RPO does it (Pang et al. 2024; a diffusion
-      model's error is its bound on the likelihood);
     - `dpop`, the lambda of DPO-Positive (Pal et al. 2024, "Smaug", Eq. 3), adds to s_i, within the sigmoid, lambda *
       max(0, s_i): max(0, log(pi_ref / pi)) of the preferred one. Above the reference's error its gradient is 1 +
       lambda times as large, below it is Eq. 4's;
@@ -178,8 +175,7 @@ def _pairwise(
         error = _clean(inputs.model_error, usable_).detach().clamp(min=1e-12)
         scale = ((1.0 - safeguard) * (error[:, :, None] / error[:, None, :]).sqrt()).clamp(max=1.0)
         rejected = scale * rejected + ((1.0 - scale) * rejected).detach()  # of the gradient, not of the value
-    ranked = _sum(weight * -logsigmoid(-beta * (chosen[:, :, None] - rejected)), pairs)
-    return ranked + nll * sft(inputs) if nll else ranked
+    return _sum(weight * -logsigmoid(-beta * (chosen[:, :, None] - rejected)), pairs)
 
 
 def rank_dpo(
@@ -188,7 +184,7 @@ def rank_dpo(
     """RankDPO (paper Eq. 7): sum over i > j of Delta_ij * -log sigmoid(-beta * (s_i - s_j)).
 
     `gain` and `discount` are LambdaRank's choices (Burges 2010); the paper's are the defaults; discount "none" leaves
-    the gain alone. `remedies` are `_pairwise`'s: nll, dpop, clamp, safeguard; the paper has none of them.
+    the gain alone. `remedies` are `_pairwise`'s: dpop, clamp, safeguard; the paper has none of them.
 
     Returns:
         float[B].
@@ -354,8 +350,9 @@ def loss_parts(
 ) -> dict[str, Tensor]:
     """What the objective's loss is the sum of, by name: float[B] each.
 
-    "preference" is the objective itself, which no weight of an added term changes; an added term ("nll") stands beside
-    it where it is asked for, times its weight.
+    "preference" is the objective itself, which no weight of an added term changes. Where option `nll` asks for it, so
+    many times the best candidate's error (`sft`) stand beside it, as Iterative RPO has it (Pang et al. 2024; a
+    diffusion model's error is its bound on the likelihood).
     """
     preference = LOSSES[name](inputs, beta=beta, **{k: v for k, v in options.items() if k != "nll"})
     nll = options.get("nll", 0.0)

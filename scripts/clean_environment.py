@@ -78,7 +78,7 @@ def make(place: Path, requirements: Iterable[str], *options: str) -> Path:
         tops = {
             file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")
         }
-        # What pip before 23.1 installs from a source lists the source's files, among which its record's name is another.
+        # What pip before 23.1 installs from a source lists the source's files: its record has another name there.
         tops |= {
             record.name
             for record in root.glob(f"*-{distribution.version}*.egg-info")

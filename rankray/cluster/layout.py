@@ -66,10 +66,6 @@ class Layout:
     sizes: tuple[tuple[int, ...], ...]
     seconds: float | None = None
 
-    @property
-    def name(self) -> str:
-        return "streaming" if len(self.phases) == 1 else "phases"
-
 
 def plan(stages: Sequence[Stage], nodes: Sequence[Node], mode: str, work: Work | None = None) -> Layout:
     """The layout of `stages` on `nodes`, `mode` being auto, streaming or phases.
