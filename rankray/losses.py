@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,22 +51,22 @@ class LossInputs:
     scores: Tensor | None = None
     comparable: Tensor | None = None
 
+    @cached_property
+    def usable(self) -> Tensor:
+        """Candidates that take part: bool[B, K], all False in a row with fewer than two of them."""
+        found = self.mask.bool() & (self.rank > 0) & ~torch.isnan(self.win_probability)
+        return found & (found.sum(dim=-1, keepdim=True) >= 2)
 
-def usable(inputs: LossInputs) -> Tensor:
-    """Candidates that take part: bool[B, K], all False in a row with fewer than two of them."""
-    found = inputs.mask.bool() & (inputs.rank > 0) & ~torch.isnan(inputs.win_probability)
-    return found & (found.sum(dim=-1, keepdim=True) >= 2)
 
-
-def _clean(values: Tensor, usable_: Tensor) -> Tensor:
+def _clean(values: Tensor, usable: Tensor) -> Tensor:
     """`values` in float32 or wider, 0 where unusable, so that nothing there reaches a loss or a gradient."""
     wide = values if values.dtype == torch.float64 else values.float()
-    return torch.where(usable_, wide, torch.zeros((), dtype=wide.dtype, device=wide.device))
+    return torch.where(usable, wide, torch.zeros((), dtype=wide.dtype, device=wide.device))
 
 
-def _s(inputs: LossInputs, usable_: Tensor) -> Tensor:
+def _s(inputs: LossInputs, usable: Tensor) -> Tensor:
     """s = model_error - ref_error (paper section 3.1): float[B, K], 0 where unusable."""
-    return _clean(inputs.model_error, usable_) - _clean(inputs.ref_error, usable_).detach()
+    return _clean(inputs.model_error, usable) - _clean(inputs.ref_error, usable).detach()
 
 
 def _difference(values: Tensor) -> Tensor:
@@ -75,25 +76,25 @@ def _difference(values: Tensor) -> Tensor:
 
 def preferred(inputs: LossInputs) -> Tensor:
     """[b, i, j] is True where i is preferred to j: bool[B, K, K]; each untied usable comparable pair once."""
-    usable_ = usable(inputs)
+    usable = inputs.usable
     above = inputs.rank[:, :, None] < inputs.rank[:, None, :]
-    untied = _difference(_clean(inputs.win_probability, usable_)) != 0
-    found = usable_[:, :, None] & usable_[:, None, :] & above & untied
+    untied = _difference(_clean(inputs.win_probability, usable)) != 0
+    found = usable[:, :, None] & usable[:, None, :] & above & untied
     return found if inputs.comparable is None else found & inputs.comparable
 
 
 def best(inputs: LossInputs) -> Tensor:
     """The best-ranked usable candidate: bool[B, K], all False in a row without any."""
-    usable_ = usable(inputs)
-    rank = torch.where(usable_, inputs.rank.long(), torch.iinfo(torch.int64).max)
-    return usable_ & (rank == rank.amin(-1, keepdim=True))
+    usable = inputs.usable
+    rank = torch.where(usable, inputs.rank.long(), torch.iinfo(torch.int64).max)
+    return usable & (rank == rank.amin(-1, keepdim=True))
 
 
 def best_and_worst(inputs: LossInputs) -> Tensor:
     """`preferred` with only the pair of the best- and the worst-ranked usable candidate left: bool[B, K, K]."""
-    usable_ = usable(inputs)
-    rank = torch.where(usable_, inputs.rank.long(), -1)
-    worst = usable_ & (rank == rank.amax(-1, keepdim=True))
+    usable = inputs.usable
+    rank = torch.where(usable, inputs.rank.long(), -1)
+    worst = usable & (rank == rank.amax(-1, keepdim=True))
     return preferred(inputs) & best(inputs)[:, :, None] & worst[:, None, :]
 
 
@@ -125,9 +126,9 @@ DISCOUNTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def gain_difference(inputs: LossInputs, gain: str = "exp2") -> Tensor:
     """|G_i - G_j| (paper section 3.3): float[B, K, K], 0 where either is unusable."""
-    usable_ = usable(inputs)
-    found = _difference(GAINS[gain](_clean(inputs.win_probability, usable_))).abs()
-    return found * (usable_[:, :, None] & usable_[:, None, :])
+    usable = inputs.usable
+    found = _difference(GAINS[gain](_clean(inputs.win_probability, usable))).abs()
+    return found * (usable[:, :, None] & usable[:, None, :])
 
 
 def pair_weight(inputs: LossInputs, gain: str = "exp2", discount: str = "log") -> Tensor:
@@ -135,7 +136,7 @@ def pair_weight(inputs: LossInputs, gain: str = "exp2", discount: str = "log") -
     gains = gain_difference(inputs, gain)
     if discount == "none":
         return gains
-    rank = torch.where(usable(inputs), inputs.rank, torch.ones_like(inputs.rank)).to(gains.dtype)
+    rank = torch.where(inputs.usable, inputs.rank, torch.ones_like(inputs.rank)).to(gains.dtype)
     return gains * _difference(1.0 / DISCOUNTS[discount](rank)).abs()
 
 
@@ -165,14 +166,14 @@ def _pairwise(
       |g_i| * |g_j|, and |g|^2 goes as the error: (1 - mu) * sqrt(error_i / error_j) is never above theirs, so it is
       safe whatever the angle, and damps more than theirs where residuals are not parallel.
     """
-    usable_ = usable(inputs)
-    s = _s(inputs, usable_)
+    usable = inputs.usable
+    s = _s(inputs, usable)
     chosen, rejected = s + dpop * s.clamp(min=0.0) if dpop else s, s
     if clamp is not None:
-        rejected = torch.minimum(s, clamp * _clean(inputs.ref_error, usable_).detach())
+        rejected = torch.minimum(s, clamp * _clean(inputs.ref_error, usable).detach())
     rejected = rejected[:, None, :]
     if safeguard is not None:
-        error = _clean(inputs.model_error, usable_).detach().clamp(min=1e-12)
+        error = _clean(inputs.model_error, usable).detach().clamp(min=1e-12)
         scale = ((1.0 - safeguard) * (error[:, :, None] / error[:, None, :]).sqrt()).clamp(max=1.0)
         rejected = scale * rejected + ((1.0 - scale) * rejected).detach()  # of the gradient, not of the value
     return _sum(weight * -logsigmoid(-beta * (chosen[:, :, None] - rejected)), pairs)
@@ -220,7 +221,7 @@ def sft(inputs: LossInputs, *, beta: float = 0.0) -> Tensor:
     Returns:
         float[B].
     """
-    return (_clean(inputs.model_error, usable(inputs)) * best(inputs)).sum(-1)
+    return (_clean(inputs.model_error, inputs.usable) * best(inputs)).sum(-1)
 
 
 def weighted_sft(inputs: LossInputs, *, beta: float = 0.0) -> Tensor:
@@ -237,14 +238,14 @@ def weighted_sft(inputs: LossInputs, *, beta: float = 0.0) -> Tensor:
     """
     if inputs.scores is None:
         raise ValueError("weighted_sft needs the scores of one reward, and there are none")
-    usable_ = usable(inputs) & ~torch.isnan(inputs.scores)
-    scores = _clean(inputs.scores, usable_)
-    lowest = torch.where(usable_, scores, torch.inf).amin(-1, keepdim=True)
-    above = torch.where(usable_, scores - lowest, torch.zeros_like(scores))
+    usable = inputs.usable & ~torch.isnan(inputs.scores)
+    scores = _clean(inputs.scores, usable)
+    lowest = torch.where(usable, scores, torch.inf).amin(-1, keepdim=True)
+    above = torch.where(usable, scores - lowest, torch.zeros_like(scores))
     total = above.sum(-1, keepdim=True)
-    equal = usable_ / usable_.sum(-1, keepdim=True).clamp(min=1)
+    equal = usable / usable.sum(-1, keepdim=True).clamp(min=1)
     weight = torch.where(total > 0, above / torch.where(total > 0, total, torch.ones_like(total)), equal)
-    return (weight * _clean(inputs.model_error, usable_)).sum(-1)
+    return (weight * _clean(inputs.model_error, usable)).sum(-1)
 
 
 def plackett_luce(inputs: LossInputs, *, beta: float) -> Tensor:
@@ -256,11 +257,11 @@ def plackett_luce(inputs: LossInputs, *, beta: float) -> Tensor:
     Returns:
         float[B].
     """
-    usable_ = usable(inputs)
-    utility = -beta * _s(inputs, usable_)
+    usable = inputs.usable
+    utility = -beta * _s(inputs, usable)
     rank = inputs.rank.long()
     # [b, i, j]: j is still there when i is placed
-    left = usable_[:, :, None] & usable_[:, None, :] & (rank[:, None, :] >= rank[:, :, None])
+    left = usable[:, :, None] & usable[:, None, :] & (rank[:, None, :] >= rank[:, :, None])
     own = torch.eye(rank.shape[-1], dtype=torch.bool, device=rank.device)
     # Unusable rows hold themselves alone: 0.
     candidates = torch.where(left | own, utility[:, None, :], -torch.inf)
@@ -277,7 +278,7 @@ def mapo(inputs: LossInputs, *, beta: float, snr: float = 0.5, pairs: str = "bes
         float[B]; averaged over pairs where `pairs` is "all".
     """
     chosen = _pairs(inputs, pairs)
-    error = _clean(inputs.model_error, usable(inputs))
+    error = _clean(inputs.model_error, inputs.usable)
     wide = snr * error.clamp(min=1e-8)
     # log p - log(1 - p) for p = exp(-wide), without overflow for errors up to 1e4
     odds = -wide - torch.log(-torch.expm1(-wide))
@@ -295,11 +296,11 @@ def kto(inputs: LossInputs, *, beta: float) -> Tensor:
     Returns:
         float[B].
     """
-    usable_ = usable(inputs)
-    reward = -beta * _s(inputs, usable_)
-    z = (reward.detach().sum(-1, keepdim=True) / usable_.sum(-1, keepdim=True).clamp(min=1)).clamp(min=0.0)
-    sign = torch.sign(_clean(inputs.win_probability, usable_) - 0.5)
-    counted = usable_ & (sign != 0)
+    usable = inputs.usable
+    reward = -beta * _s(inputs, usable)
+    z = (reward.detach().sum(-1, keepdim=True) / usable.sum(-1, keepdim=True).clamp(min=1)).clamp(min=0.0)
+    sign = torch.sign(_clean(inputs.win_probability, usable) - 0.5)
+    counted = usable & (sign != 0)
     terms = torch.where(counted, torch.sigmoid(-sign * (reward - z)), torch.zeros_like(reward))
     return terms.sum(-1) / counted.sum(-1).clamp(min=1)
 
@@ -328,7 +329,7 @@ def needed(name: str, inputs: LossInputs, options: Mapping[str, Any]) -> Tensor:
         pair = best_and_worst(inputs)
         found = pair.any(-1) | pair.any(-2)
         return found | best(inputs) if options.get("nll") else found  # tied with the worst, it is in no pair
-    return usable(inputs)
+    return inputs.usable
 
 
 def pair_sums(inputs: LossInputs, computed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -338,9 +339,9 @@ def pair_sums(inputs: LossInputs, computed: Tensor | None = None) -> tuple[Tenso
     `needed`); None is everywhere. It is right where the model, against the reference, denoises the preferred candidate
     better than the other: s_i < s_j; equal counts one half, so an untrained model stands at 0.5.
     """
-    usable_ = usable(inputs) if computed is None else usable(inputs) & computed
-    pairs = preferred(inputs) & usable_[:, :, None] & usable_[:, None, :]
-    difference = _difference(-_s(inputs, usable_).detach().double())
+    usable = inputs.usable if computed is None else inputs.usable & computed
+    pairs = preferred(inputs) & usable[:, :, None] & usable[:, None, :]
+    difference = _difference(-_s(inputs, usable).detach().double())
     right = (difference > 0).double() + 0.5 * (difference == 0).double()
     return _sum(right, pairs), _sum(difference, pairs), pairs.sum((-2, -1)).double()
 
@@ -374,8 +375,8 @@ def metric_sums(
 
     What pairs are and which are right `pair_sums` says; the margin is beta * (s_j - s_i).
     """
-    rows = usable(inputs).any(-1)
-    usable_ = usable(inputs) if computed is None else usable(inputs) & computed
+    rows = inputs.usable.any(-1)
+    usable = inputs.usable if computed is None else inputs.usable & computed
     right, difference, pairs = pair_sums(inputs, computed)
     zero = torch.zeros((), dtype=torch.float64, device=right.device)
     several = parts if parts is not None and len(parts) > 1 else {}
@@ -384,10 +385,10 @@ def metric_sums(
         **{key: torch.where(rows, values.detach().double(), zero).sum() for key, values in losses.items()},
         "right": right.sum(),
         "margin": beta * difference.sum(),
-        "model_error": _clean(inputs.model_error, usable_).detach().double().sum(),
-        "ref_error": _clean(inputs.ref_error, usable_).detach().double().sum(),
+        "model_error": _clean(inputs.model_error, usable).detach().double().sum(),
+        "ref_error": _clean(inputs.ref_error, usable).detach().double().sum(),
         "pairs": pairs.sum(),
-        "candidates": usable_.sum().double(),
+        "candidates": usable.sum().double(),
         "prompts": rows.sum().double(),
         "skipped_prompts": (~rows).sum().double(),
     }

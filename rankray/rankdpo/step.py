@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rankray.config.rankdpo import REFERENCE_FREE, OptimizerConfig, RankDPOConfig
-from rankray.losses import loss_parts, metric_sums, needed, usable
+from rankray.losses import loss_parts, metric_sums, needed
 from rankray.models import hardware
 from rankray.models.denoisers import parts
 from rankray.models.generators import GeneratorSpec
@@ -113,7 +113,7 @@ class Training:
         micro = [
             self._micro_batch(loaded, start, end) for start, end in _cut(len(loaded.rows), self.micro_batches)
         ]
-        usable_prompts = sum(usable(batch.without_errors()).any(-1).sum().item() for batch in micro)
+        usable_prompts = sum(batch.without_errors().usable.any(-1).sum().item() for batch in micro)
         count = torch.tensor(float(usable_prompts), device=model.device)
         _all_reduce(count)
         total: dict[str, Tensor] = {}
@@ -123,7 +123,7 @@ class Training:
             inputs = batch.inputs(model.errors(self.engine, batch, computed), ref_error)
             apart = loss_parts(objective.name, inputs, beta=objective.beta, options=objective.options)
             loss = torch.stack(tuple(apart.values())).sum(0)
-            mean = loss.sum() / max(float(usable(inputs).any(-1).sum()), 1.0)
+            mean = loss.sum() / max(float(inputs.usable.any(-1).sum()), 1.0)
             if not float(mean.detach()) <= job.config.checkpoints.explode_at:
                 loss = loss * torch.nan
             self.engine.backward(loss.sum() * (self.world / max(count.item(), 1.0)), scale_wrt_gas=False)

@@ -24,7 +24,6 @@ from rankray.losses import (
     metrics,
     needed,
     pair_weight,
-    usable,
 )
 
 BETA = 3.0
@@ -405,7 +404,7 @@ def test_what_is_not_needed_is_not_looked_at(name: str, options: dict[str, Any])
     torch.testing.assert_close(
         whole(name, batch, beta=BETA, **options), whole(name, other, beta=BETA, **options)
     )
-    assert not (asked & ~usable(batch)).any()
+    assert not (asked & ~batch.usable).any()
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE_FREE))
