@@ -277,7 +277,7 @@ class ValidationConfig(Strict):
     share: float = Field(
         0.05, ge=0, lt=1, description="of the prompts, by a hash of each, that are held out; 0 turns it off"
     )
-    min_prompts: int = Field(32, ge=2, description="that are held out at least")
+    min_prompts: int = Field(64, ge=2, description="that are held out at least")
     max_prompts: int = Field(512, ge=2, description="that are held out at most")
     every: int = Field(25, ge=1, description="steps between two validations")
     draws: int = Field(4, ge=1, description="fixed times and noises a prompt, stratified over time")

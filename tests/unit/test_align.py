@@ -40,9 +40,9 @@ def test_what_is_learnt_from_does_not_measure(tmp_path: Path) -> None:
 
 def test_too_few_prompts_to_validate_on_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
     tables = config.read_toml(str(DEMO))
-    tables["prompts"]["limit"] = 63
-    said = r"^\[training\] validation would hold 32 of 63 prompts out and leave 31 to learn from; give more prompts"
+    tables["prompts"]["limit"] = 127
+    said = r"^\[training\] validation would hold 64 of 127 prompts out and leave 63 to learn from; give more prompts"
     with pytest.raises(ConfigError, match=said):
         align.check(config.build(AlignConfig, tables), str(tmp_path))
-    tables["prompts"]["limit"] = 64
+    tables["prompts"]["limit"] = 128
     align.check(config.build(AlignConfig, tables), str(tmp_path))

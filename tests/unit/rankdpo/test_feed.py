@@ -151,8 +151,8 @@ def test_held_out_prompts_are_never_read_ahead() -> None:
 IDS = [f"{number:016x}" for number in range(3_000)]
 
 
-@pytest.mark.parametrize(("prompts", "count"), [(200, 32), (1_000, 50), (3_000, 150)])
-def test_a_share_of_the_prompts_is_held_out_and_at_least_32(prompts: int, count: int) -> None:
+@pytest.mark.parametrize(("prompts", "count"), [(200, 64), (1_280, 64), (3_000, 150)])
+def test_a_share_of_the_prompts_is_held_out_and_at_least_64(prompts: int, count: int) -> None:
     found = held_out(IDS[:prompts], ValidationConfig())
     assert len(found) == count
     assert found == held_out(IDS[:prompts][::-1], ValidationConfig())
@@ -185,10 +185,10 @@ def test_a_prompt_is_held_out_with_all_its_rows_or_with_none() -> None:
 def test_fewer_to_learn_from_than_to_validate_on_are_refused() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"validation would hold 32 of 40 prompts out and leave 8 to learn from; give more prompts, a lower "
+        match=r"validation would hold 64 of 100 prompts out and leave 36 to learn from; give more prompts, a lower "
         r"validation\.share or validation\.min_prompts, or validation\.share = 0 to train without",
     ):
-        held_out(IDS[:40], ValidationConfig())
+        held_out(IDS[:100], ValidationConfig())
 
 
 def test_epochs_are_said_beside_the_paper_s() -> None:

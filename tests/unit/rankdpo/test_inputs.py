@@ -83,7 +83,7 @@ def test_a_good_dataset_passes(tmp_path: Path) -> None:
 def test_validation_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
     place = dataset(tmp_path / "d")
     with pytest.raises(
-        ConfigError, match="validation would hold 32 of 1 prompts out and leave 0 to learn from"
+        ConfigError, match="validation would hold 64 of 1 prompts out and leave 0 to learn from"
     ):
         rankdpo.check(settings(place, validation__share=0.05))
     with pytest.raises(ConfigError, match=r"validation\.share.*less than 1"):
@@ -413,7 +413,8 @@ def test_settings_that_do_not_fit(changes: dict[str, Any], message: str) -> None
 def test_each_objectives_options_are_those_of_its_loss() -> None:
     def keywords(function: Callable[..., Any]) -> dict[str, Any]:
         found = inspect.signature(function).parameters.values()
-        remedies = keywords(losses._pairwise) if any(one.kind == one.VAR_KEYWORD for one in found) else {}
+        pairwise = any(one.kind == one.VAR_KEYWORD for one in found)
+        remedies = keywords(losses._pairwise) | {"nll": 0.0} if pairwise else {}  # nll: losses.loss_parts
         return {one.name: one.default for one in found if one.kind == one.KEYWORD_ONLY} | remedies
 
     for name, loss in losses.LOSSES.items():
