@@ -31,8 +31,12 @@ _CLOSED = re.compile(rf"{os.strerror(errno.EACCES)}|AWS Error ACCESS_DENIED")
 _PATH = re.compile(r"'(/[^'\n]+)'")
 
 
-class Stopped(BaseException):
-    """A signal asked this process to end; `args[0]` is its number. No Exception, as it is no fault."""
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to end; `args[0]` is its number.
+
+    A KeyboardInterrupt, of which Ray's C++ makes another without the number: any other exception that a handler raises
+    while Ray waits, it prints and forgets, and the wait goes on.
+    """
 
 
 def ended(prog: str, work: Callable[[], Answer], otherwise: Callable[[int, str], Answer]) -> Answer:
@@ -41,27 +45,24 @@ def ended(prog: str, work: Callable[[], Answer], otherwise: Callable[[int, str],
     The exit code is 128 and its number of a signal, `FAULT_EXIT` of a full disk, which room mends, and `USAGE_EXIT` of
     a place that is closed to this user, as of one that is not there.
     """
-    with _raising():
+    with _raising() as heard:
         try:
             return work()
         except KeyboardInterrupt:
-            number = signal.SIGINT
-        except Stopped as stopped:
-            number = stopped.args[0]
+            number = next(iter(heard), signal.SIGINT)
         except SystemExit as leaving:  # Ray's own answer to SIGTERM, which it installs where it is joined
             if leaving.code != signal.SIGTERM:
                 raise
             number = signal.SIGTERM
         except Exception as error:
-            caused = error.__cause__
-            if not isinstance(caused, KeyboardInterrupt | Stopped):
+            if not isinstance(error.__cause__, KeyboardInterrupt):
                 found = full_or_closed(error)
                 if found is None:
                     raise
                 _tell(f"{prog}: {found[1]}")
                 return otherwise(*found)
             # Raised within C code that has its answer already, such as Ray's `wait`: a SystemError made of it.
-            number = caused.args[0] if isinstance(caused, Stopped) else signal.SIGINT
+            number = next(iter(heard), signal.SIGINT)
         name = _NAMES[signal.Signals(number)]
         line = f"stopped by {name}; what is finished is kept, and the same command goes on from there"
         _tell(f"{prog}: {line}")
@@ -103,15 +104,16 @@ def _texts(error: BaseException | None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _raising() -> Iterator[None]:
-    """Within it the three signals raise, and end the process where they come again; ignored ones (nohup) stay so."""
-    first_s: list[float] = []
+def _raising() -> Iterator[dict[int, float]]:
+    """Within it the three signals raise, and end the process where they come again; ignored ones (nohup) stay so. Tells
+    which came first, and when."""
+    heard: dict[int, float] = {}
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if not first_s:
-            first_s.append(time.monotonic())
-            raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
-        if time.monotonic() - first_s[0] > PATIENCE_S:
+        if not heard:
+            heard[number] = time.monotonic()
+            raise Stopped(number)
+        if time.monotonic() - next(iter(heard.values())) > PATIENCE_S:
             os._exit(128 + number)
 
     before = {}
@@ -121,7 +123,7 @@ def _raising() -> Iterator[None]:
         if handler is not signal.SIG_IGN:
             signal.signal(number, handle)
     try:
-        yield
+        yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

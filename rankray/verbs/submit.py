@@ -252,9 +252,9 @@ def _followed(client: Any, name: str) -> Answer:
     )
     try:
         asyncio.run(_follow(client, name))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         say(f"\nthe job goes on\n{how}")
-        return Answer(128 + signal.SIGINT, {**found, "status": "RUNNING"})
+        return Answer(128 + (stopped.args or (signal.SIGINT,))[0], {**found, "status": "RUNNING"})
     except (RuntimeError, OSError) as error:
         print(
             f"the Ray at {address} no longer answers ({first_line(error)})\n{how}",
