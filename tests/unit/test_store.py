@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -398,3 +399,34 @@ def test_a_key_that_an_uri_has_to_escape_is_refused_with_how_to_write_it(
 def test_a_key_that_an_uri_may_hold_stays_as_it_is(bucket: str) -> None:
     for key in ("a+b", "a&b=c", "a:b", "it's,(a)~b;c!$*@"):
         assert store.filesystem(f"s3://{bucket}/{key}")[1] == f"{bucket}/{key}"
+
+
+def test_a_store_is_asked_as_often_by_whom_it_is_sent_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copied as Ray sends it to the controller of a training and to tasks. At a port that says nothing to anybody."""
+    monkeypatch.setattr(store, "S3_ATTEMPTS", 4)
+    asked: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+
+        def refuse() -> None:
+            with contextlib.suppress(OSError):  # the server is closed
+                while True:
+                    connection, _ = server.accept()
+                    asked.append(1)
+                    connection.close()
+
+        threading.Thread(target=refuse, daemon=True).start()
+        place = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        for name, value in {**place, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
+            monkeypatch.setenv(name, value)
+        fs, path = store.filesystem("s3://bucket/key")
+        counts = []
+        for each in (fs, copy.deepcopy(fs)):
+            asked.clear()
+            with pytest.raises(OSError, match="AWS Error"):
+                each.get_file_info(path)
+            counts.append(len(asked))
+    assert counts == [4, 4]
