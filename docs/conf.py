@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the checkout's rankray, whatever is installed
@@ -23,9 +24,15 @@ highlight_language = "text"
 
 
 def setup(app: Sphinx) -> None:
-    """Pages are filled in as they are read."""
+    """Pages are filled in as they are read, and the navigation's headings are given a level."""
 
     def fill(_: Sphinx, page: str, source: list[str]) -> None:
         source[0] = filled(source[0])
 
+    def level(_: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+        # Sphinx makes them headings of no level, which ARIA does not allow. furo puts its tree here at 500.
+        tree = context.get("furo_navigation_tree", "")
+        context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+
     app.connect("source-read", fill)
+    app.connect("html-page-context", level, priority=600)

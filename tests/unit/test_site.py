@@ -38,6 +38,9 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     first = (tmp_path / "index.html").read_text()
     assert {page for page in pages if f'href="{page}.html' not in first} <= {"index"}
     assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', first) == []
+    headings = re.findall(r'<[^>]+role="heading"[^>]*>', first)
+    assert headings
+    assert all("aria-level=" in heading for heading in headings), "a screen reader knows no level of theirs"
     assert "<td><p><code" in (tmp_path / "configuration.html").read_text()
     assert "wait_for_nodes_" in (tmp_path / "searchindex.js").read_text()
 
