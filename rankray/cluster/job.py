@@ -115,7 +115,7 @@ ANSWER_S = 5.0
 
 
 def connect() -> None:
-    """Joins the Ray that RAY_ADDRESS names, or else this machine's; where none is named and none runs, starts one.
+    """Joins the Ray that RAY_ADDRESS names, or else this machine's (`running`); where neither is there, starts one.
 
     Raises:
         ConfigError: RAY_ADDRESS is no address, nobody answers there, or it does not let this process in.
@@ -128,7 +128,9 @@ def connect() -> None:
         if named not in ("", "auto", "local"):
             _require_answer(named)
             ray.init(address=named)
-        elif named == "local" or not _joined():
+        elif named != "local" and (found := running(named)):
+            ray.init(address=found)
+        else:
             ray.init(address="local", include_dashboard=False)
             terminal.say(f"Ray: started one on this machine ({_resources()}); it ends with this job")
             return
@@ -145,18 +147,23 @@ def connect() -> None:
             signal.signal(signal.SIGTERM, before)
 
 
-def _joined() -> bool:
-    """Whether a Ray of this machine, by the note that the last `ray start` left, or by its process, was there to join.
+def running(named: str = "") -> str:
+    """The address of the Ray of this machine that a job joins; empty where there is none.
 
-    A note outlives a Ray that was killed.
+    That is the last that `ray start` started, by the note that it left; a note outlives a Ray that was killed. The
+    Ray of another job or of `make demo` leaves none here: it ends with that one, and may let nobody else in. Only
+    `RAY_ADDRESS=auto` looks for processes of any.
     """
     try:
-        address = services.canonicalize_bootstrap_address_or_die("auto")
-        _require_answer(address)
+        if named == "auto":
+            address = services.canonicalize_bootstrap_address_or_die("auto")
+        else:
+            address = services.find_bootstrap_address(None) or ""
+        if address:
+            _require_answer(address)
     except (ConnectionError, ConfigError):
-        return False
-    ray.init(address=address)
-    return True
+        return ""
+    return str(address)
 
 
 def _require_answer(address: str) -> None:

@@ -185,7 +185,7 @@ def _python() -> list[Finding]:
 def _ray() -> list[Finding]:
     """Whether one runs where a job would look, and whether its version is ours."""
     ours = importlib.metadata.version("ray")
-    named = _named()
+    named = "" if _named() == "auto" else _named()
     note = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
     address = named or (note.read_text().strip() if note.is_file() else "")
     none = [Finding("Ray", OK, f"{ours}; none runs here, so a job starts one for itself")]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import ray
+from ray._private import services
 
 from rankray.cluster import job
 from rankray.config import ConfigError
@@ -47,3 +50,22 @@ def test_what_is_no_address_is_refused(monkeypatch: pytest.MonkeyPatch, address:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match=told):
         job.connect()
+
+
+def test_the_ray_of_another_program_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with that one, and may let nobody else in; `ray start` leaves a note, which is what is looked for."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        waiting = ["raylet", "-c", "read line", f"--gcs-address={address}"]
+        with subprocess.Popen(waiting, executable="/bin/sh", stdin=subprocess.PIPE) as process:
+            services._cached_find_gcs_addresses.cache_clear()
+            assert address in services.find_gcs_addresses()  # Ray itself would join it
+            assert job.running() == ""
+            (tmp_path / "ray").mkdir()
+            (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+            assert job.running() == address
+            assert process.poll() is None
+            process.communicate(b"\n")
+    assert job.running() == "", "a note outlives a Ray that was killed"

@@ -92,5 +92,6 @@ def test_a_named_ray_that_is_gone_is_a_fault(
     found = findings(capsys)["Ray"]
     assert found["state"] == "fault"
     assert "unset RAY_ADDRESS" in found["remedy"]
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    assert findings(capsys)["Ray"]["state"] == "ok"
+    for none in ("local", "auto"):
+        monkeypatch.setenv("RAY_ADDRESS", none)
+        assert findings(capsys)["Ray"]["state"] == "ok"
