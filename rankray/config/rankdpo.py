@@ -280,7 +280,7 @@ class ValidationConfig(Strict):
     min_prompts: int = Field(64, ge=2, description="that are held out at least")
     max_prompts: int = Field(512, ge=2, description="that are held out at most")
     every: int = Field(25, ge=1, description="steps between two validations")
-    draws: int = Field(4, ge=1, description="fixed times and noises a prompt, stratified over time")
+    draws: int = Field(16, ge=1, description="fixed times and noises a prompt, stratified over time")
     stop: Literal["none", "patience"] = Field(
         "none",
         description="none takes all steps and exports the last, as the paper; patience stops when validation no longer "

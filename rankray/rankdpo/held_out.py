@@ -1,9 +1,10 @@
 """What a run's held-out prompts say of it: errors of model and reference at fixed times and noises, as figures.
 
 `draws` predictions of each candidate of at most `max_prompts` prompts every `every` steps: of SDXL as the paper trains
-it half a step's time in 25. The reference's errors are the model's own before the first step, so no second model is
-asked, and objectives that have none are validated like all others. Errors are gathered from all workers before anything
-is computed from them: every worker comes to the same figures, and to the same decision (`validation`).
+it, with 4 draws of 512, half a step's time in 25. The reference's errors are the model's own before the first step, so
+no second model is asked, and objectives that have none are validated like all others. Errors are gathered from all
+workers before anything is computed from them: every worker comes to the same figures, and to the same decision
+(`validation`).
 
     V held-out prompts, D draws of each, K candidates
 """

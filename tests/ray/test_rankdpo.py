@@ -99,7 +99,12 @@ def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-HELD_OUT = {"validation__share": 0.2, "validation__min_prompts": 5, "validation__every": 2}
+HELD_OUT = {
+    "validation__share": 0.2,
+    "validation__min_prompts": 5,
+    "validation__every": 2,
+    "validation__draws": 4,
+}
 
 
 def test_weights_and_validation_do_not_depend_on_how_a_batch_is_split(train: Run, by_workers: Run) -> None:

@@ -20,7 +20,13 @@ from rankray.rankdpo.train_job import RunState, TrainJob
 from rankray.rankdpo.validation import Point
 
 Make = Callable[..., TrainJob]
-HELD_OUT = {"validation__share": 0.5, "validation__min_prompts": 2, "batch_size": 2, "steps": 3}
+HELD_OUT = {
+    "validation__share": 0.5,
+    "validation__min_prompts": 2,
+    "validation__draws": 4,
+    "batch_size": 2,
+    "steps": 3,
+}
 
 
 def inputs(model: list[list[float]], reference: list[list[float]], rank: list[list[int]]) -> LossInputs:
