@@ -116,7 +116,7 @@ def test_a_stopped_training_goes_on(dataset: Path, tmp_path: Path) -> None:
     """Each signal in the midst of its steps; then it ends from the checkpoint before."""
     output = tmp_path / "o"
     words = ["--config", str(REPOSITORY / "jobs" / "rankdpo-shapes.toml"), "--dataset", str(dataset)]
-    words += ["--output", str(output), "--batch_size", "4", "--steps", "60", "--checkpoints.every", "5"]
+    words += ["--output", str(output), "--batch_size", "4", "--steps", "300", "--checkpoints.every", "10"]
     words += ["--validation.share", "0", "--validation.stop", "none", "--workers.count", "1"]
 
     def last() -> str:
@@ -131,8 +131,8 @@ def test_a_stopped_training_goes_on(dataset: Path, tmp_path: Path) -> None:
     ended = finish(start("local", "rankdpo", *words))
     assert ended.code == 0, ended.text
     steps = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 61))
-    assert "] step 1/60" not in ended.text
+    assert steps == list(range(1, 301))
+    assert "] step 1/300" not in ended.text
 
 
 @pytest.mark.slow
