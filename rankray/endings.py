@@ -32,7 +32,7 @@ _PATH = re.compile(r"'(/[^'\n]+)'")
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to end; `args[0]` is its number.
+    """Another signal than Ctrl-C's asked this process to end; `args[0]` is its number, and a plain one has none.
 
     A KeyboardInterrupt, of which Ray's C++ makes another without the number: any other exception that a handler raises
     while Ray waits, it prints and forgets, and the wait goes on.
@@ -112,7 +112,7 @@ def _raising() -> Iterator[dict[int, float]]:
     def handle(number: int, _frame: FrameType | None) -> None:
         if not heard:
             heard[number] = time.monotonic()
-            raise Stopped(number)
+            raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
         if time.monotonic() - next(iter(heard.values())) > PATIENCE_S:
             os._exit(128 + number)
 

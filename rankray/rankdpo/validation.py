@@ -18,7 +18,7 @@ from rankray.words import percent
 SURE = 2.5
 """Standard errors by which held-out pairs must be right more often than by chance before a step counts as learnt. Of
 runs on random labels the highest of six validations is beyond one in a third, beyond 2.5 in one of fifty; one that was
-exported at 54.3 ± 3 % was 7.5 points worse. Runs that gained 13 points and more stood at 2.6 to 5.7 by 64 held-out
+exported at 54.3 ± 3 % was 7.5 points worse. Runs that gained 13 points and more stood at 2.6 to 5.6 by 64 held-out
 prompts in 4 draws each, and at half of that in one (at 4.2 in 16 where it was 2.6): so 64 are the least, and 16 draws
 the default."""
 MEMORISED = 0.2

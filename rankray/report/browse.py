@@ -422,6 +422,15 @@ def server(
     return found, site
 
 
+@contextlib.contextmanager
+def _until_ctrl_c() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if stopped.args:  # by SIGTERM, whose exit code is its own (`endings.Stopped`)
+            raise
+
+
 def serve(
     path: str, port: int, votes_path: str | None, voter: str | None, say: Say, show: bool = False
 ) -> None:
@@ -431,7 +440,7 @@ def serve(
         show: opens this machine's browser at it; the others are `server`'s.
     """
     found, site = server(path, port, votes_path, voter)
-    with found, contextlib.suppress(KeyboardInterrupt):
+    with found, _until_ctrl_c():
         address = f"http://127.0.0.1:{found.server_port}/"
         say(f"{site.gallery.rows:,} prompts at {address}\nvotes:  {address}vote, kept in {site.ballot.path}")
         say("Ctrl-C ends it")

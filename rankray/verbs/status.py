@@ -69,8 +69,8 @@ def run(verb: str, argv: Sequence[str]) -> Answer:
             if not options.watch or found["state"] == "finished":
                 return Answer(found=found)
             time.sleep(options.every)
-    except KeyboardInterrupt:
-        if not options.watch:
+    except KeyboardInterrupt as stopped:
+        if not options.watch or stopped.args:  # by SIGTERM, whose exit code is its own (`endings.Stopped`)
             raise
         say("\nno longer looking; the job itself is not touched")
         return Answer(found=found)

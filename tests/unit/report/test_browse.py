@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
@@ -28,6 +29,7 @@ from rankray import schema, store
 from rankray.config import ConfigError
 from rankray.data import rerank, votes
 from rankray.data.rerank import Reranking
+from rankray.endings import Stopped
 from rankray.report import browse
 
 
@@ -320,3 +322,19 @@ def test_the_command_says_where_and_ends_with_the_count(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert "one over two: 100.0 % (95 %: 20.7 % to 100.0 %), 1 : 0 : 0 won, tied, lost" in rest
     assert json.loads((tmp_path / "d.votes.jsonl").read_text())["win"] == 1.0
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt(), Stopped(15)])
+def test_ctrl_c_ends_it_and_sigterm_goes_on_to_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: KeyboardInterrupt
+) -> None:
+    small_dataset.write(tmp_path / "d")
+    said: list[str] = []
+
+    def serve_forever(_server: object, poll_interval: float = 0.5) -> None:
+        raise stopped
+
+    monkeypatch.setattr("socketserver.BaseServer.serve_forever", serve_forever)
+    with pytest.raises(Stopped) if stopped.args else contextlib.nullcontext():
+        browse.serve(str(tmp_path / "d"), 0, None, "ann", said.append)
+    assert (said[-1] == "") == (not stopped.args)

@@ -106,6 +106,18 @@ def test_of_a_mark_whose_process_the_kernel_does_not_know_the_beat_tells(
     assert due in said
 
 
+def test_sigterm_ends_the_looking_by_its_own_exit_code(tmp_path: Path) -> None:
+    begun(tmp_path)
+    command = [sys.executable, "-m", "rankray", "status", str(tmp_path), "--watch", "--every", "0.1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("dataset ")
+        process.send_signal(signal.SIGTERM)
+        said = process.stdout.read()
+    assert process.returncode == 143, said
+    assert "stopped by SIGTERM" in said
+
+
 def test_ctrl_c_ends_the_looking_and_says_that_the_job_goes_on(tmp_path: Path) -> None:
     begun(tmp_path)
     heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's `&` ignores it
