@@ -83,7 +83,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f" (did you mean '{match[0]}'?)" if match else ""
 
 
-LATER = ("least", "block")
+LATER = ("least", "block", "shuffle_seed")
 """Keys that identities did not have at first: without a value they are left out."""
 
 
@@ -145,7 +145,12 @@ class PromptsConfig(Strict):
     )
     config: str | None = Field(None, description="the configuration of a hub dataset that has several")
     split: str = Field("train", description="the split of a hub dataset")
-    limit: int | None = Field(None, ge=1, description="use the first so many usable prompts")
+    limit: int | None = Field(
+        None, ge=1, description="use so many usable prompts: the first, or of shuffle_seed's order"
+    )
+    shuffle_seed: int | None = Field(
+        None, description="take prompts in this seed's order, by chance; in their source's unless given"
+    )
     block: str | None = Field(
         None,
         min_length=1,

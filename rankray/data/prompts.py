@@ -13,6 +13,7 @@ import codecs
 import csv
 import fnmatch
 import glob
+import hashlib
 import importlib
 import io
 import itertools
@@ -68,8 +69,9 @@ Raw = bytes | str | None
 class PromptsRead:
     """The prompts of a source, and what became of everything in it.
 
-    `read` counts entries up to `limit`'s last: read = len(rows) + empty + duplicates + undecodable + len(blocked).
-    `cut`: there were more of them. `blocked`: what the block-list left out, each with the phrase that it holds.
+    `read` counts entries up to `limit`'s last: read = len(rows) + empty + duplicates + undecodable + len(blocked); by a
+    `shuffle_seed` all of them, so that what `limit` leaves out makes up the rest. `cut`: there were more usable ones.
+    `blocked`: what the block-list left out, each with the phrase that it holds.
     """
 
     rows: list[str]
@@ -88,7 +90,9 @@ class PromptsRead:
 
 
 def read_prompts(config: PromptsConfig) -> PromptsRead:
-    """The distinct usable prompts of `config.path`, in their order, the first `config.limit` of them.
+    """The distinct usable prompts of `config.path`, in their order or a seed's, the first `config.limit` of them.
+
+    A seed orders prompts by a hash of each: a higher limit adds to what a lower one takes, and so does a longer source.
 
     Raises:
         ConfigError: nothing is there, nothing is in it, its format is unknown, it lacks the column, or there is no
@@ -101,7 +105,7 @@ def read_prompts(config: PromptsConfig) -> PromptsRead:
     read = empty = duplicates = undecodable = 0
     cut = False
     for entry in entries:
-        cut = len(rows) == config.limit
+        cut = config.shuffle_seed is None and len(rows) == config.limit
         if cut:
             break
         read += 1
@@ -124,7 +128,12 @@ def read_prompts(config: PromptsConfig) -> PromptsRead:
             f"{source} is empty: {read} entries, {empty} of them blank, {undecodable} not UTF-8, {len(blocked)} "
             "left out by prompts.block; give a file with prompts, as UTF-8"
         )
-    return PromptsRead(list(rows), read, empty, duplicates, undecodable, source, cut, tuple(blocked.items()))
+    kept = list(rows)
+    if config.shuffle_seed is not None:
+        kept.sort(key=lambda row: hashlib.sha256(f"{config.shuffle_seed}\0{row}".encode()).digest())
+        cut = config.limit is not None and len(kept) > config.limit
+        kept = kept[: config.limit]
+    return PromptsRead(kept, read, empty, duplicates, undecodable, source, cut, tuple(blocked.items()))
 
 
 def _block_list(path: str) -> BlockList:

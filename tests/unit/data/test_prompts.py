@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import re
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,6 +48,25 @@ def test_limit_counts_usable_prompts(tmp_path: Path) -> None:
     assert (found.rows, counts(found)) == (["a", "b"], (4, 1, 1, 0))
     assert found.cut
     assert not read(path, limit=3).cut
+
+
+def test_a_seed_draws_the_limit_from_all_of_them(tmp_path: Path) -> None:
+    path, more = tmp_path / "p.txt", tmp_path / "more.txt"
+    lines = [f"{first} {second}" for first in ("a", "b", "c", "d") for second in range(250)]
+    path.write_text("\n".join(["", "a 0", *lines]))
+    found = read(path, limit=100, shuffle_seed=0)
+    assert counts(found) == (1_002, 1, 1, 0)
+    assert found.cut
+    assert (
+        sorted(Counter(row[0] for row in found.rows).values())[0] > 10
+    )  # of 25 each, 4.3 to a standard deviation
+    assert read(path, limit=200, shuffle_seed=0).rows[:100] == found.rows
+    assert not set(read(path, limit=100, shuffle_seed=1).rows) >= set(found.rows)
+    more.write_text("\n".join(reversed([*lines, "e"])))
+    assert [row for row in read(more, limit=101, shuffle_seed=0).rows if row != "e"][:100] == found.rows
+    whole = read(path, shuffle_seed=0)
+    assert (len(whole.rows), whole.cut) == (1_000, False)
+    assert read(path, limit=1_000, shuffle_seed=0) == whole
 
 
 @pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
