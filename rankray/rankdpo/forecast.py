@@ -281,8 +281,9 @@ def stored(
         if taken == "precomputed":  # of a mixed run at most so many
             errors = config.steps * config.batch_size * candidates * 4 + rows * ROW_BYTES
             made.append(Stored("reference errors", float(errors), place))
-    trained = 0 if config.tuned.train == "lora" else found.parameters
-    one = 4.0 * trained * (1 + _kept_tensors(config))
+    if config.tuned.train == "lora":  # megabytes, which nobody makes room for
+        return made
+    one = 4.0 * found.parameters * (1 + _kept_tensors(config))
     # the last N, the best, and the one that is being written while its forerunner is still there
     number = config.checkpoints.keep + 2
     what = f"checkpoints (up to {number} of {words.size(one)})"
@@ -291,7 +292,8 @@ def stored(
 
 def disk_lines(made: Sequence[Stored]) -> list[str]:
     """A line of sizes, and a warning for each local filesystem with less room than will be written to it."""
-    lines = ["on disk: " + ", ".join(f"{item.what} {words.size(item.size)}" for item in made)]
+    sizes = ", ".join(f"{item.what} {words.size(item.size)}" for item in made)
+    lines = [f"on disk: {sizes}"] if made else []
     wanted: dict[int, tuple[float, float, str]] = {}
     for item in made:
         place = _existing(item.place)

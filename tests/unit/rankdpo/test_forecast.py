@@ -57,6 +57,17 @@ def test_sd3_s_encoded_set_is_said_to_be_hundreds_of_gigabytes() -> None:
     assert line.startswith("on disk: encoded set (6.93 MB a prompt) 402 GB, checkpoints (up to 4 of 24 GB)")
 
 
+@pytest.mark.parametrize(
+    ("mode", "lines"), [("store", ["on disk: encoded set (6.93 MB a prompt) 402 GB"]), ("stream", [])]
+)
+def test_of_adapters_no_checkpoint_needs_room(mode: str, lines: list[str]) -> None:
+    found = training_forecast.facts(GENERATORS["sd3-medium"])
+    assert found is not None
+    lora = settings("rankdpo-sd3", output="s3://b/o", tuned__train="lora", encoding__mode=mode)
+    made = training_forecast.stored(lora, found, [("s3://b/d", 58_000, 4)], "adapter_off")
+    assert training_forecast.disk_lines(made) == lines
+
+
 @pytest.mark.parametrize("model", ["shapes-sdxl", "shapes-sd3", "shapes-pixart"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_an_encoded_set_is_as_large_as_was_said(tmp_path: Path, model: str, dtype: str) -> None:
