@@ -114,11 +114,16 @@ ANSWER_S = 5.0
 """Ray itself asks an address that nobody answers for two minutes, and then ends the process with 15."""
 
 
+SLOW_START = "timed out during startup"
+"""What Ray says of it, by an Exception of no other kind."""
+
+
 def connect() -> None:
     """Joins the Ray that RAY_ADDRESS names, or else this machine's (`running`); where neither is there, starts one.
 
     Raises:
-        ConfigError: RAY_ADDRESS is no address, nobody answers there, or it does not let this process in.
+        ConfigError: RAY_ADDRESS is no address, nobody answers there, or it does not let this process in; or a Ray of
+            this job's own did not come up.
     """
     if ray.is_initialized():
         return
@@ -131,7 +136,7 @@ def connect() -> None:
         elif named != "local" and (found := running(named)):
             ray.init(address=found)
         else:
-            ray.init(address="local", include_dashboard=False)
+            _start()
             terminal.say(f"Ray: started one on this machine ({_resources()}); it ends with this job")
             return
         address = ray.get_runtime_context().gcs_address
@@ -145,6 +150,23 @@ def connect() -> None:
         # Ray's own ends this process with 15, as if that were its answer.
         if callable(before) and signal.getsignal(signal.SIGTERM) is not before:
             signal.signal(signal.SIGTERM, before)
+
+
+def _start() -> None:
+    """A Ray of this job's own.
+
+    Raises:
+        ConfigError: it was not up within the 30 seconds that Ray gives itself.
+    """
+    try:
+        ray.init(address="local", include_dashboard=False)
+    except Exception as error:  # Ray raises nothing narrower
+        if SLOW_START not in str(error):
+            raise
+        raise ConfigError(
+            "Ray was not up within 30 seconds, as other work keeps this machine busy; run the same command again, or "
+            "join a Ray that runs: RAY_ADDRESS=HOST:PORT"
+        ) from None
 
 
 def running(named: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -69,3 +70,31 @@ def test_the_ray_of_another_program_is_not_joined(tmp_path: Path, monkeypatch: p
             assert process.poll() is None
             process.communicate(b"\n")
     assert job.running() == "", "a note outlives a Ray that was killed"
+
+
+SLOW = """
+import itertools, time, types
+import ray
+from rankray.cluster import job
+from rankray.config import ConfigError
+
+def unknown(*_):
+    raise RuntimeError("This node is not known yet")
+
+ray._private.services.get_node = unknown
+jumps = itertools.count(0, 31)
+ray._private.node.time = types.SimpleNamespace(monotonic=jumps.__next__, sleep=time.sleep, time=time.time)
+try:
+    job.connect()
+except ConfigError as error:
+    print("refused:", error)
+"""
+
+
+def test_a_ray_that_does_not_come_up_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine whose load is 100 the half minute that Ray gives its parts is not enough; here the clock jumps."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    ended = subprocess.run(
+        [sys.executable, "-c", SLOW], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "refused: Ray was not up within 30 seconds" in ended.stdout
