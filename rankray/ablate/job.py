@@ -66,9 +66,13 @@ def run(config: AblationConfig, say: Say, publish_dataset: Publish, publish: Pub
         parts = {table: tables.markdown(info, table) for table in info["tables"]}
         for table, text in parts.items():
             say(f"\nTable {table}\n{text}")
-        written = [f"## Table {table}\n\n{text}" for table, text in parts.items()]
-        written.append(f"## Settings that were tried\n\n{tables.sweep_markdown(info)}\n")
-        output.write_text("tables.md", "\n\n".join(written))
+        written = {f"Table {table}": text for table, text in parts.items()}
+        if info["curves"]:
+            written["Along a quantity"] = tables.curves_markdown(info)
+        if info["along"] and info["along"]["points"]:
+            written[f"Along the training of {info['along']['row']}"] = tables.along_markdown(info)
+        written["Settings that were tried"] = tables.sweep_markdown(info)
+        output.write_text("tables.md", "".join(f"## {head}\n\n{text}\n\n" for head, text in written.items()))
         return info
 
     return Result(output.uri, job.run(connect, work, publish))

@@ -253,6 +253,32 @@ def _line(label: str, categories: Any, accuracy: float | None, *rest: str) -> li
     return [label, *cells, *rest]
 
 
+def curves_markdown(info: Mapping[str, Any]) -> str:
+    """Rows along a quantity, as Markdown: candidates, rewards, prompts."""
+    rows = [
+        [curve["x_label"], f"{point['x']:g}", f"{100 * point['accuracy']:.1f}", points(point["gain"])]
+        for curve in info["curves"]
+        for point in curve["points"]
+        if point["gain"] is not None
+    ]
+    return "\n".join(words.markdown(["along", "at", "all", "gain, 95 % interval"], rows))
+
+
+def along_markdown(info: Mapping[str, Any]) -> str:
+    """One long training, measured as it goes, as Markdown: the metric in points, every other by its own numbers."""
+    metric, measured = info["metric"], info["along"]["points"]
+    others = [name for name in measured[0]["metrics"] if name != metric]
+    rows = [
+        [
+            f"{point['step']}",
+            points(point["metrics"][metric]),
+            *(f"{point['metrics'][name]['gain']:+.3f}" for name in others),
+        ]
+        for point in measured
+    ]
+    return "\n".join(words.markdown(["step", metric, *others], rows))
+
+
 def sweep_markdown(info: Mapping[str, Any]) -> str:
     """Every setting that was tried, and which was taken, as Markdown."""
     head = ["objective", "learning rate", "beta", "trainings", "best step", "gain on validation", "taken"]

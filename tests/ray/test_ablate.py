@@ -81,6 +81,7 @@ def test_actors_and_jobs_come_to_the_same_figures(
     assert set(by_actors["rows"][0]["rewards"]) == {"shapes-pickscore", "shapes-clipscore", "shapes-mps"}
     tables = (tmp_path / "actors" / "tables.md").read_text()
     assert "RankDPO, all rewards" in tables
+    assert "## Along the training of rank\n\n| step | checker | shapes-" in tables
 
     golden("ablate.json", left(tmp_path / "actors", "ablation.json"), abs=5e-3)  # AdamW enlarges rounding
 

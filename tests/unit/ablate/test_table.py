@@ -203,6 +203,24 @@ def test_the_markdown_of_a_sweep() -> None:
     ]
 
 
+def test_the_markdown_of_curves_and_of_a_long_training() -> None:
+    gain = info()["rows"][0]["gain"]
+    points = [{"x": 0.125, "row": "dpo", "accuracy": 0.5, "gain": gain}, {"x": 1, "row": "sft", "gain": None}]
+    found = {"curves": [{"x_label": "share", "points": points}]}
+    assert tables.curves_markdown(found).splitlines() == [
+        "| along | at | all | gain, 95 % interval |",
+        "|---|---|---|---|",
+        "| share | 0.125 | 50.0 | +4.2 [-1.0, +9.5] |",
+    ]
+    metrics = {"pickscore": {"gain": -0.0123}, "checker": gain}
+    found = {"metric": "checker", "along": {"points": [{"step": 100, "metrics": metrics}]}}
+    assert tables.along_markdown(found).splitlines() == [
+        "| step | checker | pickscore |",
+        "|---|---|---|",
+        "| 100 | +4.2 [-1.0, +9.5] | -0.012 |",
+    ]
+
+
 def noisy(level: float, seeds: tuple[float, ...], rng: np.random.Generator) -> list[tables.Values]:
     """float[100, 2] a seed: a level, the seed's own shift, and noise of pictures."""
     return [level + shift + rng.normal(0.0, 0.1, (100, 2)) for shift in seeds]
