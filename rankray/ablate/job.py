@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ from rankray.ablate.trials import START, Bench, Outcome, outcomes, room
 from rankray.ablate.tuning import Choice, Grid, Place, Trial, best_point, choose, next_trials
 from rankray.cluster.job import Job, Result, connect, open_output
 from rankray.config import ConfigError, nearest
-from rankray.config.ablate import CHECKER, AblationConfig, Row
+from rankray.config.ablate import CHECKER, AblationConfig, Row, TuningConfig
 from rankray.config.rankdpo import WITHOUT_PAIRS
 from rankray.data import place
 from rankray.data.place import Publish
@@ -138,9 +138,11 @@ def plan_line(config: AblationConfig) -> str:
     """What is to come, in one line."""
     tuning, rows = _counts(config)
     along = f", and one of {config.along.steps:,} steps" if config.along else ""
+    most = (config.tuning.most or 0) * tuning // config.tuning.trainings
+    more = f" (up to {most:,} where the best of one lies at an edge)" if most > tuning else ""
     return (
         f"{tuning + rows + bool(along):,} trainings of at most {config.training.steps:,} steps: {tuning:,} to tune "
-        f"{len(config.objectives)} objectives, {rows:,} of {len(config.rows)} rows{along}"
+        f"{len(config.objectives)} objectives{more}, {rows:,} of {len(config.rows)} rows{along}"
     )
 
 
@@ -205,11 +207,7 @@ def _searched(bench: Bench, held_out: int) -> tuple[dict[str, Search], Mapping[s
     config, tuning = bench.config, bench.config.tuning
     found = {tuned.name: Search(Grid(*tuned.axes)) for tuned in config.objectives}
     start: Mapping[str, tables.Values] = {}
-    while due := [
-        (name, trial)
-        for name, one in found.items()
-        for trial in next_trials(one.grid, one.done, tuning.trainings, tuning.seeds)
-    ]:
+    for due in _rounds(found, tuning):
         trials = {}
         for name, (place_, seed) in due:
             rate, beta = found[name].grid.setting(place_)
@@ -221,10 +219,25 @@ def _searched(bench: Bench, held_out: int) -> tuple[dict[str, Search], Mapping[s
         start = came[START].last
         for (name, trial), label in zip(due, trials, strict=True):
             found[name].add(trial, came[label], config.metric, start)
-        bench.say(
-            f"{sum(len(one.done) for one in found.values()):,} of {_counts(config)[0]:,} trainings that tune"
-        )
+        done = sum(len(one.done) for one in found.values())
+        bench.say(f"{done:,} of {max(done, _counts(config)[0]):,} trainings that tune")
     return found, start
+
+
+def _rounds(searches: Mapping[str, Search], tuning: TuningConfig) -> Iterator[list[tuple[str, Trial]]]:
+    """What is due of all objectives together, until every one's best lies inside what was tried, or the purses end.
+
+    Purses grow for all alike: an objective that is searched for longer would be one that is chosen better.
+    """
+    for purse in range(tuning.trainings, (tuning.most or tuning.trainings) + 1):
+        while due := [
+            (name, trial)
+            for name, one in searches.items()
+            for trial in next_trials(one.grid, one.done, purse, tuning.seeds)
+        ]:
+            yield due
+        if not any(choose(one.grid, one.done, tuning.seeds).inside is False for one in searches.values()):
+            return
 
 
 def _measured(config: AblationConfig) -> list[int]:

@@ -54,6 +54,12 @@ class TuningConfig(Strict):
     trainings: int = Field(
         24, ge=1, description="of each objective: its grid, further seeds, and whatever extends the grid"
     )
+    most: int | None = Field(
+        None,
+        ge=1,
+        description="of each at most: all get more while the best of one lies at the edge of what was tried; trainings "
+        "if not given",
+    )
     seeds: int = Field(2, ge=1, description="that a setting is trained from before it is taken")
     every: int | None = Field(
         None,
@@ -224,6 +230,11 @@ class AblationConfig(DrawingJob):
             raise ValueError(
                 f"tuning.trainings = {self.tuning.trainings} are fewer than the largest grid has settings, "
                 f"{max(sizes.values())}; raise it"
+            )
+        if self.tuning.most is not None and self.tuning.most < self.tuning.trainings:
+            raise ValueError(
+                f"tuning.most = {self.tuning.most} is less than tuning.trainings = {self.tuning.trainings}, which "
+                "every objective gets; raise it"
             )
         if self.tuning.every and self.training.steps % self.tuning.every:
             raise ValueError(

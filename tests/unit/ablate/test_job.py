@@ -9,8 +9,9 @@ import pytest
 
 from rankray import config
 from rankray.ablate import job as ablation
+from rankray.ablate.tuning import Grid, choose
 from rankray.config import ConfigError
-from rankray.config.ablate import AblationConfig
+from rankray.config.ablate import AblationConfig, TuningConfig
 
 FILE = Path(__file__).parents[3] / "jobs" / "ablate-shapes.toml"
 
@@ -59,6 +60,23 @@ def test_what_is_to_come_is_counted_before_it_begins() -> None:
     assert told == (
         "54 trainings of at most 100 steps: 40 to tune 2 objectives, 13 of 3 rows, and one of 400 steps"
     )
+    more = tables | {"tuning": {"trainings": 20, "most": 26}}
+    assert "40 to tune 2 objectives (up to 52 where" in ablation.plan_line(config.build(AblationConfig, more))
     given = [one | {"learning_rates": [1e-4], "betas": []} for one in tables["objectives"]]
     told = ablation.plan_line(config.build(AblationConfig, tables | {"objectives": given, "along": None}))
     assert told == "13 trainings of at most 100 steps: 0 to tune 2 objectives, 13 of 3 rows"
+
+
+@pytest.mark.parametrize(("most", "each"), [(None, 10), (11, 11), (40, 16)])
+def test_purses_grow_together_until_every_best_lies_inside(most: int | None, each: int) -> None:
+    """The one's best is within the grid, the other's two factors beyond it on both axes: nine lead to (2, 2), the tenth
+    is (3, 2), and about that, and then about (3, 3), three each are missing."""
+    grid, tops = Grid((1e-4, 4e-4), (10.0, 100.0)), {"near": (0, 1), "far": (3, 3)}
+    searches = {name: ablation.Search(grid) for name in tops}
+    for due in ablation._rounds(searches, TuningConfig(trainings=10, most=most, seeds=1)):
+        for name, trial in due:
+            off = [place - top for place, top in zip(trial[0], tops[name], strict=True)]
+            searches[name].done[trial] = [-float(sum(value**2 for value in off))]
+    assert {name: len(one.done) for name, one in searches.items()} == {"near": each, "far": each}
+    chosen = choose(grid, searches["far"].done, 1)
+    assert (chosen.place, chosen.inside) == (((3, 3), True) if most == 40 else (chosen.place, False))

@@ -84,6 +84,7 @@ def test_models_that_are_measured_together_share_their_seeds() -> None:
             "tuned alike, and a would be given one setting while others are tuned",
         ),
         ({"tuning": {"trainings": 3}}, "tuning.trainings = 3 are fewer than the largest grid has settings, 4"),
+        ({"tuning": {"trainings": 16, "most": 12}}, "tuning.most = 12 is less than tuning.trainings = 16"),
         ({"tuning": {"every": 30}}, "tuning.every = 30 does not divide training.steps = 100"),
         (
             {"rows": [{"name": "r", "label": "R", "objective": "dpo", "labels": {"pairs": "within"}}],
