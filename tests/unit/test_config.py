@@ -99,7 +99,7 @@ def test_of_many_faults_twenty_are_named() -> None:
 
 def test_unknown_keys_of_a_table_are_one_line() -> None:
     said = (
-        r"^unknown key 'prompts.pth' \(did you mean 'path'\?\); allowed there: path, column, [a-z, ]*\n"
+        r"^unknown key 'prompts.pth' \(did you mean 'path'\?\); allowed there: path, column, [a-z_, ]*\n"
         r"unknown keys 'sede' \(did you mean 'seed'\?\), 'steps'; allowed there: output, .*, reuse$"
     )
     with pytest.raises(ConfigError, match=said):
