@@ -57,9 +57,7 @@ def test_a_seed_draws_the_limit_from_all_of_them(tmp_path: Path) -> None:
     found = read(path, limit=100, shuffle_seed=0)
     assert counts(found) == (1_002, 1, 1, 0)
     assert found.cut
-    assert (
-        sorted(Counter(row[0] for row in found.rows).values())[0] > 10
-    )  # of 25 each, 4.3 to a standard deviation
+    assert min(Counter(row[0] for row in found.rows).values()) > 10  # of 25 each, give or take 4.1
     assert read(path, limit=200, shuffle_seed=0).rows[:100] == found.rows
     assert not set(read(path, limit=100, shuffle_seed=1).rows) >= set(found.rows)
     more.write_text("\n".join(reversed([*lines, "e"])))
