@@ -44,6 +44,13 @@ def test_the_best_is_the_last_that_is_no_worse_than_chance_allows() -> None:
     assert validation.best(points(0.58, 0.6, 0.55), PATIENT).step == 50
 
 
+def test_a_later_one_is_no_best_where_the_preferred_error_went_on_rising() -> None:
+    """Within a standard error of the highest: what is above it and above the reference lost something for that."""
+    assert validation.best([START, at(25, 0.6, rise=0.004), at(50, 0.59, rise=0.005)], PATIENT).step == 25
+    assert validation.best([START, at(25, 0.6, rise=0.004), at(50, 0.59, rise=0.003)], PATIENT).step == 50
+    assert validation.best([START, at(25, 0.6, rise=-0.02), at(50, 0.59, rise=-0.01)], PATIENT).step == 50
+
+
 def test_one_whose_preferred_error_rose_is_no_best() -> None:
     found = [START, at(25, 0.56, rise=0.05), at(50, 0.7, rise=0.0501)]
     assert validation.best(found, PATIENT).step == 25
