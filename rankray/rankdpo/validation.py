@@ -64,8 +64,8 @@ def highest(points: Sequence[Point], config: ValidationConfig) -> Point:
 
 
 def best(points: Sequence[Point], config: ValidationConfig) -> Point:
-    """The last point within `max_rise` that is no worse than the `highest`: its accuracy less than a standard error
-    below, and its error on preferred candidates above neither the reference's nor the highest one's.
+    """The last point within `max_rise` that is no worse than the `highest`: its accuracy within a standard error below,
+    and its error on preferred candidates not above that of the reference, or above it by no more than the highest's.
 
     Accuracy on some dozens of prompts levels off before the pictures do: `shapes-sd3` stood at 56, 54 and 54 % (± 2)
     of held-out pairs after 50, 100 and 150 steps, with that error below the reference's, and at +2.1, +5.3 and +6.1
