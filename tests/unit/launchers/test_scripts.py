@@ -45,7 +45,14 @@ TASK = {
 STAND_INS = {
     "scontrol": "echo node-1; echo node-2",
     "hostname": "echo 10.0.0.1",
-    "ray": 'echo ray "$@" >> "$CALLED"',
+    # As with Ray: a head stays, and `ray status` finds it only once its `ray start` is under way.
+    "ray": """
+[ "$2" != "$FAILS" ] || exit 1
+echo ray "$@" >> "$CALLED"
+case "$1 $2" in
+    status*) grep -q "^ray start --head" "$CALLED" ;;
+    "start --head") exec sleep 60 ;;
+esac""",
     "python": 'echo python "$@" >> "$CALLED"',
     "pip": "true",
     # An srun that runs what follows its options, here.
@@ -66,7 +73,7 @@ def called(tmp_path: Path) -> dict[str, str]:
         (tmp_path / "bin" / name).chmod(0o755)
     (tmp_path / "called").write_text("")
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return {"PATH": path, "HOME": str(tmp_path), "CALLED": str(tmp_path / "called")}
+    return {"PATH": path, "HOME": str(tmp_path), "CALLED": str(tmp_path / "called"), "FAILS": "nothing"}
 
 
 def options_of_ray_start() -> set[str]:
@@ -131,18 +138,20 @@ def test_skypilot_s_fields_are_known(task: dict[str, Any]) -> None:
         jsonschema.validate({**task, "resources": {"use_spots": True}}, TASK)
 
 
+SKY = {
+    "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+    "SKYPILOT_NUM_GPUS_PER_NODE": "8",
+    "BUCKET": "s3://bucket",
+}
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_skypilot_s_first_node_runs_the_job_and_the_others_join(
     called: dict[str, str], task: dict[str, Any], monkeypatch: pytest.MonkeyPatch, rank: str
 ) -> None:
-    sky = {
-        "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
-        "SKYPILOT_NODE_RANK": rank,
-        "SKYPILOT_NUM_GPUS_PER_NODE": "8",
-        "BUCKET": "s3://bucket",
-    }
     subprocess.run(["bash", "-n"], input=task["setup"], text=True, check=True)
-    subprocess.run(["bash", "-c", task["run"]], env={**called, **sky}, check=True, timeout=60)
+    words = ["bash", "-c", task["run"]]
+    subprocess.run(words, env={**called, **SKY, "SKYPILOT_NODE_RANK": rank}, check=True, timeout=60)
     found = lines(called)
     begun = [line.split() for line in found if line.startswith("ray start")]
     assert len(begun) == 1
@@ -153,3 +162,13 @@ def test_skypilot_s_first_node_runs_the_job_and_the_others_join(
     assert not any("stop" in line for line in found), "SkyPilot's own Ray would be stopped too"
     if jobs:
         check_job(shlex.split(jobs[0]), monkeypatch, "s3://bucket")
+
+
+def test_skypilot_s_first_node_ends_where_ray_does_not_start(
+    called: dict[str, str], task: dict[str, Any]
+) -> None:
+    """It waited for ever, on nodes that are paid for."""
+    words = ["bash", "-c", task["run"]]
+    env = {**called, **SKY, "SKYPILOT_NODE_RANK": "0", "FAILS": "--head"}
+    assert subprocess.run(words, env=env, check=False, timeout=60).returncode == 1
+    assert not [line for line in lines(called) if line.startswith("python")]
