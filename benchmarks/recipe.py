@@ -4,11 +4,12 @@ python jobs/synpic.py --config jobs/synpic-shapes.toml --prompts.path shapes:tra
     --output /data/four
 python jobs/synpic.py --config jobs/synpic-shapes-train.toml --output /data/own
 python benchmarks/recipe.py --config jobs/rankdpo-shapes.toml /data/four /data/own --prompts 200 500 1834 \
-    --seeds 0 1 2 --json cells.json [--labels random]
+    --seeds 0 1 2 --json cells.json [--measured validation] [--set labels.aggregation=random steps=1000]
 
 A cell's prompts are drawn anew for each seed. Training runs in this process, at ZeRO 0, with the configuration's own
-validation and its decision; the exported step is measured on all held-out prompts, two pictures each, by the exact
-checker, paired with the model as it starts. Some 2.5 minutes of one core a cell, 25 s of it pictures.
+validation and its decision; the exported step, and the last where that is another, are measured on all held-out
+prompts by the exact checker, paired with the model as it starts. Whoever chooses between settings (`--set`) measures
+them on validation prompts. Some 2.5 minutes of one core a cell, 25 s of it pictures, two each.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import ray
 import torch
 from provenance import provenance
 
-from rankray import config, schema, shapes
+from rankray import cli, schema, shapes
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.models.generators.diffusers_pipeline import DiffusersGenerator
 from rankray.rankdpo import feed, validation, zero
@@ -38,28 +40,41 @@ from rankray.rankdpo.step import begin
 from rankray.rankdpo.train_job import RunState, TrainJob
 from rankray.stats import compare
 
-SAMPLES, SEED, AT_ONCE = 2, 1, 32
-ALONE = {"workers.count": 1, "workers.zero_stage": 0, "objective.reference": "copy"}
+SEED, AT_ONCE = 1, 32
+ALONE = ("--workers.count=1", "--workers.zero_stage=0", "--objective.reference=copy")
 
 Values = npt.NDArray[np.float64]
 
 
-def drawn(painter: DiffusersGenerator, prompts: list[str]) -> Values:
-    """The checker's verdicts on `SAMPLES` pictures a prompt, from the same seeds for every model: float64[P, S]."""
-    items = [
-        (text, schema.candidate_seed(SEED, schema.prompt_id(text), "model", sample))
-        for text in prompts
-        for sample in range(SAMPLES)
-    ]
-    verdicts: list[float] = []
-    for start in range(0, len(items), AT_ONCE):
-        texts, seeds = zip(*items[start : start + AT_ONCE], strict=True)
-        pictures = painter.generate(list(texts), list(seeds))
-        verdicts += [
-            float(shapes.check(np.asarray(picture.convert("RGB")), text))
-            for picture, text in zip(pictures, texts, strict=True)
+@dataclass(frozen=True)
+class Measure:
+    """What models are measured by: P prompts, S pictures of each from the same seeds for every model."""
+
+    painter: DiffusersGenerator
+    prompts: Sequence[str]
+    pictures: int
+
+    def verdicts(self) -> Values:
+        """The exact checker's verdicts on what the painter draws now: float64[P, S]."""
+        items = [
+            (text, schema.candidate_seed(SEED, schema.prompt_id(text), "model", sample))
+            for text in self.prompts
+            for sample in range(self.pictures)
         ]
-    return np.array(verdicts).reshape(len(prompts), SAMPLES)
+        verdicts: list[float] = []
+        for start in range(0, len(items), AT_ONCE):
+            texts, seeds = zip(*items[start : start + AT_ONCE], strict=True)
+            drawn = self.painter.generate(list(texts), list(seeds))
+            verdicts += [
+                float(shapes.check(np.asarray(picture.convert("RGB")), text))
+                for picture, text in zip(drawn, texts, strict=True)
+            ]
+        return np.array(verdicts).reshape(len(self.prompts), self.pictures)
+
+    def gain(self, job: TrainJob, weights: Mapping[str, torch.Tensor], before: Values) -> dict[str, Any]:
+        """How much better the painter draws by `weights` than it did: the fields of `stats.Difference`."""
+        place_weights(self.painter.pipe, job.spec, job.config, weights.items())
+        return asdict(compare(before, self.verdicts()))
 
 
 def some_rows(job: TrainJob, count: int, seed: int) -> Rows:
@@ -75,9 +90,7 @@ def some_rows(job: TrainJob, count: int, seed: int) -> Rows:
     return rows
 
 
-def cell(
-    job: TrainJob, count: int, before: Values, painter: DiffusersGenerator, prompts: list[str]
-) -> dict[str, Any]:
+def cell(job: TrainJob, count: int, before: Values, measure: Measure) -> dict[str, Any]:
     """Trains as the configuration says, and measures the step that it would export."""
     settings, rows = job.config.validation, some_rows(job, count, job.config.seed)
     training = begin(job, rows)
@@ -92,19 +105,31 @@ def cell(
             kept[state.step] = zero.gather(training.engine)
         if validation.stops(state.points, settings):
             break
-    exported = validation.chosen(state.points, settings)
-    if exported.step:
-        place_weights(painter.pipe, job.spec, job.config, kept[exported.step].items())
-    after = drawn(painter, prompts) if exported.step else before
+    exported = validation.chosen(state.points, settings).step
+    at_end = measure.gain(job, kept[state.step], before)
+    if exported not in (0, state.step):
+        gain = measure.gain(job, kept[exported], before)
+    else:
+        gain = at_end if exported else asdict(compare(before, before))
     return {
         "prompts": count,
         "seed": job.config.seed,
-        "exported": exported.step,
+        "exported": exported,
         "last": state.step,
         "warnings": sorted(validation.warnings(state.points, settings)),
         "points": [asdict(point) for point in state.points],
-        **asdict(compare(before, after)),
+        **gain,
+        "at_end": at_end,
     }
+
+
+def line(made: Mapping[str, Any]) -> str:
+    """A cell in one line."""
+    ended = f" ({made['at_end']['gain']:+.1%} at the end)" if made["exported"] != made["last"] else ""
+    return (
+        f"{made['dataset']} {made['prompts']:,} prompts, seed {made['seed']}: {made['gain']:+.1%} [{made['low']:+.1%}, "
+        f"{made['high']:+.1%}], step {made['exported']} of {made['last']}{ended} {' '.join(made['warnings'])}"
+    )
 
 
 def main() -> None:
@@ -116,38 +141,27 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path, help="a training's TOML")
     parser.add_argument("--prompts", nargs="+", type=int, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--labels", default="win_probability", help="another aggregation, such as random")
-    parser.add_argument("--steps", type=int, help="in place of the configuration's")
+    parser.add_argument("--measured", choices=("heldout", "validation"), default="heldout", help="prompts")
+    parser.add_argument("--pictures", type=int, default=2, help="of each of these prompts")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the configuration")
     parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args()
     torch.set_num_threads(1)
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    prompts, found = list(shapes.prompts("heldout")), []
+    found = []
     for dataset in options.datasets:
         for seed in options.seeds:
-            changes = {
-                **ALONE,
-                "dataset": dataset,
-                "output": tempfile.mkdtemp(prefix="rankray-recipe-"),
-                "seed": seed,
-            }
-            changes |= {
-                "labels.aggregation": options.labels,
-                **({"steps": options.steps} if options.steps else {}),
-            }
-            tables = config.with_options(config.read_toml(options.config), changes)
-            job = rankdpo.prepare(config.build(RankDPOConfig, tables), say=lambda line: None)
+            words = ["--config", str(options.config), *(f"--{change}" for change in options.set), *ALONE]
+            words += [f"--dataset={dataset}", f"--seed={seed}"]
+            words += [f"--output={tempfile.mkdtemp(prefix='rankray-recipe-')}"]
+            job = rankdpo.prepare(cli.parse("recipe", RankDPOConfig, words), say=lambda line: None)
             zero.alone()
             job, painter = replace(job, device="cpu"), DiffusersGenerator(job.spec, "cpu")
-            before = drawn(painter, prompts)
+            measure = Measure(painter, list(shapes.prompts(options.measured)), options.pictures)
+            before = measure.verdicts()
             for count in options.prompts:
-                made = {"dataset": dataset, **cell(job, count, before, painter, prompts)}
-                found.append(made)
-                print(
-                    f"{dataset} {count:,} prompts, seed {seed}: {made['gain']:+.1%} [{made['low']:+.1%}, "
-                    f"{made['high']:+.1%}], step {made['exported']} of {made['last']} {' '.join(made['warnings'])}",
-                    flush=True,
-                )
+                found.append({"dataset": dataset, "set": options.set, **cell(job, count, before, measure)})
+                print(line(found[-1]), flush=True)
                 if options.json:
                     options.json.write_text(json.dumps({"cells": found, **provenance()}, indent=1) + "\n")
 
