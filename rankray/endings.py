@@ -65,9 +65,11 @@ def ended(prog: str, work: Callable[[], Answer], otherwise: Callable[[int, str],
             number = next(iter(heard), signal.SIGINT)
         name = _NAMES[signal.Signals(number)]
         line = f"stopped by {name}; what is finished is kept, and the same command goes on from there"
+        # Before Ray ends: a thread of its C++ that finds the raylet gone first ends this process without a word.
         _tell(f"{prog}: {line}")
         if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
+            with _muted():
+                sys.modules["ray"].shutdown()
         return otherwise(128 + number, line)
 
 
@@ -127,6 +129,27 @@ def _raising() -> Iterator[dict[int, float]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Within, nothing is printed: what Ray says of its workers while it ends is none of the job's lines."""
+    with contextlib.ExitStack() as after, open(os.devnull, "w") as nowhere:
+        _flush()
+        for fd in (1, 2):
+            with contextlib.suppress(OSError):  # closed by whoever started this process
+                kept = os.dup(fd)
+                after.callback(os.close, kept)
+                after.callback(os.dup2, kept, fd)
+                os.dup2(nowhere.fileno(), fd)
+        after.callback(_flush)
+        yield
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # gone, or closed
+            stream.flush()
 
 
 def _tell(line: str) -> None:

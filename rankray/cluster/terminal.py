@@ -357,10 +357,6 @@ def of_job(name: str) -> Iterator[None]:
     except Exception as error:
         keep = not isinstance(error, ConfigError)
         raise
-    except BaseException:  # a signal: what Ray prints of its workers while it ends is none of the job's lines
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
-        raise
     finally:
         _open.clear()
         terminal.close(keep)

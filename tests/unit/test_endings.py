@@ -53,6 +53,32 @@ def started(cleaning_s: float = 0.0, before: str = "") -> subprocess.Popen[str]:
     return process
 
 
+RAY_ENDS = """
+import os, types
+from rankray.cluster import terminal
+sleep = work
+def work():
+    with terminal.of_job("job"):
+        terminal.say("working")
+        return sleep()
+def shutdown():
+    print("of a worker")
+    os.system("echo of a worker >&2")
+    {ends}
+sys.modules["ray"] = types.SimpleNamespace(shutdown=shutdown)
+"""
+
+
+@pytest.mark.parametrize(("ends", "code"), [("", 143), ("os._exit(1)", 1)])
+def test_the_line_is_told_though_ray_s_end_is_the_process_s(ends: str, code: int) -> None:
+    """A thread of Ray's C++ that wants something of a raylet that is gone ends the process, now and then."""
+    process = started(before=RAY_ENDS.format(ends=ends))
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert [line.partition(";")[0] for line in told.splitlines()] == ["job: stopped by SIGTERM"]
+
+
 @pytest.mark.parametrize(
     ("number", "name", "code"), [(2, "Ctrl-C", 130), (15, "SIGTERM", 143), (1, "SIGHUP", 129)]
 )
