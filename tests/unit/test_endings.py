@@ -74,8 +74,8 @@ def test_the_line_is_told_though_ray_s_end_is_the_process_s(ends: str, code: int
     """A thread of Ray's C++ that wants something of a raylet that is gone ends the process, now and then."""
     process = started(before=RAY_ENDS.format(ends=ends))
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == code
+    printed, told = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (code, "")
     assert [line.partition(";")[0] for line in told.splitlines()] == ["job: stopped by SIGTERM"]
 
 
