@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray._private import services
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 from rankray import words
 from rankray.cluster import terminal
@@ -134,6 +135,8 @@ def connect() -> None:
             _require_answer(named)
             ray.init(address=named)
         elif named != "local" and (found := running(named)):
+            # As Ray does where it finds one itself: `ray start` wants the token that any earlier job has left here.
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             ray.init(address=found)
         else:
             _start()
@@ -143,8 +146,9 @@ def connect() -> None:
         terminal.say(f"Ray: joined the one at {address} ({_resources()}); it stays when this job ends")
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         raise ConfigError(
-            f"RAY_ADDRESS {named or 'unset'}: {first_line(error)}; name a Ray that lets you in "
-            "(RAY_AUTH_TOKEN, or ~/.ray/auth_token), or set RAY_ADDRESS=local to start one for this job alone"
+            f"RAY_ADDRESS {named or 'unset'}: {first_line(error)}; where it wants its token, export "
+            "RAY_AUTH_MODE=token, and have the token in ~/.ray/auth_token or RAY_AUTH_TOKEN; or set RAY_ADDRESS=local "
+            "to start one for this job alone"
         ) from None
     finally:
         # Ray's own ends this process with 15, as if that were its answer.

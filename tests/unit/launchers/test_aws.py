@@ -60,6 +60,12 @@ def test_every_node_runs_one_ray_and_one_machine_image(launcher: dict[str, Any])
     }
 
 
+def test_every_node_is_told_that_there_is_a_token(launcher: dict[str, Any]) -> None:
+    assert "/home/ray/.ray/auth_token" in launcher["file_mounts"]
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert "RAY_AUTH_MODE=token" in launcher[key][-1], key
+
+
 def test_start_commands_are_options_of_this_ray(launcher: dict[str, Any]) -> None:
     from ray.scripts.scripts import start
 

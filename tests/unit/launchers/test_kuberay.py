@@ -70,6 +70,7 @@ POD_TEMPLATE = fields(
 RAY_CLUSTER = fields(
     "rayVersion headGroupSpec workerGroupSpecs",
     rayVersion=TEXT,
+    authOptions=fields(mode={"enum": ["disabled", "token"]}, secretName=TEXT),
     enableInTreeAutoscaling=FLAG,
     autoscalerOptions=fields(
         idleTimeoutSeconds=COUNT, upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]}
@@ -130,6 +131,10 @@ def test_a_misspelt_or_misplaced_field_is_refused(job: dict[str, Any], path: tup
     place[path[-1]] = 1
     with pytest.raises(jsonschema.ValidationError, match=path[-1]):
         jsonschema.validate(broken, RAY_JOB)
+
+
+def test_nobody_reaches_its_ray_without_the_token(job: dict[str, Any]) -> None:
+    assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
 
 
 def test_nothing_is_scheduled_on_the_head(job: dict[str, Any]) -> None:

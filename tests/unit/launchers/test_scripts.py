@@ -48,12 +48,13 @@ STAND_INS = {
     # As with Ray: a head stays, and `ray status` finds it only once its `ray start` is under way.
     "ray": """
 [ "$2" != "$FAILS" ] || exit 1
+echo "$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN} $SRUN_CPUS_PER_TASK" > "$CALLED.environment"
 echo ray "$@" >> "$CALLED"
 case "$1 $2" in
     status*) grep -q "^ray start --head" "$CALLED" ;;
     "start --head") exec sleep 60 ;;
 esac""",
-    "python": 'echo python "$@" >> "$CALLED"',
+    "python": '[ "$1" != -c ] || exec python3 "$@"; echo python "$@" >> "$CALLED"',
     "pip": "true",
     # An srun that runs what follows its options, here.
     "srun": 'while [[ "$1" == -* ]]; do shift; done; "$@"',
@@ -102,6 +103,7 @@ def test_slurm_starts_ray_everywhere_and_the_job_once(
         "SLURM_SUBMIT_DIR": str(tmp_path),
         "SLURM_JOB_NODELIST": "node-[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "24",
     }
     words = ["bash", str(SBATCH), "/scratch/prompts.parquet", "/scratch/synpic", "--prompts.limit", "5"]
     subprocess.run(words, env={**called, **slurm, "SLURM_GPUS_ON_NODE": "4"}, check=True)
@@ -110,6 +112,7 @@ def test_slurm_starts_ray_everywhere_and_the_job_once(
     assert started.split()[:6] == ["ray", "symmetric-run", "--address", "10.0.0.1:6379", "--min-nodes", "2"]
     assert {w for w in started.split()[6:] if w.startswith("--")} <= options_of_ray_start()
     assert "--num-gpus 4" in started
+    assert Path(f"{called['CALLED']}.environment").read_text().split() == ["token", "64", "24"]
     check_job(shlex.split(entry), monkeypatch, "/scratch")
 
 
