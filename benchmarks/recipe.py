@@ -29,6 +29,7 @@ import torch
 from provenance import provenance
 
 from rankray import cli, schema, shapes
+from rankray.config import ConfigError
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.models.generators.diffusers_pipeline import DiffusersGenerator
 from rankray.rankdpo import feed, validation, zero
@@ -78,10 +79,18 @@ class Measure:
 
 
 def some_rows(job: TrainJob, count: int, seed: int) -> Rows:
-    """`count` of the job's prompts, drawn anew for each seed, of which the configuration's share is held out."""
+    """`count` of the job's prompts, drawn anew for each seed, of which the configuration's share is held out.
+
+    Raises:
+        ConfigError: the dataset has fewer.
+    """
     rows = Rows(job)
     (learnt,) = rows.places
     places = sorted(learnt + rows.held_out, key=lambda place: place.prompt_id)
+    if count > len(places):
+        raise ConfigError(
+            f"--prompts {count:,}: {job.sets[0].uri} has {len(places):,}; ask for fewer, or give it more"
+        )
     taken = [places[n] for n in np.random.default_rng(1000 + seed).permutation(len(places))[:count]]
     away = feed.held_out([place.prompt for place in taken], job.config.validation)
     by_id = sorted(taken, key=lambda place: place.prompt_id)
@@ -98,6 +107,8 @@ def cell(job: TrainJob, count: int, before: Values, measure: Measure) -> dict[st
     state, kept = state.validated(held_out.measure(state)), {}
     for step in training.steps(rows):
         state = state.after(step.bad, step.sums)
+        if state.skipped > job.config.checkpoints.bad_steps:
+            raise FloatingPointError(f"{state.skipped} of {state.step} steps were not finite, or exploded")
         if state.step % settings.every and state.step != job.config.steps:
             continue
         state = state.validated(held_out.measure(state))
@@ -116,7 +127,7 @@ def cell(job: TrainJob, count: int, before: Values, measure: Measure) -> dict[st
         "seed": job.config.seed,
         "exported": exported,
         "last": state.step,
-        "warnings": sorted(validation.warnings(state.points, settings)),
+        "warnings": sorted(validation.warnings(state.points, settings, job.config.steps)),
         "points": [asdict(point) for point in state.points],
         **gain,
         "at_end": at_end,

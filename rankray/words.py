@@ -35,6 +35,11 @@ def compact(value: float | None, digits: int = 4) -> str:
     return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:g}"
 
 
+def figure(value: float | None, share: bool) -> str:
+    """A metric's figure: of a share in per cent, `60.4`, of any other four digits; a dash for what is missing."""
+    return f"{100 * value:.1f}" if share and value is not None and math.isfinite(value) else compact(value)
+
+
 def percent(value: float | None) -> str:
     """`12.3 %`, or a dash."""
     return MISSING if value is None or math.isnan(value) else f"{100 * value:.1f} %"

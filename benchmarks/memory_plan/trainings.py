@@ -154,7 +154,7 @@ def step(case: str, place: Path, kind: str = "cpu", plant: Plant | None = None, 
         engine = OnAFakeGpu(model.module, job.config.optimizer, 2)
         model.start = {}
         loading, device.peak = device.peak, device.now
-        made = training_step.Training(job, model, engine, 2).step(Loaded(0, rows, (0, 0), 0.0))
+        made, _ = training_step.Training(job, model, engine, 2).step(Loaded(0, rows, (0, 0), 0.0))
         peak = device.peak
     facts = training_forecast.facts(spec)
     assert facts is not None

@@ -261,7 +261,7 @@ def _chosen(
     power = tables.power(start.get(config.metric), taken, config.seeds, held_out, config.held_out.samples)
     if power is not None:
         store.write_json(bench.output.at("power.json"), power, bench.output.fs)
-        bench.say(f"before any row is trained: {tables.power_line(power)}")
+        bench.say(f"before any row is trained: {tables.power_line(power, config.metric)}")
     return settings, {"sweep": sweep, "power": power}
 
 

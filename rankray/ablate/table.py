@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rankray import words
+from rankray.config.ablate import CHECKER
 from rankray.evals import published
 from rankray.stats import SEED, Components, compare, components, pooled, resamples, smallest_difference
 
@@ -183,19 +184,19 @@ def row_of(
     }
 
 
-def power_line(found: Mapping[str, Any]) -> str:
-    """What an ablation can show, in one line, in points."""
-    planned = found["planned"]
+def power_line(found: Mapping[str, Any], metric: str) -> str:
+    """What an ablation can show, in one line."""
+    planned, by = found["planned"], "points " if metric == CHECKER else f"of {metric} "
+    difference, gain = (words.figure(found[key], metric == CHECKER) for key in ("difference", "gain"))
     return (
         f"with {planned['seeds']} seeds a row on {planned['prompts']:,} prompts with {planned['pictures']} pictures "
-        f"each, two rows must be {100 * found['difference']:.1f} points apart to be told apart four times in five, and "
-        f"a row's gain be {100 * found['gain']:.1f}"
+        f"each, two rows must be {difference} {by}apart to be told apart four times in five, and a row's gain be {gain}"
     )
 
 
 def markdown(info: Mapping[str, Any], table: str) -> str:
-    """The rows of one table as Markdown, the model as it starts first, and what is claimed of their order; shares in
-    per cent, gains in points, beside what the paper prints.
+    """The rows of one table as Markdown, the model as it starts first, and what is claimed of their order, beside what
+    the paper prints; the checker's shares in per cent and its gains in points, any other metric as it is.
 
     Args:
         info: the contents of `ablation.json`.
@@ -206,21 +207,25 @@ def markdown(info: Mapping[str, Any], table: str) -> str:
     quoted = published.TABLES.get(int(table)) if table.isdigit() else None
     head = ["row", *names, "all", "gain, 95 % interval", "wins : losses", "each seed"]
     head += [f"the paper, {quoted.columns[0]}"] if quoted else []
-    start = info["start"]
+    start, metric = info["start"], info["metric"]
     paper = _quoted(quoted, next(iter(quoted.rows))) if quoted else []
-    lines = [_line("start", start["categories"].values(), start["accuracy"], "", "", "", *paper)]
+    lines = [_line(metric, "start", start["categories"].values(), start["accuracy"], "", "", "", *paper)]
     for row in rows:
         paper = _quoted(quoted, row["paper"].get(table))
         if row["gain"] is None:
-            lines.append(_line(row["label"], [None] * len(names), None, row["failed"][0], "", "", *paper))
+            lines.append(
+                _line(metric, row["label"], [None] * len(names), None, row["failed"][0], "", "", *paper)
+            )
             continue
-        seeds = ", ".join(f"{100 * value:.1f}" for value in row["seeds"])
+        seeds = ", ".join(words.figure(value, metric == CHECKER) for value in row["seeds"])
         if row["failed"]:
             seeds += f"; {len(row['failed'])} diverged"
         found = row["gain"]
         cells = row["categories"].values()
         votes = f"{found['wins']} : {found['losses']}"
-        lines.append(_line(row["label"], cells, row["accuracy"], points(found), votes, seeds, *paper))
+        lines.append(
+            _line(metric, row["label"], cells, row["accuracy"], points(found, metric), votes, seeds, *paper)
+        )
     return "\n".join([*words.markdown(head, lines), "", *order(info, rows)])
 
 
@@ -232,10 +237,10 @@ def _quoted(table: published.Quoted | None, row: str | None) -> list[str]:
 def order(info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What may be said of the rows' order: above which others each is, as `compare_rows` claims it."""
     labels = {row["name"]: row["label"] for row in rows}
-    lines = [f"What can be told: {power_line(info['power'])}."] if info["power"] else []
+    lines = [f"What can be told: {power_line(info['power'], info['metric'])}."] if info["power"] else []
     for row in sorted((row for row in rows if row["gain"]), key=lambda row: -row["gain"]["gain"]):
         below = [
-            f"{labels[name]} ({points(found)})"
+            f"{labels[name]} ({points(found, info['metric'])})"
             for name, found in row["against"].items()
             if name in labels and found["claimed"] and found["gain"] > 0
         ]
@@ -243,20 +248,32 @@ def order(info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[st
     return lines
 
 
-def points(found: Mapping[str, float]) -> str:
-    """A `Difference` of shares: "+4.2 [1.0, 7.5]", in points."""
-    return f"{100 * found['gain']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+def points(found: Mapping[str, float], metric: str) -> str:
+    """A `Difference` of a metric: "+4.2 [+1.0, +7.5]", the checker's in points."""
+    values = (found["gain"], found["low"], found["high"])
+    gain, low, high = (
+        f"{'-' if value < 0 else '+'}{words.figure(abs(value), metric == CHECKER)}" for value in values
+    )
+    return f"{gain} [{low}, {high}]"
 
 
-def _line(label: str, categories: Any, accuracy: float | None, *rest: str) -> list[str]:
-    cells = ["" if value is None else f"{100 * value:.1f}" for value in (*categories, accuracy)]
+def _line(metric: str, label: str, categories: Any, accuracy: float | None, *rest: str) -> list[str]:
+    cells = [
+        "" if value is None else words.figure(value, metric == CHECKER) for value in (*categories, accuracy)
+    ]
     return [label, *cells, *rest]
 
 
 def curves_markdown(info: Mapping[str, Any]) -> str:
     """Rows along a quantity, as Markdown: candidates, rewards, prompts."""
+    metric = info["metric"]
     rows = [
-        [curve["x_label"], f"{point['x']:g}", f"{100 * point['accuracy']:.1f}", points(point["gain"])]
+        [
+            curve["x_label"],
+            f"{point['x']:g}",
+            words.figure(point["accuracy"], metric == CHECKER),
+            points(point["gain"], metric),
+        ]
         for curve in info["curves"]
         for point in curve["points"]
         if point["gain"] is not None
@@ -265,13 +282,13 @@ def curves_markdown(info: Mapping[str, Any]) -> str:
 
 
 def along_markdown(info: Mapping[str, Any]) -> str:
-    """One long training, measured as it goes, as Markdown: the metric in points, every other by its own numbers."""
+    """One long training, measured as it goes, as Markdown: the metric with its interval, every other's gain."""
     metric, measured = info["metric"], info["along"]["points"]
     others = [name for name in measured[0]["metrics"] if name != metric]
     rows = [
         [
             f"{point['step']}",
-            points(point["metrics"][metric]),
+            points(point["metrics"][metric], metric),
             *(f"{point['metrics'][name]['gain']:+.3f}" for name in others),
         ]
         for point in measured
@@ -285,7 +302,7 @@ def sweep_markdown(info: Mapping[str, Any]) -> str:
     rows = []
     for sweep in info["sweep"]:
         for number, trial in enumerate(sweep["trials"]):
-            gain = trial["failed"] or points(trial["gain"])
+            gain = trial["failed"] or points(trial["gain"], info["metric"])
             beta = f"{trial['beta']:g}" if sweep["has_beta"] else ""
             taken = "" if number != sweep["chosen"] else "yes" if sweep["inside"] else "yes, at the edge"
             cells = [f"{trial['learning_rate']:g}", beta, f"{trial['seeds']}", f"{trial['step']}"]

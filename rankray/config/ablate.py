@@ -265,6 +265,9 @@ class AblationConfig(DrawingJob):
             del choice["pool"], choice["batch_size"]
         for part in ("workers", "checkpoints", "prices", "rehearse", "encoding", "validation"):
             del content["training"][part]
+        decides = {"checkpoints": {"explode_at"}, "encoding": {"dtype"}}
+        changed = self.training.model_dump(mode="json", include=decides, exclude_defaults=True)
+        content["training"] |= {part: values for part, values in changed.items() if values}
         for row in content["rows"]:
             del row["label"], row["paper"], row["tables"]  # how it is shown
         return dict(flatten(content))

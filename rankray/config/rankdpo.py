@@ -277,7 +277,7 @@ class ValidationConfig(Strict):
     share: float = Field(
         0.05, ge=0, lt=1, description="of the prompts, by a hash of each, that are held out; 0 turns it off"
     )
-    min_prompts: int = Field(64, ge=2, description="that are held out at least")
+    min_prompts: int = Field(64, ge=2, description="that are held out at least, each with all its rows")
     max_prompts: int = Field(512, ge=2, description="that are held out at most")
     every: int = Field(25, ge=1, description="steps between two validations")
     draws: int = Field(16, ge=1, description="fixed times and noises a prompt, stratified over time")
@@ -434,6 +434,12 @@ class RankDPOConfig(TrainingSettings):
             del content["labels"]["pairs"]  # likewise, and below
         if not self.encoding.reencode:
             del content["encoding"]["reencode"]
+        decides = {
+            "explode_at",
+            "export_dtype",
+        }  # which steps are taken, and what leaves; the others keep and show
+        if changed := self.checkpoints.model_dump(mode="json", include=decides, exclude_defaults=True):
+            content["checkpoints"] = changed
         if not self.validation.share:
             del content["validation"]
         if not self.mix:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -42,7 +42,6 @@ from rankray.rankdpo.encoded import (
     encoded_table,
     layout_of,
     read_empty,
-    relabelled,
 )
 from rankray.rankdpo.feed import Reads
 from rankray.rankdpo.labels import Labelling
@@ -176,7 +175,8 @@ def picture(image: dict[str, Any], height: int, width: int) -> Image.Image:
 class ReferenceJob:
     """What a reference actor needs: the model, the run's configuration, the encoded set's URI, what will be read.
 
-    `labelling` says which candidates the run looks at; others' errors are 0, prompts left out have none.
+    `labelling` says which candidates and prompts take part; others' errors are 0, prompts left out have none. What its
+    rewards say has no part in it: labellings that differ in that alone share the errors.
     """
 
     spec: GeneratorSpec
@@ -217,7 +217,7 @@ class ReferenceActor:
             if labelling is not None:
                 if not labelling.takes(row.prompt_id):
                     continue
-                row = relabelled(row, labelling)
+                row = replace(row, rank=_only(labelling.taking(row.rank), row.rank))
             seen += [(row, epoch) for epoch in self._job.reads.epochs(row.prompt_id)]
         for (row, _), errors in zip(seen, self._all_errors(seen, layout.size), strict=True):
             found[row.prompt_id].append(errors)
@@ -248,6 +248,13 @@ class ReferenceActor:
                 self._denoiser, self._predict, batch, batch.mask, self._noising, size, self._dtype
             )
         return [line[: len(row.rank)] for row, line in zip(rows, errors.tolist(), strict=True)]
+
+
+def _only(places: Sequence[int], rank: np.ndarray) -> np.ndarray:
+    """Ranks int[K], 0 at all but these places."""
+    found = np.zeros_like(rank)
+    found[places] = rank[places]
+    return found
 
 
 @dataclass(frozen=True)
@@ -290,7 +297,7 @@ def reference_uri(encoded: EncodedSet, job: ReferenceJob, revision: str) -> str:
         "held_out": len(job.reads.held_out),
     }
     if job.labelling is not None:  # labels do not matter to the reference, only whom it is asked about
-        content["asked"] = [job.labelling.candidates, job.labelling.prompt_share]
+        content["asked_of"] = [job.labelling.candidates, job.labelling.prompt_share]
     return f"{encoded.uri}/reference/{_key(content)}"
 
 

@@ -14,12 +14,12 @@ beside rewards' scores; so each keeps its encoded set, and weights cost nothing 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import queue
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,18 +110,18 @@ def held_out(prompts: Iterable[str], config: ValidationConfig) -> frozenset[str]
 
     Neither seed nor order has a part in it, so runs that differ in anything else hold out the same prompts, and a
     dataset that grows by a tenth holds out nine tenths of them again. A prompt is out with all its rows, in whichever
-    dataset, or with none; one with more rows than are still due is not.
+    dataset, or with none.
 
     Args:
         prompts: `RowPlace.prompt` of every row, of all datasets together.
 
     Raises:
-        ConfigError: fewer rows would be left to learn from than are held out.
+        ConfigError: fewer prompts would be left to learn from than are held out.
     """
     if not config.share:
         return frozenset()
-    rows = Counter(prompts)
-    total = sum(rows.values())
+    every = set(prompts)
+    total = len(every)
     count = min(max(round(config.share * total), config.min_prompts), config.max_prompts)
     if 2 * count > total:
         raise ConfigError(
@@ -129,17 +129,25 @@ def held_out(prompts: Iterable[str], config: ValidationConfig) -> frozenset[str]
             "learn from; give more prompts, a lower validation.share or validation.min_prompts, or "
             "validation.share = 0 to train without"
         )
-    found, left = set[str](), count
-    for prompt in sorted(rows, key=lambda one: hashlib.sha256(f"held out\0{one}".encode()).digest()):
-        if rows[prompt] <= left:
-            found.add(prompt)
-            left -= rows[prompt]
-    if not found:
-        raise ConfigError(
-            f"validation would hold {count:,} of {total:,} rows out, and each prompt has more of them, which are held "
-            "out together; raise validation.min_prompts, or give validation.share = 0 to train without"
-        )
-    return frozenset(found)
+    by_hash = sorted(every, key=lambda one: hashlib.sha256(f"held out\0{one}".encode()).digest())
+    return frozenset(by_hash[:count])
+
+
+def validated(rows: Mapping[tuple[int, str], str]) -> set[tuple[int, str]]:
+    """Of each held-out prompt the one row that is validated on, again by the least hash.
+
+    Judgements of one prompt are alike: eight of each of eight prompts would be taken for 64 prompts' evidence, and the
+    accuracy's standard error come out up to 2.8 times too small. Where people judged a prompt a dozen times, more
+    prompts with one row each also say more than as many rows of few.
+
+    Args:
+        rows: the prompt (`RowPlace.prompt`) of each held-out row, by its set's number and its id.
+    """
+
+    def digest(row: tuple[int, str]) -> bytes:
+        return hashlib.sha256(f"validated\0{row[0]}\0{row[1]}".encode()).digest()
+
+    return set({rows[row]: row for row in sorted(rows, key=digest, reverse=True)}.values())
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,7 @@ class Rows:
     Attributes:
         places: of those that are learnt from, of each set by prompt id.
         weights: of the sets.
-        held_out: of those that are validated on, set by set, by prompt id.
+        held_out: of those that are validated on, one a prompt, set by set, by prompt id.
     """
 
     def __init__(self, job: TrainJob) -> None:
@@ -194,7 +202,13 @@ class Rows:
         ]
         away = held_out([place.prompt for places in taking for place in places], job.config.validation)
         self.places = [[place for place in places if place.prompt not in away] for places in taking]
-        self.held_out = [place for places in taking for place in places if place.prompt in away]
+        out = {
+            (place.number, place.prompt_id): place
+            for place in itertools.chain(*taking)
+            if place.prompt in away
+        }
+        judged = validated({row: place.prompt for row, place in out.items()})
+        self.held_out = [place for row, place in out.items() if row in judged]
         self._reader = RowReader(filesystems)
         self._ahead = [read_reference(one.reference) if one.reference else None for one in job.sets]
         self._encoders: list[Any] = []

@@ -124,7 +124,8 @@ def figures(step: int, inputs: LossInputs, draws: int, objective: ObjectiveConfi
 
     Pairs and candidates are those that training looks at, so that its accuracy can stand beside this one; of an
     objective that compares nothing with a reference, all. Where the reference's error is no finite number nothing is
-    compared; the model's then counts as `NO_NUMBER`. Without a pair the accuracy is one half: nothing is known.
+    compared; the model's then counts as `NO_NUMBER`. Without a pair the accuracy is one half: nothing is known. One
+    prompt alone says nothing of the next: its error is one half.
     """
     inputs = replace(
         inputs,
@@ -141,10 +142,11 @@ def figures(step: int, inputs: LossInputs, draws: int, objective: ObjectiveConfi
     asked = int((pairs > 0).sum())
     accuracy = means["implicit_accuracy"] if asked else 0.5
     spread = float((right - accuracy * pairs).square().sum().sqrt() / pairs.sum().clamp(min=1.0))
+    error = spread * (asked / (asked - 1)) ** 0.5 if asked > 1 else 0.5 * asked
     return Point(
         step=step,
         implicit_accuracy=round(accuracy, 6),
-        accuracy_error=round(spread * (asked / max(asked - 1, 1)) ** 0.5, 6),
+        accuracy_error=round(error, 6),
         **{key: round(means[key], 6) for key in ("margin", "loss", "model_error", "ref_error")},
         chosen_rise=_rise(inputs, losses.best(inputs)),
         rejected_rise=_rise(inputs, losses.best_and_worst(inputs).any(1)),

@@ -60,13 +60,15 @@ class TrainingError(RuntimeError):
 @dataclass(frozen=True)
 class Source:
     """A dataset that a run learns from: `labelling` is None where its own ranking is learnt, `weight` is its share
-    beside other sources' weights; of its rows, by id, those that are `learnt` from and those `held_out`."""
+    beside other sources' weights; of its rows, by id, those that are `learnt` from, those `held_out`, and of these
+    the `validated`, one a prompt."""
 
     dataset: store.RankedDataset
     labelling: labels.Labelling | None
     weight: float
     learnt: tuple[str, ...] = ()
     held_out: frozenset[str] = frozenset()
+    validated: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Plan:
     @property
     def held_out(self) -> int:
         """Prompts that the run validates on."""
-        return sum(len(source.held_out) for source in self.sources)
+        return sum(len(source.validated) for source in self.sources)
 
     @property
     def drawn(self) -> list[int]:
@@ -155,7 +157,7 @@ def check(config: RankDPOConfig) -> Plan:
             len(set(usable)) >= 2
             for source in plan.sources
             for name, usable in _ranked(source.dataset, source.labelling)
-            if name in source.held_out
+            if name in source.validated
         ):
             raise ConfigError(
                 f"validation.stop = 'patience': the candidates of each of {plan.held_out:,} held-out prompts are tied, "
@@ -176,13 +178,16 @@ def _parted(sources: Sequence[Source], config: RankDPOConfig) -> tuple[Source, .
         taking = ids if source.labelling is None else source.labelling.taken(ids)
         every.append({row_id: ids[row_id] for row_id in taking})
     away = feed.held_out([prompt for ids in every for prompt in ids.values()], config.validation)
+    out = {(n, one): prompt for n, ids in enumerate(every) for one, prompt in ids.items() if prompt in away}
+    judged = feed.validated(out)
     return tuple(
         replace(
             source,
             learnt=tuple(row_id for row_id, prompt in ids.items() if prompt not in away),
             held_out=frozenset(row_id for row_id, prompt in ids.items() if prompt in away),
+            validated=frozenset(row_id for row_id in ids if (n, row_id) in judged),
         )
-        for source, ids in zip(sources, every, strict=True)
+        for n, (source, ids) in enumerate(zip(sources, every, strict=True))
     )
 
 
@@ -335,10 +340,11 @@ def _make(plan: Plan, output: Output, say: Say) -> dict[str, Any]:
     checkpoint = _train(job, output, say)
     if output.exists("_work", "diverged.json"):
         found = store.read_json(output.at("_work", "diverged.json"), output.fs)
+        kept = f"; the last checkpoint before is kept in {output.uri}/checkpoints" if checkpoint else ""
         raise TrainingError(
             f"{found['skipped']} of {found['step']} steps had a loss or gradient that was not finite or exploded, more "
-            f"than checkpoints.bad_steps = {config.checkpoints.bad_steps}; the last good checkpoint is kept in "
-            f"{output.uri}/checkpoints. Lower optimizer.learning_rate or raise objective.beta, with another output."
+            f"than checkpoints.bad_steps = {config.checkpoints.bad_steps}{kept}. Lower optimizer.learning_rate or "
+            "raise objective.beta, with another output."
         )
     state = checkpoint_state(output.fs, output.at("checkpoints", checkpoint)).run
     chosen = validation.chosen(state.points, config.validation) if state.points else None
@@ -519,7 +525,7 @@ def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
     config = plan.config
     lines = store.read_json_lines(output.at("metrics.jsonl"), output.fs)
     parameters = store.read_json(output.at("_work", "parameters.json"), output.fs)
-    wall_s = max(state.elapsed_s, 1e-9)
+    steps_s = max(sum(line["step_s"] for line in lines), 1e-9)
     wait_s = sum(line["data_wait_s"] for line in lines)
     return {
         **place.stamp(),
@@ -551,15 +557,15 @@ def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
         "parameters": {"trained": parameters["trained"], "total": parameters["total"]},
         "held_parameters": parameters["held"],
         "throughput": {
-            "wall_s": wall_s,
-            "prompts_per_s": state.step * config.batch_size / wall_s,
-            "data_wait_share": wait_s / wall_s,
+            "wall_s": state.elapsed_s,
+            "prompts_per_s": state.step * config.batch_size / steps_s,
+            "data_wait_share": wait_s / steps_s,
             "cpu_minutes": sum(line["cpu_s"] * line["workers"] for line in lines) / 60,  # used, not claimed
         },
         "skipped_steps": state.skipped,
         "validation": _validation(plan, state) if state.points else None,
         "cost": {
-            "usd": lines[-1]["usd"],
+            "usd": state.usd(config),
             "gpu_hours": state.gpu_s / 3600,
             "cpu_hours": state.cpu_s / 3600,
         },
@@ -588,5 +594,5 @@ def _validation(plan: Plan, state: RunState) -> dict[str, Any]:
         "best": asdict(validation.best(state.points, config)),
         "last": asdict(state.points[-1]),
         "decision": validation.decision(state.points, config, plan.config.steps),
-        "warnings": validation.warnings(state.points, config),
+        "warnings": validation.warnings(state.points, config, plan.config.steps),
     }

@@ -72,6 +72,10 @@ class Labelling:
             )
         return found
 
+    def taking(self, rank: npt.NDArray[np.integer]) -> list[int]:
+        """Places of a row's candidates that take part, by the dataset's own ranks int[K], whatever rewards say."""
+        return [place for place in self.candidates if place < len(rank) and rank[place] > 0]
+
     def __call__(
         self, prompt_id: str, scores: npt.ArrayLike, rank: npt.ArrayLike
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -85,7 +89,7 @@ class Labelling:
         values, old = np.asarray(scores, np.float64), np.asarray(rank)
         strength = np.full(len(old), np.nan)
         ranks = np.zeros(len(old), np.int64)
-        taking = [place for place in self.candidates if place < len(old) and old[place] > 0]
+        taking = self.taking(old)
         if len(taking) > 1:
             strength[taking] = self._strength(prompt_id, values[taking][:, list(self.rewards)])
             ranks[taking] = ranking.rank(strength[taking])

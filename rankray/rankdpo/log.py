@@ -30,14 +30,15 @@ SAY_S = 15.0
 
 
 class RunLog:
-    """The log of one worker, going on from `state`; on all but rank 0 it only counts."""
+    """The log of one worker, at work since `begun_s` (`time.monotonic`) and going on from `state`; on all but rank 0 it
+    only counts."""
 
-    def __init__(self, training: Training, state: RunState) -> None:
+    def __init__(self, training: Training, state: RunState, begun_s: float) -> None:
         self._job, self._writes, self._world = training.job, training.rank == 0, training.world
         self._parameters = training.model.parameters
         self._fs, self._output = store.filesystem(self._job.output)
         self._start = state
-        self._elapsed_s = self._busy_s = 0.0
+        self._begun_s, self._busy_s = begun_s, 0.0
         self._warned: set[str] = set()
         self._cpu_s = time.process_time()
         self._flushed_s = self._said_s = time.monotonic()
@@ -50,7 +51,6 @@ class RunLog:
 
     def step(self, state: RunState, step: Step) -> None:
         """One finished step, after which the run is at `state`."""
-        self._elapsed_s += step.step_s
         self._busy_s += step.step_s - step.wait_s
         if not self._writes:
             return
@@ -72,6 +72,7 @@ class RunLog:
             "step": state.step,
             "epoch": round(state.step * batch_size / max(1, job.rows), 4),
             **{k: _finite(v) for k, v in losses.metrics(step.sums).items()},
+            **({} if step.sums["pairs"] else dict.fromkeys(("implicit_accuracy", "margin"))),
             "grad_norm": None if norm is None else _finite(norm),
             "learning_rate": step.learning_rate,
             "step_s": round(step.step_s, 4),
@@ -93,33 +94,30 @@ class RunLog:
             "items": (state.step - start.step) * config.batch_size,
             "failures": state.skipped - start.skipped,
             "busy_seconds": self._busy_s * self._world,
-            "alive_seconds": self._elapsed_s * self._world,
+            "alive_seconds": (time.monotonic() - self._begun_s) * self._world,
             "usd": self._usd(state) - self._usd_before,
         }
         now = {**line, "left": (config.steps - state.step) * config.batch_size}
         metrics.tell((self._job.output, "training", config.model.model), totals, now)
 
     def _usd(self, state: RunState) -> float:
-        """What was spent until now: GPUs cost where workers have some, else CPUs."""
-        spent, prices = self.spent(state), self._job.config.prices
-        if self._job.config.workers.num_gpus:
-            return round(spent.gpu_s / 3600 * prices.gpu_usd_per_hour, 4)
-        return round(spent.cpu_s / 3600 * prices.cpu_usd_per_hour, 4)
+        """What was spent until now."""
+        return self.spent(state).usd(self._job.config)
 
     def spent(self, state: RunState) -> RunState:
-        """The state with the time and resources of this start added to the checkpoint's."""
-        workers, start = self._job.config.workers, self._start
-        workers_s = self._elapsed_s * self._world
+        """The state with the time and resources of this start added to the checkpoint's: all that its workers were held
+        for, loading, validating, drawing and saving included."""
+        workers, start, elapsed_s = self._job.config.workers, self._start, time.monotonic() - self._begun_s
+        workers_s = elapsed_s * self._world
         return dataclasses.replace(
             state,
-            elapsed_s=start.elapsed_s + self._elapsed_s,
+            elapsed_s=start.elapsed_s + elapsed_s,
             gpu_s=start.gpu_s + workers_s * workers.num_gpus,
             cpu_s=start.cpu_s + workers_s * workers.num_cpus,
         )
 
-    def validated(self, state: RunState, took_s: float) -> None:
+    def validated(self, state: RunState) -> None:
         """A validation, which `state` ends with; its figures stand in the line of its step."""
-        self._elapsed_s += took_s
         if not self._writes:
             return
         config, point = self._job.config, state.points[-1]
@@ -130,7 +128,7 @@ class RunLog:
         self._trackers.log(point.line(), point.step)
         self._tell(state, point.line())
         print(f"[rankray] {validation.sentence(point, config.steps)}", flush=True)
-        for kind, text in validation.warnings(state.points, config.validation).items():
+        for kind, text in validation.warnings(state.points, config.validation, config.steps).items():
             if kind not in self._warned:
                 print(f"[rankray] warning, {kind}: {text}", flush=True)
                 self._warned.add(kind)

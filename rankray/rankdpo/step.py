@@ -45,7 +45,7 @@ class Step:
         number: steps done with it.
         sums: of the global batch, as `losses.metric_sums` names them.
         learning_rate: what it was taken with.
-        gradient_norm: before clipping; None where DeepSpeed did not compute it.
+        gradient_norm: before clipping; None where DeepSpeed left the step out.
         step_s, wait_s: how long it took, and how long of that the trainer waited for its rows.
         bad: left out, for a loss or gradient that was not finite, or a loss that exploded.
     """
@@ -86,15 +86,13 @@ class Training:
             rate = learning_rate(config.optimizer, loaded.step, config.steps)
             for group in engine.optimizer.param_groups:
                 group["lr"] = rate
-            sums = self.step(loaded)
+            sums, norm = self.step(loaded)
             bad = bool(getattr(engine.optimizer, "overflow", False)) or not math.isfinite(sums["loss"])
+            bad |= norm is not None and not math.isfinite(norm)
             if self.average is not None and not bad:
                 self.average.follow()
             step_s = time.perf_counter() - begin_s + loaded.wait_s
-            norm = engine.get_global_grad_norm()
-            yield Step(
-                loaded.step + 1, sums, rate, None if norm is None else float(norm), step_s, loaded.wait_s, bad
-            )
+            yield Step(loaded.step + 1, sums, rate, norm, step_s, loaded.wait_s, bad)
 
     def averaged(self, computing: bool = False) -> AbstractContextManager[None]:
         """Within, the engine holds the weights that are the result: their average, where there is one; with
@@ -103,11 +101,11 @@ class Training:
             return contextlib.nullcontext()
         return self.average.computing() if computing else self.average.swapped()
 
-    def step(self, loaded: Loaded) -> dict[str, float]:
-        """Forward, backward and update over a worker's share; the global batch's metric sums.
+    def step(self, loaded: Loaded) -> tuple[dict[str, float], float | None]:
+        """Forward, backward and update over a worker's share; the global batch's metric sums and its gradient's norm.
 
-        A micro-batch whose loss is not finite, or explodes, makes its gradient NaN: DeepSpeed then skips the step on
-        every worker, by its own check.
+        Where the batch's loss is not finite, or explodes, the gradient is made NaN before the last backward pass:
+        DeepSpeed then skips the step on every worker, by its own check.
         """
         job, model, objective = self.job, self.model, self.job.config.objective
         micro = [
@@ -117,25 +115,23 @@ class Training:
         count = torch.tensor(float(usable_prompts), device=model.device)
         _all_reduce(count)
         total: dict[str, Tensor] = {}
+        found: dict[str, float] = {}
         for batch in micro:
             computed = some(needed(objective.name, batch.without_errors(), objective.options))
             ref_error = model.ref_errors(self.engine, batch, computed)
             inputs = batch.inputs(model.errors(self.engine, batch, computed), ref_error)
             apart = loss_parts(objective.name, inputs, beta=objective.beta, options=objective.options)
             loss = torch.stack(tuple(apart.values())).sum(0)
-            mean = loss.sum() / max(float(inputs.usable.any(-1).sum()), 1.0)
-            if not float(mean.detach()) <= job.config.checkpoints.explode_at:
-                loss = loss * torch.nan
-            self.engine.backward(loss.sum() * (self.world / max(count.item(), 1.0)), scale_wrt_gas=False)
             sums = metric_sums(inputs, loss, beta=objective.beta, computed=computed, parts=apart)
             total = {key: value + total.get(key, 0.0) for key, value in sums.items()}
+            if batch is micro[-1]:
+                found = _all_reduced(total)
+                if not found["loss"] <= job.config.checkpoints.explode_at * max(found["prompts"], 1.0):
+                    loss, found["loss"] = loss * torch.nan, math.nan
+            self.engine.backward(loss.sum() * (self.world / max(count.item(), 1.0)), scale_wrt_gas=False)
             if batch is not micro[-1]:
                 self.engine.step()
-        vector = torch.stack(list(total.values()))
-        _all_reduce(vector)
-        found = dict(zip(total, vector.tolist(), strict=True))
-        self._update(found)
-        return found
+        return found, self._update()
 
     def _micro_batch(self, loaded: Loaded, start: int, end: int) -> Batch:
         """A part of a share. Elastic workers' shares differ by one, and all cut them alike: a part without rows is a
@@ -145,16 +141,19 @@ class Training:
         filler = self.model.batch(loaded.rows[:1], loaded.epochs[:1], self.job.reward)
         return replace(filler, mask=torch.zeros_like(filler.mask), rank=torch.zeros_like(filler.rank))
 
-    def _update(self, sums: dict[str, float]) -> None:
-        """The optimizer's step. ZeRO clips, and leaves out a step with a NaN, by itself; at stage 0 both are done
-        here."""
-        clip = self.job.config.optimizer.clip
-        if self.engine.zero_optimization_stage() == 0:
-            if not math.isfinite(sums["loss"]):
-                self.engine.zero_grad()
-            elif clip:
-                torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), clip)
+    def _update(self) -> float | None:
+        """The optimizer's step; the gradient's norm before clipping. ZeRO clips by itself, and leaves out a step whose
+        gradient is not finite; at stage 0 both are done here."""
+        if self.engine.zero_optimization_stage():
+            self.engine.step()
+            norm = self.engine.get_global_grad_norm()
+            return None if norm is None else float(norm)
+        clip = self.job.config.optimizer.clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), clip))
+        if not math.isfinite(norm):
+            self.engine.zero_grad()
         self.engine.step()
+        return norm
 
 
 def begin(job: TrainJob, rows: Rows, rank: int = 0, world: int = 1) -> Training:
@@ -356,6 +355,12 @@ def some(computed: Tensor) -> Tensor:
 def _cut(rows: int, count: int) -> Iterator[tuple[int, int]]:
     """Where each of `count` consecutive micro-batches, equal to within one, starts and ends."""
     return itertools.pairwise(rows * n // count for n in range(count + 1))
+
+
+def _all_reduced(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    vector = torch.stack(list(sums.values()))
+    _all_reduce(vector)
+    return dict(zip(sums, vector.tolist(), strict=True))
 
 
 def _all_reduce(values: Tensor) -> None:

@@ -83,7 +83,7 @@ class RunState:
         skipped: of these, left out for a loss or gradient that was not finite, or a loss that exploded.
         points: what held-out prompts said, of each validation.
         right, pairs: of the training's pairs, since the last validation.
-        elapsed_s: time spent on steps, of all starts.
+        elapsed_s: time that workers were held, of all starts, each up to its last checkpoint.
         gpu_s, cpu_s: the same times the workers' GPUs and CPUs.
     """
 
@@ -95,6 +95,13 @@ class RunState:
     elapsed_s: float = 0.0
     gpu_s: float = 0.0
     cpu_s: float = 0.0
+
+    def usd(self, config: RankDPOConfig) -> float:
+        """What that cost: GPUs where workers have some, else CPUs."""
+        prices = config.prices
+        if config.workers.num_gpus:
+            return round(self.gpu_s / 3600 * prices.gpu_usd_per_hour, 4)
+        return round(self.cpu_s / 3600 * prices.cpu_usd_per_hour, 4)
 
     def after(self, bad: bool, sums: Mapping[str, float]) -> RunState:
         """The state one step later; `sums` are the step's (`losses.metric_sums`)."""

@@ -45,10 +45,11 @@ from rankray.rankdpo.train_job import (
 
 def train(job: TrainJob) -> None:
     """One worker's run, from its last checkpoint to the last step (Algorithm 2), or to where validation ends it."""
+    begun_s = time.monotonic()
     config, context, rows = job.config, ray.train.get_context(), Rows(job)
     training = step.begin(job, rows, context.get_world_rank(), context.get_world_size())
     state = restore(training)
-    log = RunLog(training, state)
+    log = RunLog(training, state, begun_s)
     held_out = HeldOut(training, rows) if rows.held_out else None
     if held_out is not None and not state.points:
         state = _validated(training, held_out, state, log)
@@ -74,9 +75,8 @@ def train(job: TrainJob) -> None:
 
 def _validated(training: Training, held_out: HeldOut, state: RunState, log: RunLog) -> RunState:
     """Validates, and keeps the weights where they are the best so far; returns the state with the new point."""
-    begin_s = time.perf_counter()
     state = state.validated(held_out.measure(state))
-    log.validated(state, time.perf_counter() - begin_s)
+    log.validated(state)
     if state.step and validation.best(state.points, training.job.config.validation).step == state.step:
         _keep_best(training, state.step)
     return state

@@ -64,8 +64,9 @@ def highest(points: Sequence[Point], config: ValidationConfig) -> Point:
 
 
 def best(points: Sequence[Point], config: ValidationConfig) -> Point:
-    """The last point within `max_rise` that is no worse than the `highest`: its accuracy within a standard error below,
-    and its error on preferred candidates not above that of the reference, or above it by no more than the highest's.
+    """The last point within `max_rise` that is no worse than the `highest`: its accuracy within a standard error below
+    (the larger of the two points': the start has none), and its error on preferred candidates not above that of the
+    reference, or above it by no more than the highest's.
 
     Accuracy on some dozens of prompts levels off before the pictures do: `shapes-sd3` stood at 56, 54 and 54 % (± 2)
     of held-out pairs after 50, 100 and 150 steps, with that error below the reference's, and at +2.1, +5.3 and +6.1
@@ -73,15 +74,23 @@ def best(points: Sequence[Point], config: ValidationConfig) -> Point:
     after 50, 100 and 125 with that error 0.4, 2.9 and 4.3 % above, and at -1.3, -7.4 and -8.3.
     """
     top = highest(points, config)
-    least, most = top.implicit_accuracy - top.accuracy_error, max(0.0, top.chosen_rise)
-    allowed = [point for point in points if point.chosen_rise <= min(most, config.max_rise)]
-    return [point for point in allowed if point.implicit_accuracy >= least][-1]
+    most = min(max(0.0, top.chosen_rise), config.max_rise)
+
+    def as_good(point: Point) -> bool:
+        least = top.implicit_accuracy - max(top.accuracy_error, point.accuracy_error)
+        return point.implicit_accuracy >= least and point.chosen_rise <= most
+
+    return [point for point in points if as_good(point)][-1]
+
+
+def sure(point: Point) -> bool:
+    """Whether pairs are right more often than one half, by `SURE` standard errors."""
+    return point.implicit_accuracy - SURE * point.accuracy_error > 0.5
 
 
 def learnt(points: Sequence[Point], config: ValidationConfig) -> bool:
-    """Whether at the `highest` point pairs are right more often than one half, by `SURE` standard errors."""
-    top = highest(points, config)
-    return top.implicit_accuracy - SURE * top.accuracy_error > 0.5
+    """Whether the `highest` point is `sure` to be better than chance."""
+    return sure(highest(points, config))
 
 
 def chosen(points: Sequence[Point], config: ValidationConfig) -> Point:
@@ -111,7 +120,7 @@ def decision(points: Sequence[Point], config: ValidationConfig, steps: int) -> s
         beside = ""
         if first.step == 0:
             beside = "; no step was better than the start on held-out prompts"
-        elif first.step < last.step:
+        elif first.step < last.step and learnt(points, config):
             beside = (
                 f"; step {first.step} was better on held-out prompts, {what}, and is kept in checkpoints/ "
                 "(validation.stop = 'patience' exports it)"
@@ -123,9 +132,11 @@ def decision(points: Sequence[Point], config: ValidationConfig, steps: int) -> s
         else f"all {steps} steps were taken"
     )
     if found.step == 0:
-        if last.step and all(point.chosen_rise > config.max_rise for point in points[1:]):
+        risen = [point for point in points if point.chosen_rise > config.max_rise]
+        if any(map(sure, risen)) or len(risen) == len(points) - 1 > 0:
+            which = "" if len(risen) == len(points) - 1 else " that is surely better than chance"
             return (
-                "the model as it started, since after every step the error on preferred candidates of held-out "
+                f"the model as it started, since after every step{which} the error on preferred candidates of held-out "
                 f"prompts is above validation.max_rise ({percent(config.max_rise)}); {ended}"
             )
         return (
@@ -145,8 +156,8 @@ def sentence(point: Point, steps: int) -> str:
     )
 
 
-def warnings(points: Sequence[Point], config: ValidationConfig) -> dict[str, str]:
-    """What is wrong with a run, by the kind of fault, in words that a user can act on."""
+def warnings(points: Sequence[Point], config: ValidationConfig, steps: int) -> dict[str, str]:
+    """What is wrong with a run of `steps` steps, by the kind of fault, in words that a user can act on."""
     last, found = points[-1], {}
     if last.chosen_rise > config.max_rise:
         both = (
@@ -169,7 +180,7 @@ def warnings(points: Sequence[Point], config: ValidationConfig) -> dict[str, str
         )
     top = max(points, key=lambda point: point.implicit_accuracy)
     # One that is right beyond the bound has learnt something: its fault is the collapse.
-    if len(points) > config.patience and top.implicit_accuracy - SURE * top.accuracy_error <= 0.5:
+    if (len(points) > config.patience or last.step == steps) and not sure(top):
         found["nothing learnt"] = (
             f"after {last.step} steps held-out pairs are right {percent(last.implicit_accuracy)} of the time (at best "
             f"{percent(top.implicit_accuracy)} ± {percent(top.accuracy_error)}), which chance alone may do. Look "

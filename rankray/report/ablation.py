@@ -51,10 +51,8 @@ def write_ablation_report(uri: str, info: dict[str, Any]) -> None:
 
 
 def level(value: float | None, metric: str) -> str:
-    """A figure of a metric: the checker's is a share and stands in per cent, any other has four digits."""
-    if value is None:
-        return words.MISSING
-    return f"{100 * value:.1f}" if metric == CHECKER else compact(value).replace("-", "−")
+    """A figure of a metric: the checker's is a share."""
+    return words.figure(value, metric == CHECKER).replace("-", "−")
 
 
 def unit(metric: str) -> str:

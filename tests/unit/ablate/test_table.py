@@ -98,6 +98,7 @@ def info() -> dict[str, object]:
     }
     above = {**gain, "claimed": True}
     return {
+        "metric": "checker",
         "start": {"accuracy": 0.4579, "categories": {"a": 0.4579}},
         "rows": [
             {
@@ -206,7 +207,7 @@ def test_the_markdown_of_a_sweep() -> None:
 def test_the_markdown_of_curves_and_of_a_long_training() -> None:
     gain = info()["rows"][0]["gain"]
     points = [{"x": 0.125, "row": "dpo", "accuracy": 0.5, "gain": gain}, {"x": 1, "row": "sft", "gain": None}]
-    found = {"curves": [{"x_label": "share", "points": points}]}
+    found = {"metric": "checker", "curves": [{"x_label": "share", "points": points}]}
     assert tables.curves_markdown(found).splitlines() == [
         "| along | at | all | gain, 95 % interval |",
         "|---|---|---|---|",
@@ -219,6 +220,34 @@ def test_the_markdown_of_curves_and_of_a_long_training() -> None:
         "|---|---|---|",
         "| 100 | +4.2 [-1.0, +9.5] | -0.012 |",
     ]
+
+
+def test_a_reward_as_the_metric_stands_in_its_own_numbers() -> None:
+    """Outside the shapes world nothing is a share: PickScore's 21.53 is no 2153 %."""
+    gain = {
+        "before": 21.53,
+        "after": 21.84,
+        "gain": 0.3127,
+        "low": -0.04,
+        "high": 0.5,
+        "wins": 9,
+        "losses": 4,
+    }
+    given = info() | {"metric": "pickscore", "start": {"accuracy": 21.53, "categories": {"a": 21.53}}}
+    given["rows"] = [
+        given["rows"][0] | {"accuracy": 21.84, "categories": {"a": 21.84}, "seeds": [21.8], "gain": gain}
+    ]
+    given["rows"][0]["against"] = {}
+    given["power"] = given["power"] | {"difference": 0.31, "gain": 0.2}
+    lines = tables.markdown(given, "4").splitlines()
+    assert lines[2].startswith("| start | 21.53 | 21.53 |")
+    assert lines[3].startswith("| DPO | 21.84 | 21.84 | +0.3127 [-0.04, +0.5] | 9 : 4 | 21.8 |")
+    assert "two rows must be 0.31 of pickscore apart" in lines[5]
+    assert "a row's gain be 0.2." in lines[5]
+    curve = {"x_label": "share", "points": [{"x": 1, "row": "dpo", "accuracy": 21.84, "gain": gain}]}
+    assert tables.curves_markdown({"metric": "pickscore", "curves": [curve]}).endswith(
+        "| share | 1 | 21.84 | +0.3127 [-0.04, +0.5] |"
+    )
 
 
 def noisy(level: float, seeds: tuple[float, ...], rng: np.random.Generator) -> list[tables.Values]:

@@ -21,6 +21,7 @@ from rankray.rankdpo import batches
 from rankray.rankdpo.encoded import decoded_row, layout_of
 from rankray.rankdpo.encoding import EncodeActor, EncodeJob, ReferenceActor, ReferenceJob, encoded_uri
 from rankray.rankdpo.feed import Reads
+from rankray.rankdpo.labels import Labelling
 from rankray.shapes import pipeline_dir
 
 SPEC = GENERATORS["shapes-sdxl"]
@@ -77,8 +78,11 @@ def test_reencoded_pictures_are_a_set_of_their_own(tmp_path: Path) -> None:
     assert len(found) == 2
 
 
-def errors(place: str, table: pa.Table, reads: Reads, at_once: int = 8) -> dict[str, list[list[float]]]:
-    actor = ReferenceActor(ReferenceJob(SPEC, "cpu", config.build(RankDPOConfig, SETTINGS), place, reads))
+def errors(
+    place: str, table: pa.Table, reads: Reads, at_once: int = 8, labelling: Labelling | None = None
+) -> dict[str, list[list[float]]]:
+    settings = config.build(RankDPOConfig, SETTINGS)
+    actor = ReferenceActor(ReferenceJob(SPEC, "cpu", settings, place, reads, labelling))
     actor._at_once = at_once
     return dict(zip(*(actor(table)[name].to_pylist() for name in ("prompt_id", "ref_error")), strict=True))
 
@@ -101,6 +105,23 @@ def test_errors_do_not_depend_on_what_stands_beside_a_prompt(encoded: tuple[str,
         unranked = [k for k, value in enumerate(due[0]) if value == 0.0]
         rank = next(row["rank"] for row in table.to_pylist() if row["prompt_id"] == name)
         assert unranked == [k for k, value in enumerate(rank) if value == 0]
+
+
+def test_errors_do_not_depend_on_what_a_labelling_s_rewards_say(encoded: tuple[str, pa.Table]) -> None:
+    """A candidate that one labelling's reward has no score of is ranked by another's, which shares the errors."""
+    place, table = encoded
+    rows = table.to_pylist()
+    for row in rows:
+        row["scores"][0] = [float("nan")] * len(row["scores"][0])
+    unscored = pa.Table.from_pylist(rows, schema=table.schema)
+    everybody = Labelling((0, 1, 2), (0,), "win_probability", 1.0, 0)
+    due, ahead = errors(place, table, Reads(1, frozenset())), Reads(1, frozenset())
+    found = errors(place, unscored, ahead, labelling=everybody)
+    pair = errors(place, unscored, ahead, labelling=replace(everybody, candidates=(0, 2)))
+    for name in due:
+        np.testing.assert_allclose(found[name], due[name], rtol=2e-6)
+        np.testing.assert_allclose(np.array(pair[name])[:, [0, 2]], np.array(due[name])[:, [0, 2]], rtol=2e-6)
+        assert not np.array(pair[name])[:, 1].any(), "of those that take part alone"
 
 
 def test_out_of_memory_makes_batches_smaller_for_good(

@@ -22,6 +22,7 @@ from rankray.rankdpo.feed import (
     share,
     step_rows,
     taken,
+    validated,
 )
 
 
@@ -171,15 +172,23 @@ def test_without_a_share_none_is_held_out() -> None:
     assert held_out(IDS[:4], ValidationConfig(share=0.0)) == frozenset()
 
 
-def test_a_prompt_is_held_out_with_all_its_rows_or_with_none() -> None:
-    """Forty prompts, of which every second was judged three times: 80 rows, of which 8 are due."""
+def test_prompts_are_held_out_and_not_rows() -> None:
+    """Forty prompts, of which every second was judged three times: four of them are due, as of forty rows."""
     rows = [one for n, one in enumerate(IDS[:40]) for _ in range(3 if n % 2 else 1)]
     config = ValidationConfig(share=0.1, min_prompts=2)
     found = held_out(rows, config)
-    assert sum(one in found for one in rows) == 8
-    assert held_out(rows[::-1], config) == found
-    with pytest.raises(ConfigError, match=r"would hold 3 of 30 rows out, and each prompt has more of them"):
-        held_out(IDS[:2] * 15, config)
+    assert len(found) == 4
+    assert held_out(rows[::-1], config) == found == held_out(IDS[:40], config)
+    with pytest.raises(ConfigError, match="would hold 64 of 8 prompts out and leave 0 to learn from"):
+        held_out(IDS[:8] * 100, ValidationConfig())
+
+
+def test_a_held_out_prompt_is_validated_by_one_row_of_one_set() -> None:
+    prompts = {(n % 2, IDS[n]): IDS[n % 7] for n in range(60)}
+    found = validated(prompts)
+    assert sorted(prompts[row] for row in found) == IDS[:7]
+    assert validated(dict(reversed(prompts.items()))) == found
+    assert {number for number, _ in found} == {0, 1}, "neither set is preferred"
 
 
 def test_fewer_to_learn_from_than_to_validate_on_are_refused() -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rankray import config, losses, schema
+from rankray import config, losses, schema, store
 from rankray.cli import run_rankdpo
 from rankray.config import ConfigError
 from rankray.config.rankdpo import OPTIONS, AlignConfig, ObjectiveOptions, RankDPOConfig
@@ -180,14 +180,20 @@ def several(place: Path, prompts: list[str], reward: str) -> Path:
     return place
 
 
+def texts_of(dataset: store.RankedDataset, ids: frozenset[str]) -> set[str]:
+    return {row["prompt"] for row in dataset.rows() if row["prompt_id"] in ids}
+
+
 def test_a_mixed_run_is_parted_and_said(tmp_path: Path) -> None:
     people = several(tmp_path / "people", ["a", "a", "a", *"bcdefgh"], "human")
     drawn = several(tmp_path / "drawn", [chr(ord("a") + n) for n in range(20)], "r")
     asked = {"mix": [{"dataset": str(drawn), "weight": 3}], "steps": 5, "validation__share": 0.4}
     plan = rankdpo.check(settings(people, **asked, validation__min_prompts=2))
-    assert plan.held_out == 12
-    assert plan.rows == 18
+    assert plan.held_out == 8, "two fifths of twenty prompts, one row of each"
+    assert plan.rows == 30 - sum(len(source.held_out) for source in plan.sources)
     assert plan.drawn == [5, 15]
+    judged = [texts_of(source.dataset, source.validated) for source in plan.sources]
+    assert len(judged[0] | judged[1]) == len(judged[0]) + len(judged[1]) == 8, "of one set each"
     texts = {schema.prompt_id(p): p for p in "abcdefghijklmnopqrst"}
     away = {texts[one] for one in plan.sources[1].held_out}
     again = {schema.prompt_id(f"a again {n}") for n in (1, 2)}
@@ -318,7 +324,7 @@ def test_what_a_run_says_of_itself_makes_its_cards(tmp_path: Path) -> None:
     output = open_output(str(tmp_path / "run"), in_job=False)
     (tmp_path / "run" / "_work").mkdir(parents=True)
     (tmp_path / "run" / "pipeline").mkdir()
-    line = {"step": 2, "data_wait_s": 0.0, "cpu_s": 1.0, "workers": 1, "usd": 0.0}
+    line = {"step": 2, "step_s": 1.0, "data_wait_s": 0.0, "cpu_s": 1.0, "workers": 1, "usd": 0.0}
     output.write_text("metrics.jsonl", json.dumps(line) + "\n")
     output.write_text("_work/identity.json", json.dumps({"identity": plan.config.identity()}))
     output.write_text("_work/parameters.json", json.dumps({"trained": 1, "total": 2, "held": 3}))

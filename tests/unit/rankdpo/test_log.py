@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,10 @@ def test_a_loss_of_several_parts_is_said_part_by_part(found: dict[str, Any], due
     assert log._sentence(line, 9) == f"[rankray] step 3/9  left 1:02  2.0 prompts/s  {due} accuracy 50.0%"
 
 
-def test_the_last_validation_is_paid_for_once(make: Callable[..., TrainJob], tmp_path: Path) -> None:
-    """`run.json` takes its price from the last line, and a start that goes on from here adds nothing to it."""
+def test_all_that_workers_are_held_for_is_paid_for_once(
+    make: Callable[..., TrainJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour of a start before, one of loading, one of validating: a start that goes on from here adds nothing."""
     job = make(steps=1, workers__num_gpus=0, prices__cpu_usd_per_hour=2.0)
     job = dataclasses.replace(job, output=str(tmp_path))
     (tmp_path / "_work").mkdir()
@@ -42,14 +45,17 @@ def test_the_last_validation_is_paid_for_once(make: Callable[..., TrainJob], tmp
     training = begin(job, rows)
     (step,) = training.steps(rows)
     state = RunState(step=1, elapsed_s=3600.0, cpu_s=3600.0)
-    run = log.RunLog(training, state)
+    run = log.RunLog(training, state, time.monotonic() - 3600.0)
     run.step(state, step)
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 3600.0)
     point = Point(1, 0.5, 0.1, 0.0, 0.7, 0.2, 0.2, 0.0, 0.0)
-    run.validated(state.validated(point), took_s=3600.0)
+    run.validated(state.validated(point))
     spent = run.spent(state)
-    assert spent.elapsed_s == pytest.approx(7200.0 + step.step_s)
+    assert spent.elapsed_s == pytest.approx(3 * 3600.0, abs=60.0)
+    assert spent.usd(job.config) == pytest.approx(6.0, abs=0.04)
     run.flush()
-    (line,) = log.RunLog(training, spent)._lines
-    assert line["usd"] == pytest.approx(2.0 * spent.cpu_s / 3600, abs=1e-4)
+    (line,) = log.RunLog(training, spent, time.monotonic())._lines
+    assert line["usd"] == pytest.approx(spent.usd(job.config), abs=0.01)
     assert line["validation_loss"] == 0.7
-    assert log.RunLog(training, spent).spent(spent) == spent
+    assert log.RunLog(training, spent, time.monotonic()).spent(spent).elapsed_s - spent.elapsed_s < 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from rankray.rankdpo.encoding import ReferenceActor, ReferenceJob
 from rankray.rankdpo.feed import Rows, feed, reads, taken
 from rankray.rankdpo.held_out import HeldOut
 from rankray.rankdpo.labels import Labelling
-from rankray.rankdpo.step import begin, train_alone
+from rankray.rankdpo.step import Step, begin, train_alone
 from rankray.rankdpo.train_job import SNAPSHOT, CheckpointState, RunState, TrainJob, best_name
 from rankray.rankdpo.validation import Point
 from rankray.shapes import pipeline_dir
@@ -185,7 +186,7 @@ def test_a_part_without_rows_changes_nothing(make: Make) -> None:
         zero.alone()
         training = begin(job, Rows(job))
         (loaded,) = feed(Rows(job), 0, 1, 2, job.config.seed, 0, 1)
-        sums = training.step(loaded)
+        sums, _ = training.step(loaded)
         assert (training.micro_batches, sums["prompts"]) == (batch_size, 2)
         learnt[batch_size] = zero.gather(training.engine)
     assert max(float((learnt[2][name] - learnt[3][name]).abs().max()) for name in learnt[2]) < 1e-6
@@ -207,6 +208,51 @@ def test_a_step_tells_the_parts_of_its_loss(make: Make) -> None:
     assert apart["loss_preference"] == pytest.approx(found[0.0]["loss"], rel=1e-6)
     assert apart["loss_nll"] == pytest.approx(100 * apart["model_error"] / 2, rel=0.5)  # of the best of two
     assert apart["loss"] == pytest.approx(apart["loss_preference"] + apart["loss_nll"], rel=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+@pytest.mark.parametrize("stage", [0, 2])
+def test_whether_a_step_explodes_does_not_depend_on_how_its_batch_is_cut(
+    make: Make, micro_batch: int, stage: int
+) -> None:
+    """One prompt's loss is above the mean, and with it the bound: the batch's is not."""
+
+    def taken_step(explode_at: float) -> Step:
+        job = make(
+            objective__options={"nll": 100.0},
+            optimizer__learning_rate=0.0,
+            steps=1,
+            workers__micro_batch=micro_batch,
+            workers__zero_stage=stage,
+            tuned__dtype="float32",
+            checkpoints__explode_at=explode_at,
+        )
+        zero.alone()
+        (step,) = begin(job, Rows(job)).steps(Rows(job))
+        return step
+
+    free = taken_step(1e4)
+    mean = free.sums["loss"] / free.sums["prompts"]
+    assert (free.sums["prompts"], taken_step(1.001 * mean).bad) == (4.0, False)
+    exploded = taken_step(0.999 * mean)
+    assert exploded.bad
+    assert math.isnan(exploded.sums["loss"])
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_gradient_that_is_not_finite_is_not_taken(make: Make, stage: int) -> None:
+    """Its loss is: a backward pass may overflow alone."""
+    job = make(steps=1, workers__zero_stage=stage, tuned__dtype="float32")
+    zero.alone()
+    training = begin(job, Rows(job))
+    next(p for p in training.model.module.parameters() if p.requires_grad).register_hook(
+        lambda gradient: gradient * math.inf
+    )
+    before = zero.gather(training.engine)
+    (step,) = training.steps(Rows(job))
+    assert step.bad
+    assert math.isfinite(step.sums["loss"])
+    assert all(torch.equal(value, before[name]) for name, value in zero.gather(training.engine).items())
 
 
 def test_a_step_needs_no_ray() -> None:
@@ -274,8 +320,8 @@ def test_shares_of_a_mixed_step_add_up_to_it(mixed: Make) -> None:
     zero.alone()
     rows = Rows(job)
     training = begin(job, rows)
-    (whole,) = (training.step(one) for one in feed(rows, 0, 1, 4, 0, 0, 1))
-    parts = [training.step(one) for rank in (0, 1) for one in feed(rows, 0, 1, 4, 0, rank, 2)]
+    (whole,) = (training.step(one)[0] for one in feed(rows, 0, 1, 4, 0, 0, 1))
+    parts = [training.step(one)[0] for rank in (0, 1) for one in feed(rows, 0, 1, 4, 0, rank, 2)]
     for name, value in whole.items():
         assert sum(part[name] for part in parts) == pytest.approx(value, rel=1e-5), name
 

@@ -79,6 +79,14 @@ def test_the_best_is_never_one_whose_weights_were_not_kept(made: list[tuple[floa
         assert validation.best(found, PATIENT).step == kept
 
 
+def test_no_better_than_the_start_is_not_worse_than_it_by_more_than_chance() -> None:
+    """The start's 50 % is exact; a later point's has the error of its prompts, and warm-up learns little."""
+    found = [START, *(at(25 * n, 0.499, sure=0.01) for n in range(1, 7))]
+    assert not validation.stops(found, PATIENT)
+    assert validation.chosen(found, PATIENT) == START
+    assert validation.stops([START, *(at(25 * n, 0.48, sure=0.01) for n in (1, 2))], PATIENT)
+
+
 def test_patience_counts_validations_that_are_worse() -> None:
     stops = [validation.stops(points(*([0.55, 0.6, 0.59, 0.57, 0.5, 0.61][:n])), PATIENT) for n in range(7)]
     assert stops == [False, False, False, False, False, True, False]
@@ -99,10 +107,21 @@ def test_a_step_no_better_than_chance_is_not_exported() -> None:
 
 def test_pairs_that_are_right_while_errors_rise_are_a_collapse_and_not_nothing_learnt() -> None:
     found = [START, *(at(25 * n, 0.9, rise=0.2) for n in range(1, 6))]
-    assert set(validation.warnings(found, PATIENT)) == {"collapse"}
+    assert set(validation.warnings(found, PATIENT, 450)) == {"collapse"}
     assert validation.decision(found, PATIENT, 500) == (
         "the model as it started, since after every step the error on preferred candidates of held-out prompts is "
         "above validation.max_rise (5.0 %); stopped after step 125 of 500, as the last 2 validations were worse"
+    )
+
+
+def test_what_is_right_beyond_the_bound_alone_is_not_called_chance() -> None:
+    found = [START, at(25, 0.499), *(at(25 * n, 0.65, rise=0.08) for n in range(2, 6))]
+    assert validation.decision(found, PATIENT, 500).startswith(
+        "the model as it started, since after every step that is surely better than chance the error on preferred "
+        "candidates of held-out prompts is above validation.max_rise (5.0 %)"
+    )
+    assert validation.decision([START, at(25, 0.5, rise=0.08)], PATIENT, 25).startswith(
+        "the model as it started, since after every step the error on preferred candidates"
     )
 
 
@@ -127,28 +146,31 @@ def test_the_paper_s_fixed_steps_say_which_would_have_been_better() -> None:
     assert validation.decision(points(0.45), PAPER, 25).endswith(
         "'none' has it; no step was better than the start on held-out prompts"
     )
+    assert validation.decision([START, at(25, 0.51), at(50, 0.47)], PAPER, 50) == (
+        "of step 50, the last, as validation.stop = 'none' has it"
+    ), "patience would not export a step that chance alone may have made"
     assert "validation.share = 0" in validation.decision([], PAPER, 50)
 
 
 def test_a_run_that_learns_is_not_warned_of() -> None:
     found = [START, at(25, 0.56, training=0.58), at(50, 0.6, training=0.66)]
-    assert validation.warnings(found, PAPER) == {}
+    assert validation.warnings(found, PAPER, 450) == {}
 
 
 def test_memorising_is_warned_of() -> None:
     found = [START, at(25, 0.56, training=0.6), at(50, 0.54, training=0.88)]
-    text = validation.warnings(found, PAPER)["memorising"]
+    text = validation.warnings(found, PAPER, 450)["memorising"]
     assert text.startswith(
         "88.0 % of the training pairs are right and 54.0 % of held-out ones, which no longer rise"
     )
     assert text.endswith("or validation.stop = 'patience'")
-    assert validation.warnings(found, PATIENT)["memorising"].endswith("fewer steps or more prompts")
+    assert validation.warnings(found, PATIENT, 450)["memorising"].endswith("fewer steps or more prompts")
     rising = [START, at(25, 0.56, training=0.6), at(50, 0.6, training=0.88)]
-    assert "memorising" not in validation.warnings(rising, PAPER)
+    assert "memorising" not in validation.warnings(rising, PAPER, 450)
 
 
 def test_errors_that_rise_are_warned_of() -> None:
-    text = validation.warnings([START, at(25, 0.7, rise=0.175)], PAPER)["collapse"]
+    text = validation.warnings([START, at(25, 0.7, rise=0.175)], PAPER, 450)["collapse"]
     assert text.startswith(
         "errors rise on preferred and rejected candidates alike: 17.5% above the reference on the preferred ones"
     )
@@ -161,8 +183,14 @@ def test_errors_that_rise_are_warned_of() -> None:
 def test_what_chance_may_do_is_warned_of_and_not_exported(accuracy: float, warned: set[str]) -> None:
     """By how many standard errors, of 2 % each, the highest is above one half."""
     found = points(0.5, 0.51, accuracy, 0.5, 0.51)
-    assert set(validation.warnings(found, PAPER)) == warned
+    assert set(validation.warnings(found, PAPER, 450)) == warned
     assert (validation.chosen(found, PATIENT).step == 0) == bool(warned)
+
+
+def test_a_run_of_few_validations_is_warned_of_at_its_end() -> None:
+    found = points(0.5, 0.5)
+    assert validation.warnings(found, PAPER, 450) == {}, "the first steps may learn nothing yet"
+    assert set(validation.warnings(found, PAPER, 50)) == {"nothing learnt"}
 
 
 def test_labels_that_mean_nothing_are_seldom_exported_and_what_was_learnt_seldom_given_back() -> None:
