@@ -53,7 +53,7 @@ class DatasetError(ValueError):
 
 
 def absolute(path: str) -> str:
-    """An URI as it is; a path with `~` expanded, from the root."""
+    """A URI as it is; a path with `~` expanded, from the root."""
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
@@ -79,7 +79,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
         raise DatasetError(f"{secret.masked(place)} holds a password or a key; {secret.REMEDY}")
     escaped = _escaped(place)
     if "#" in place:  # pyarrow leaves out what follows, and would read and write another key
-        raise DatasetError(f"{place}: an URI ends at '#'; where it is of the name, write {escaped}")
+        raise DatasetError(f"{place}: a URI ends at '#'; where it is of the name, write {escaped}")
     try:
         fs, within = pafs.FileSystem.from_uri(place)
     except pa.ArrowInvalid as error:
@@ -99,16 +99,16 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _escaped(uri: str) -> str:
-    """An URI whose name may be written as it is, with all escaped that cannot stand in one."""
+    """A URI whose name may be written as it is, with all escaped that cannot stand in one."""
     known = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", uri)
     return quote(known, safe="%/:?@!$&'()*+,;=~")
 
 
 class _PatientS3(pafs.S3FileSystem):  # type: ignore[misc]
-    """A store that is asked `S3_ATTEMPTS` times, by every process that it is sent to: as an URI gives it, pyarrow gives
+    """A store that is asked `S3_ATTEMPTS` times, by every process that it is sent to: as a URI gives it, pyarrow gives
     up after 6 s without an answer, and what it pickles of a store leaves the attempts out (0.6 s instead of 39).
 
-    What an URI says after "?" cannot be read back from its store, so such a one stays as it is.
+    What a URI says after "?" cannot be read back from its store, so such a one stays as it is.
     """
 
     def __init__(self, region: str, endpoint: str | None) -> None:

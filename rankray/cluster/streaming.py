@@ -124,7 +124,7 @@ def stream(
             override_num_blocks=len(files),  # a file is a block, in every phase
             num_cpus=IO_CPUS,
         )
-        # A path within the filesystem: of an URI Ray takes the escapes (%20) for the key's own, and writes beside it.
+        # A path within the filesystem: of a URI Ray takes the escapes (%20) for the key's own, and writes beside it.
         build(dataset).write_parquet(
             output.at(*sink),
             filesystem=output.fs,

@@ -173,21 +173,21 @@ def open_output(uri: str, in_job: bool) -> Output:
     """The output directory at `uri`; nothing is written yet.
 
     Args:
-        uri: a path or an URI.
+        uri: a path or a URI.
         in_job: this process runs in a submitted job's copy of the working directory, which Ray deletes.
 
     Raises:
-        ConfigError: a relative path in a submitted job, a file or a path through one, or an URI that lacks a slash,
+        ConfigError: a relative path in a submitted job, a file or a path through one, or a URI that lacks a slash,
             that pyarrow cannot open or that has options.
     """
     if in_job and "://" not in uri and not uri.startswith(("/", "~")):
         raise ConfigError(
             f"output '{uri}' is relative, and a submitted job runs in a copy of the working directory that Ray deletes "
-            "afterwards; give an absolute path that every node sees, or an URI such as s3://bucket/name"
+            "afterwards; give an absolute path that every node sees, or a URI such as s3://bucket/name"
         )
     if scheme := _ONE_SLASH.match(uri):
         raise ConfigError(
-            f"output '{uri}' is a path on this machine; an URI has two slashes: {scheme[1]}://BUCKET/NAME"
+            f"output '{uri}' is a path on this machine; a URI has two slashes: {scheme[1]}://BUCKET/NAME"
         )
     place = store.absolute(uri)
     if "://" not in place:
@@ -203,7 +203,7 @@ def open_output(uri: str, in_job: bool) -> Output:
         fs, path = store.filesystem(place)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"output '{place}' cannot be opened ({first_line(error)}); give a path or an URI"
+            f"output '{place}' cannot be opened ({first_line(error)}); give a path or a URI"
         ) from None
     return Output(place, fs, path)
 

@@ -312,7 +312,7 @@ def disk_lines(made: Sequence[Stored]) -> list[str]:
 
 
 def _existing(place: str) -> Path | None:
-    """The nearest directory of a local path that is there; None of an URI."""
+    """The nearest directory of a local path that is there; None of a URI."""
     if "://" in place and not place.startswith("file://"):
         return None
     path = Path(place.removeprefix("file://")).expanduser()

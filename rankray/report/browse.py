@@ -401,7 +401,7 @@ def server(
     Args:
         path: a finished dataset, or an evaluation.
         port: 0 takes a free one; the server's `server_port` has it.
-        votes_path: a file of JSON lines; beside the dataset where it is None, in the working directory for an URI.
+        votes_path: a file of JSON lines; beside the dataset where it is None, in the working directory for a URI.
         voter: whose votes these are; the user's name on this machine where it is None.
 
     Raises:

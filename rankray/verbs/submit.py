@@ -151,7 +151,7 @@ def _needs_directory(settings: Strict, config: Path | None) -> bool:
         elif leaf == "model" and ":" in value and "://" not in value and beside is not None:
             package = value.partition(":")[0].partition(".")[0]
             needed |= (beside / f"{package}.py").exists() or (beside / package).is_dir()
-        elif leaf in ("path", "dataset", "reuse") and _is_relative(value):
+        elif leaf in ("path", "block", "dataset", "reuse") and _is_relative(value):
             if beside is None or not (beside / value).exists():
                 raise ConfigError(
                     f"{key} '{value}' is relative, and a submitted job sees what lies beside its configuration alone "

@@ -37,7 +37,6 @@ ELSEWHERE = {
     "ray start --head": "tests/ray/test_demo.py::test_a_failing_job_fails_the_demo_and_its_ray_is_gone",
     "python -m recipes.random_weights": ".ci/wheel-check",
     "rankray synpic --config jobs/synpic-tiny.toml": ".ci/wheel-check",
-    "rankray synpic --config jobs/synpic.toml --rehearse true": "tests/ray/test_rehearse.py::test_make_rehearse",
     "rankray synpic --config paper/synpic.toml --dry-run --measured": "tests/unit/plan/test_measured.py",
     "rankray extend --config larger.toml": "tests/ray/test_extend.py::test_more_of_everything",
     "rankray align --config align.toml": "tests/ray/test_align.py::test_rounds_end_to_end",

@@ -42,7 +42,16 @@ CONTAINER = fields(
     "name image resources",
     name=TEXT,
     image=TEXT,
-    env=items(fields("name value", name=TEXT, value=TEXT)),
+    env=items(
+        fields(
+            "name",
+            name=TEXT,
+            value=TEXT,
+            valueFrom=fields(
+                "secretKeyRef", secretKeyRef=fields("name key", name=TEXT, key=TEXT, optional=FLAG)
+            ),
+        )
+    ),
     ports=items(fields("containerPort", containerPort=COUNT, name=TEXT)),
     resources=fields("requests limits", requests=QUANTITIES, limits=QUANTITIES),
     volumeMounts=items(fields("name mountPath", name=TEXT, mountPath=TEXT)),

@@ -38,6 +38,7 @@ TASK = {
             },
         },
         "envs": {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
+        "secrets": {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
         "setup": TEXT,
         "run": TEXT,
     },

@@ -59,12 +59,16 @@ def test_a_configuration_goes_alone_unless_it_names_what_lies_beside_it(tmp_path
     assert submit._needs_directory(settings(rewards=[{"model": "my_rewards:Aesthetic"}]), path)
     assert submit._needs_directory(settings(prompts={"path": "prompts.txt"}), path)
     assert not submit._needs_directory(settings(prompts={"path": "s3://b/p.txt"}), path)
+    (tmp_path / "words.txt").write_text("gun")
+    assert submit._needs_directory(settings(prompts={"path": "s3://b/p.txt", "block": "words.txt"}), path)
 
 
 def test_paths_that_a_submitted_job_does_not_have_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     with pytest.raises(ConfigError, match=r"prompts\.path 'prompts\.txt' is relative"):
         submit._needs_directory(settings(prompts={"path": "prompts.txt"}), path)
+    with pytest.raises(ConfigError, match=r"prompts\.block 'no\.txt' is relative"):
+        submit._needs_directory(settings(prompts={"path": "/p.txt", "block": "no.txt"}), path)
     with pytest.raises(ConfigError, match="output 'out' is relative"):
         submit._needs_directory(settings(output="out"), path)
 
