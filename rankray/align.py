@@ -116,6 +116,8 @@ def check(config: AlignConfig, output: str) -> None:
     rankdpo.check_model(config.model)
     rankdpo.check_reward(config.training, [choice.label for choice in config.rewards])
     learnt, held_out = (read_prompts(part).rows for part in (config.prompts, config.held_out.prompts))
+    if len(held_out) < 2:
+        raise ConfigError("held_out.prompts: one prompt says nothing of others; give two or more")
     if overlap := set(learnt) & set(held_out):
         raise ConfigError(
             f"{words.count(len(overlap), 'prompt')} of held_out.prompts also in prompts, first {min(overlap)!r}; "

@@ -36,8 +36,10 @@ from rankray.data import place
 from rankray.data.place import Publish
 from rankray.data.prompts import read_prompts
 from rankray.evals.shapes import categories as categories_of
+from rankray.evals.shapes import reads
 from rankray.rankdpo import job as rankdpo
 from rankray.rankdpo import labels
+from rankray.shapes.renderer import SIZE
 from rankray.synpic import job as synpic
 from rankray.words import Say
 
@@ -89,7 +91,7 @@ def check(config: AblationConfig, output: str) -> tuple[str, dict[str, list[str]
             f"an ablation measures trained pipelines, which load from directories, and output is '{output}'; give a "
             "directory that all nodes see"
         )
-    _, revision = rankdpo.check_model(config.model)
+    spec, revision = rankdpo.check_model(config.model)
     names = [choice.label for choice in config.rewards]
     if config.metric not in (CHECKER, *names):
         raise ConfigError(
@@ -105,20 +107,34 @@ def check(config: AblationConfig, output: str) -> tuple[str, dict[str, list[str]
     for row in config.rows:
         labels.resolve(drawn, 0, **config.labels_of(row).model_dump())
     prompts = _prompts_of(config)
+    _check_prompts(config, (spec.width, spec.height), prompts)
+    return revision, prompts
+
+
+def _check_prompts(
+    config: AblationConfig, size: tuple[int, int], prompts: Mapping[str, Sequence[str]]
+) -> None:
+    """Whether nobody judges what was learnt from, by more than one prompt, and the metric can judge it in this size.
+
+    Raises:
+        ConfigError: so it is not.
+    """
     for one, other in itertools.combinations(prompts, 2):
         if overlap := set(prompts[one]) & set(prompts[other]):
             raise ConfigError(
                 f"{len(overlap):,} prompts are both {other} and {one}, the first is {min(overlap)!r}; rows learn from "
                 "some, settings are chosen on others, and what is measured has been seen by neither"
             )
-    if config.metric == CHECKER:
-        for name in ("validation", "held_out"):
-            if categories_of(prompts[name]) is None:
-                raise ConfigError(
-                    f"metric '{CHECKER}' judges prompts of the shapes world, and those of {name} are others; give a "
-                    f"reward as metric: {', '.join(names)}"
-                )
-    return revision, prompts
+    for name in ("validation", "held_out"):
+        if len(prompts[name]) < 2:
+            raise ConfigError(f"{name}.prompts: one prompt says nothing of others; give two or more")
+        if config.metric == CHECKER and not reads(prompts[name], [size]):
+            ours = categories_of(prompts[name]) is not None
+            why = f"{config.model.label} draws {size[0]}x{size[1]}" if ours else f"those of {name} are others"
+            raise ConfigError(
+                f"metric '{CHECKER}' judges prompts of the shapes world in pictures of {SIZE}x{SIZE}, and {why}; "
+                f"give a reward as metric: {', '.join(choice.label for choice in config.rewards)}"
+            )
 
 
 def _prompts_of(config: AblationConfig) -> dict[str, list[str]]:

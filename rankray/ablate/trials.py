@@ -298,7 +298,8 @@ class TrialActor:
             for choice in self._config.rewards:
                 if not self._tuning or choice.label == metric:
                     self._judges[choice.label] = load(rewards.resolve(choice), self._device)
-            if shapes.categories(self._prompts) is not None and (not self._tuning or metric == CHECKER):
+            sizes = {picture.size for picture, _ in shown.values()}
+            if (metric == CHECKER or not self._tuning) and shapes.reads(self._prompts, sizes):
                 self._judges[CHECKER] = shapes.ShapesJudge()
         found = {}
         for name, judge in self._judges.items():

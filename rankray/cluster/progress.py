@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rankray import words
 from rankray.cluster import metrics, terminal
@@ -153,11 +154,15 @@ def start_meter(name: str, wait_s: float = 30.0) -> Any:
         ValueError: another job that uses `name` is still alive after `wait_s`.
     """
     deadline = time.monotonic() + wait_s
+    # A worker's node may be taken away, and with it what actors that are gone had told.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     while True:
         try:
             return (
                 ray.remote(Meter)
-                .options(name=name, namespace="rankray", num_cpus=0, max_restarts=-1)
+                .options(
+                    name=name, namespace="rankray", num_cpus=0, max_restarts=-1, scheduling_strategy=here
+                )
                 .remote()
             )
         except ValueError:
@@ -262,7 +267,8 @@ def counted(
 class Reporter:
     """Shows the models' progress every `interval_s`, and tells Ray's metrics, `keep` and `note` (context manager).
 
-    `keep` gets each snapshot of what the actors used, `note` how far each model is (`as_json`).
+    `keep` gets each snapshot of what the actors used, those of `before` included, which an earlier phase kept; `note`
+    how far each model is (`as_json`). A place that does not answer does not end the work: the next poll writes again.
     On a terminal the table is drawn anew in its place, and gives way to a line when all is done; in a log a new one
     follows ever more rarely.
     """
@@ -275,11 +281,12 @@ class Reporter:
         interval_s: float,
         prices: PricesConfig,
         keep: Callable[[list[ActorUsage]], None],
+        before: Iterable[ActorUsage] = (),
         note: Callable[[list[dict[str, Any]]], None] = lambda models: None,
     ) -> None:
         self._meter, self._totals, self._interval_s, self._keep = meter, totals, interval_s, keep
         self._output, self._prices, self._note = output, prices, note
-        self._usage: dict[str, ActorUsage] = {}
+        self._usage = {usage.actor_id: usage for usage in before}
         self._done: dict[tuple[str, str, str], Block] = {}
         self._life, self._known = "", 0
         self._began_at: dict[tuple[str, str], float] = {}
@@ -312,7 +319,8 @@ class Reporter:
     def _latest(self) -> list[ModelProgress]:
         self._poll()
         rows = self._rows()
-        self._note(as_json(rows))
+        with contextlib.suppress(OSError):
+            self._note(as_json(rows))
         self._tell(rows)
         return rows
 
@@ -332,7 +340,8 @@ class Reporter:
             self._done.setdefault((kind, model, block.key), block)
         self._known = len(blocks) + (self._known if life == self._life else 0)
         self._life = life
-        self._keep(list(self._usage.values()))
+        with contextlib.suppress(OSError):
+            self._keep(list(self._usage.values()))
 
     def _counts(self) -> dict[tuple[str, str], tuple[int, int, int]]:
         """(done, failures, truncated) by kind and model, each block once."""

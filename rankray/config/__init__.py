@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -476,6 +476,18 @@ def build(model: type[Config], tables: Mapping[str, Any]) -> Config:
         lines = [_explain(model, f) for f in _each_once(told) if f["type"] != "extra_forbidden"]
         unknown = [f["loc"] for f in told if f["type"] == "extra_forbidden"]
         raise _refused([*lines, *_unknown(model, unknown)]) from None
+
+
+def require_built(what: str, make: Callable[[], object]) -> None:
+    """Has a job's part, which `make` builds of what was given, refused with the whole, in the part's own words.
+
+    Raises:
+        ValueError: it is refused; for validators.
+    """
+    try:
+        make()
+    except ValidationError as error:
+        raise ValueError(what + error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def _unknown(model: type[BaseModel], places: Sequence[tuple[Any, ...]]) -> Iterator[str]:

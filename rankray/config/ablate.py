@@ -7,11 +7,12 @@ file; that costs some 6 lines of TOML a row.
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from rankray.config import (
     DRAWN_BY,
@@ -24,6 +25,7 @@ from rankray.config import (
     Strict,
     SynPicConfig,
     flatten,
+    require_built,
 )
 from rankray.config.rankdpo import (
     LabelsConfig,
@@ -38,6 +40,12 @@ CHECKER = "checker"
 
 SEED_NAME = "model"
 """All models of an evaluation draw from this label's seeds."""
+
+
+class MeasuredConfig(SynPicConfig):
+    """Pictures that models are measured by; where all trainings diverged, the start's alone."""
+
+    FEWEST: ClassVar[int] = 1
 
 
 class DrawnConfig(Strict):
@@ -113,6 +121,11 @@ class Row(Strict):
     reencode: bool = Field(
         False, description="learn from pictures as the model's autoencoder gives them back"
     )
+
+    @field_serializer("labels")
+    def _as_given(self, labels: LabelsConfig | None) -> dict[str, Any] | None:
+        """The keys that take the place of the ablation's own, and no others: a default that is said is one of them."""
+        return None if labels is None else labels.model_dump(mode="json", exclude_unset=True)
 
 
 class Point(Strict):
@@ -207,13 +220,12 @@ class AblationConfig(DrawingJob):
         return self
 
     def _check_rows(self) -> None:
-        """What a row's objective and labels are together is checked as a training's."""
+        """What a row's objective and labels are together is checked as a training's, and who draws as a dataset's."""
         for row in self.rows:
-            try:
-                self.trial_of(row, self.tuned(row.objective).first, 0)
-            except ValidationError as error:
-                said = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise ValueError(f"row '{row.name}': {said}") from None
+            first = self.tuned(row.objective).first
+            require_built(f"row '{row.name}': ", functools.partial(self.trial_of, row, first, 0))
+        require_built("", lambda: self.synpic("-"))
+        require_built("", lambda: self.evaluation("-", self.held_out, {"start": None}))
 
     def _check_tuning(self) -> dict[str, int]:
         """The size of each objective's grid."""
@@ -245,16 +257,17 @@ class AblationConfig(DrawingJob):
 
     def _check_training(self) -> None:
         """What rows and objectives say of their own is not said under [training] too."""
-        training, given = self.training, self.training.model_fields_set
-        for key, those, instead in (
-            ("seed", given, "rows are trained from seeds 0, 1, 2, ...; give `seeds`"),
-            ("labels", given, "give [labels], or a row's own"),
-            ("reencode", training.encoding.model_fields_set, "give a row's own"),
-            ("learning_rate", training.optimizer.model_fields_set, "give an objective's learning_rates"),
-            ("beta", training.objective.model_fields_set, "give an objective's betas"),
-            ("validation", given, "trials learn from all prompts, and are measured on [validation]'s"),
+        training = self.training
+        for key, table, instead in (
+            ("seed", training, "rows are trained from seeds 0, 1, 2, ...; give `seeds`"),
+            ("labels", training, "give [labels], or a row's own"),
+            ("reencode", training.encoding, "give a row's own"),
+            ("learning_rate", training.optimizer, "give an objective's learning_rates"),
+            ("beta", training.objective, "give an objective's betas"),
+            ("validation", training, "trials learn from all prompts, and are measured on [validation]'s"),
         ):
-            if key in those:
+            # The written configuration has every key.
+            if getattr(table, key) != type(table).model_fields[key].get_default(call_default_factory=True):
                 raise ValueError(f"training: '{key}' would not be used; {instead}")
 
     def identity(self) -> dict[str, Any]:
@@ -322,11 +335,11 @@ class AblationConfig(DrawingJob):
         given = {name: getattr(row.labels, name) for name in row.labels.model_fields_set}
         return self.labels.model_copy(update=given)
 
-    def evaluation(self, output: str, drawn: DrawnConfig, models: dict[str, str | None]) -> SynPicConfig:
+    def evaluation(self, output: str, drawn: DrawnConfig, models: dict[str, str | None]) -> MeasuredConfig:
         """Pictures and scores of several models by name, from the same seeds; None is the model as it starts."""
         alike = self.model.model_copy(update={"samples": drawn.samples, "seed_name": SEED_NAME})
         choices = [
             alike.model_copy(update={"name": name, **({} if source is None else {"source": source})})
             for name, source in models.items()
         ]
-        return self.drawing(SynPicConfig, output, drawn.seed, drawn.prompts, choices, rewards=self.rewards)
+        return self.drawing(MeasuredConfig, output, drawn.seed, drawn.prompts, choices, rewards=self.rewards)

@@ -43,11 +43,11 @@ class EvaluatedModel(GeneratorChoice):
 
     @model_validator(mode="after")
     def _no_samples(self) -> EvaluatedModel:
-        if "samples" in self.model_fields_set:
+        if self.samples != 1:
             raise ValueError(
                 f"model '{self.label}': pictures a prompt are the prompt list's; give prompts.NAME.samples"
             )
-        if "seed_name" in self.model_fields_set:
+        if self.seed_name is not None:
             raise ValueError(
                 f"model '{self.label}': all models draw from the same seeds; leave out seed_name"
             )

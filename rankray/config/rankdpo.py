@@ -28,6 +28,7 @@ from rankray.config import (
     build,
     flatten,
     nearest,
+    require_built,
 )
 
 REFERENCE_FREE = frozenset({"sft", "weighted_sft", "mapo"})
@@ -472,6 +473,13 @@ class AlignConfig(DrawingJob):
     )
     training: TrainingSettings = TrainingSettings()
     held_out: HeldOutConfig
+
+    @model_validator(mode="after")
+    def _parts(self) -> AlignConfig:
+        require_built("", lambda: self.synpic("-", 1, None))
+        require_built("[training] ", lambda: self.rankdpo("-", "-", None))
+        require_built("held out: ", lambda: self.evaluation("-", None))
+        return self
 
     def synpic(self, output: str, number: int, source: str | None) -> SynPicConfig:
         """Syn-Pic of a round (from 1); `source` is where the model of the round before stands, None at the start."""

@@ -151,7 +151,7 @@ class Output:
     def tables(self, *parts: str) -> list[str]:
         """The Parquet files of a directory that are whole: a kill leaves others under passing names."""
         found = [path for path in self.files(*parts) if path.endswith(".parquet")]
-        return [path for path in found if not path.endswith(".pending.parquet")]
+        return [path for path in found if not path.endswith(PENDING)]
 
     def make(self, *parts: str) -> str:
         self.fs.create_dir(self.at(*parts), recursive=True)
@@ -165,6 +165,9 @@ class Output:
         """Writes a small file whole, or not at all."""
         store.write_text(self.at(name), text, self.fs)
 
+
+PENDING = ".pending.parquet"
+"""How a note ends that Ray Data writes before the rows that it names."""
 
 _ONE_SLASH = re.compile("(s3|gs|gcs|hdfs|abfss?|file):/(?!/)")
 
@@ -391,11 +394,28 @@ def mended_ids(output: Output, sink: Sequence[str], checkpoint: Sequence[str]) -
 
     Ray Data notes a file's rows when it has written them, which is before a disk has them: after a power cut the file
     or the note may end anywhere, or the file be gone. A row whose file or note has no end is to be made again. What was
-    being written has no note yet, and is Ray Data's own to remove; objects in a store are there whole or not at all.
+    being written has no note yet, and is Ray Data's own to remove; objects in a store are there whole or not at all,
+    but a store knows no renaming (`_remove_unpaired`).
     """
     if isinstance(output.fs, pafs.LocalFileSystem):
         _remove_halves(output, output.tables(*sink), output.tables(*checkpoint), ended=False)
+    else:
+        _remove_unpaired(output, sink, checkpoint)
     return finished_ids(output, *checkpoint)
+
+
+def _remove_unpaired(output: Output, sink: Sequence[str], checkpoint: Sequence[str]) -> None:
+    """Removes what a kill left between the two halves of a note's renaming in a store, a copy and a removal.
+
+    With both names there Ray Data takes the rows as finished and then removes their file, as that of a pending note:
+    they would be missing for good. So a pending note beside a note goes, and a note without a file, which it left so.
+    """
+    notes = {path.rpartition("/")[2].removesuffix(".parquet"): path for path in output.tables(*checkpoint)}
+    written = {path.rpartition("/")[2].rpartition("-")[0] for path in output.tables(*sink)}
+    pending = [path for path in output.files(*checkpoint) if path.endswith(PENDING)]
+    twice = [path for path in pending if path.rpartition("/")[2].removesuffix(PENDING) in notes]
+    for path in [*twice, *(path for name, path in notes.items() if name not in written)]:
+        output.fs.delete_file(path)
 
 
 def lost_ids(

@@ -28,14 +28,21 @@ def keep_usage(output: Output, run_id: str, usage: Iterable[ActorUsage]) -> None
     store.write_json(output.at(f"_work/usage-{run_id}.json"), found, output.fs)
 
 
+def kept_usage(output: Output, run_id: str) -> list[ActorUsage]:
+    """What `keep_usage` wrote last of this run; nothing where it has not yet."""
+    path = output.at(f"_work/usage-{run_id}.json")
+    return _usage_of(output, path) if output.exists("_work", f"usage-{run_id}.json") else []
+
+
+def _usage_of(output: Output, path: str) -> list[ActorUsage]:
+    with as_written(path):
+        return TypeAdapter(list[ActorUsage]).validate_python(store.read_json(path, output.fs)["usage"])
+
+
 def all_usage(output: Output) -> tuple[list[ActorUsage], int]:
     """The usage of every run on this output, and how many runs there were."""
     files = [path for path in output.files("_work") if "/usage-" in path and path.endswith(".json")]
-    usage: list[ActorUsage] = []
-    for path in files:
-        with as_written(path):
-            usage += TypeAdapter(list[ActorUsage]).validate_python(store.read_json(path, output.fs)["usage"])
-    return usage, len(files)
+    return [usage for path in files for usage in _usage_of(output, path)], len(files)
 
 
 def keep_progress(output: Output, models: Sequence[Mapping[str, Any]]) -> None:

@@ -266,6 +266,12 @@ def resolve(choice: EvalChoice, items: Sequence[Item]) -> Target:
             that ask different things.
     """
     spec = spec_of(choice)
+    ask = spec.options.get("ask")
+    if isinstance(ask, str) and (ask.count("{}") != 1 or set("{}") & set(ask.replace("{}", ""))):
+        raise ConfigError(
+            f"benchmark '{choice.label}': option ask = {ask!r}; the question takes the place of one {{}} in it, as in "
+            "'{} Answer yes or no.'"
+        )
     data: dict[str, Any] = {}
     for item in items:
         if data.setdefault(item.prompt, item.data) != item.data:

@@ -131,7 +131,7 @@ class GenEvalJudge:
 
 def classes_of(item: Mapping[str, Any]) -> set[str]:
     """Names of the classes that a metadata's clauses are about."""
-    return {clause["class"] for clause in (*item["include"], *item.get("exclude", ()))}
+    return {clause["class"] for clause in (*item["include"], *(item.get("exclude") or ()))}
 
 
 def _colored(item: Mapping[str, Any]) -> dict[str, int]:

@@ -94,14 +94,15 @@ def _read(path: str) -> tuple[Pictures, list[str]]:
 
 
 def by_model(path: str) -> dict[str, Pictures]:
-    """The finished dataset at `path` by generator; on shapes prompts "checker" is a scorer beside the rewards.
+    """The finished dataset at `path` by generator; "checker" is a scorer beside the rewards where prompts and pictures
+    are those of the shapes world.
 
     Raises:
         DatasetError: there is none, or it is not finished.
     """
     found, drawn_by = _read(path)
     scores = dict(found.scores)
-    if shapes.categories(found.prompts) is not None:
+    if shapes.reads(found.prompts, _sizes(path)):
         rows = sorted(store.read(path).rows(images=True), key=lambda row: str(row["prompt_id"]))
         verdicts = [
             [_checked(candidate["image"], row["prompt"]) for candidate in row["candidates"]] for row in rows
@@ -117,6 +118,12 @@ def by_model(path: str) -> dict[str, Pictures]:
             details=tuple(tuple(row[place] for place in own) for row in found.details),
         )
     return models
+
+
+def _sizes(path: str) -> set[tuple[int, int]]:
+    """(width, height) of the dataset's pictures."""
+    rows = store.read(path).rows()
+    return {(c["width"], c["height"]) for row in rows for c in row["candidates"] if c["error"] is None}
 
 
 def _checked(image: dict[str, Any] | None, prompt: str) -> float:

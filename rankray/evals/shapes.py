@@ -6,13 +6,14 @@ mean of categories. The same rules serve as those of real benchmarks; a verdict 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rankray import shapes
 from rankray.evals import EvalSpec, Item, by_category
 from rankray.models.targets import Judgement
 from rankray.models.weights import SHAPES
+from rankray.shapes.renderer import SIZE
 from rankray.stats import Column
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ def categories(prompts: Sequence[str]) -> list[str] | None:
         return [shapes.category(prompt) for prompt in prompts]
     except ValueError:
         return None
+
+
+def reads(prompts: Sequence[str], sizes: Iterable[tuple[int, int]]) -> bool:
+    """Whether the checker can judge pictures of these (width, height): others draw this world's prompts larger."""
+    return categories(prompts) is not None and set(sizes) <= {(SIZE, SIZE)}
 
 
 def columns(items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement | None]]) -> dict[str, Column]:

@@ -211,6 +211,8 @@ class _Making:
             if done > laid.done:
                 layout.release_nodes(execution.wait_for_nodes_s)
                 nodes = seats.alive_nodes()
+                if not chosen.phases[1:]:  # one that was begun before: nothing was planned behind it
+                    nodes = layout.wait_for_nodes(rest, execution.wait_for_nodes_s, self.say)
                 chosen = layout.again(rest, nodes, execution.mode, laid.work_of(rest, nodes), chosen)
             stages_, sizes = chosen.phases[0], chosen.sizes[0]
             last = not again and len(stages_) == len(rest)
@@ -239,7 +241,8 @@ class _Making:
         keep = functools.partial(running.keep_usage, output, run_id)
         note = functools.partial(running.keep_progress, output)
         every_s = config.execution.report_interval_s
-        with Reporter(context.meter, output.uri, totals, every_s, config.prices, keep, note):
+        before = running.kept_usage(output, run_id)
+        with Reporter(context.meter, output.uri, totals, every_s, config.prices, keep, before, note):
             if left:
                 self._stream(phase, context, len(left))
         if not phase.last and not phase.again:

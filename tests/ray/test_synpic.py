@@ -260,6 +260,23 @@ def test_a_killed_actor_is_replaced_and_pools_of_two_and_other_blocks_change_no_
     assert all(row["start_s"] > row["load_s"] for row in told.values()), "processes and imports too"
 
 
+def test_an_actor_that_does_not_load_is_replaced_and_a_long_block_is_waited_for(
+    cluster: Cluster, toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One node's fault, at any hour, is not all others'; and what hangs is ours to tell, not Ray Data's clock."""
+    monkeypatch.setenv("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "1")
+    late = model("Late", "late", "num_gpus=1", mark=str(tmp_path / "mark"))
+    slow = model("Noise", "slow", "num_gpus=1", delay_s=1.0)
+    way = [*toy_options(toys.prompts, "--prompts.limit", "4"), "--generators", f"[{slow}, {late}]"]
+    ended = finish(start(cluster.address, "synpic", "--output", str(tmp_path / "o"), *way))
+    assert ended.code in (0, 3), ended.text  # the toys' prompts are not all paintable
+    assert (
+        "will be replaced" in (tmp_path / "o" / "logs" / os.listdir(tmp_path / "o" / "logs")[0]).read_text()
+    )
+    assert (tmp_path / "mark").exists()
+    assert len(rows(tmp_path / "o")) == 4
+
+
 def test_a_model_that_always_fails_stops_the_job_and_loses_nothing(
     cluster: Cluster, toys: Toys, tmp_path: Path
 ) -> None:

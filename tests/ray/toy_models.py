@@ -38,6 +38,18 @@ class Noise:
         return images
 
 
+class Late(Noise):
+    """As on a node whose first load fails: the first actor of all ends before it has its model."""
+
+    def __init__(self, device: str, mark: str) -> None:
+        super().__init__(device)
+        try:
+            Path(mark).touch(exist_ok=False)
+        except FileExistsError:
+            return
+        raise OSError("the weights could not be fetched")
+
+
 class Broken:
     """Fails for every prompt."""
 

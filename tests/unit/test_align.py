@@ -22,6 +22,23 @@ def test_it_says_what_it_is_about_to_do() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"generators": [{"model": "shapes-sdxl"}]}, "1 candidate a prompt; a ranking takes 2 to"),
+        (
+            {"rewards": [{"model": "shapes-mps", "name": "model"}]},
+            "held out: 'model' stands among the generators and",
+        ),
+        ({"rewards": [{"model": "shapes-mps"}] * 2}, "rewards: 'shapes-mps' stands twice"),
+    ],
+)
+def test_what_a_part_refuses_is_refused_with_the_whole(changes: dict[str, object], said: str) -> None:
+    """Before anything is drawn, and as the file's fault."""
+    with pytest.raises(ConfigError, match=said):
+        config.build(AlignConfig, {**config.read_toml(str(DEMO)), **changes})
+
+
 def test_what_is_learnt_from_does_not_measure(tmp_path: Path) -> None:
     prompts = tmp_path / "p.txt"
     prompts.write_text("a red circle\na blue square\na green ring\n")
@@ -34,6 +51,10 @@ def test_what_is_learnt_from_does_not_measure(tmp_path: Path) -> None:
         align.check(config.build(AlignConfig, tables), str(tmp_path))
     other = tmp_path / "q.txt"
     other.write_text("a green ring\n")
+    tables["held_out"]["prompts"] = {"path": str(other)}
+    with pytest.raises(ConfigError, match=r"held_out\.prompts: one prompt says nothing of others"):
+        align.check(config.build(AlignConfig, tables), str(tmp_path))
+    other.write_text("a green ring\na green circle\n")
     tables["held_out"]["prompts"] = {"path": str(other)}
     align.check(config.build(AlignConfig, tables), str(tmp_path))
 

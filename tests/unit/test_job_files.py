@@ -11,8 +11,11 @@ import pytest
 
 from rankray import config
 from rankray.config import PromptsConfig, SynPicConfig
+from rankray.config.ablate import AblationConfig
 from rankray.config.evaluate import EvaluateConfig
-from rankray.config.rankdpo import RankDPOConfig
+from rankray.config.rankdpo import AlignConfig, RankDPOConfig
+from rankray.data import place
+from rankray.data.place import open_output
 from rankray.data.prompts import read_prompts
 from rankray.evals import EVALS, items_and_repeats
 
@@ -46,6 +49,28 @@ def rehearse() -> ModuleType:
     sys.modules[specification.name] = module  # its dataclasses look themselves up
     specification.loader.exec_module(module)
     return module
+
+
+KINDS = {
+    "synpic": SynPicConfig,
+    "extend": SynPicConfig,
+    "rankdpo": RankDPOConfig,
+    "align": AlignConfig,
+    "evaluate": EvaluateConfig,
+    "ablate": AblationConfig,
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in JOBS.glob("*.toml")))
+def test_the_configuration_that_a_job_writes_is_the_one_it_had(name: str, tmp_path: Path) -> None:
+    """Every setting, resolved: whoever runs it again has the same job."""
+    kind = KINDS[name.removesuffix(".toml").partition("-")[0]]
+    given = config.build(kind, config.read_toml(JOBS / name))
+    place.write_config(open_output(str(tmp_path), in_job=False), given)
+    again = config.build(kind, config.read_toml(tmp_path / "config.toml"))
+    assert again == given
+    if not isinstance(given, AlignConfig):  # its parts have identities
+        assert again.identity() == given.identity()
 
 
 @pytest.mark.parametrize("name", list(REHEARSED))

@@ -1,10 +1,21 @@
 """The table that a person reads on a terminal or in a log, and what it is made of."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from rankray.cluster.progress import Block, Meter, ModelProgress, clock, counted, done_line, figures, table
+from rankray.cluster.progress import (
+    Block,
+    Meter,
+    ModelProgress,
+    Reporter,
+    clock,
+    counted,
+    done_line,
+    figures,
+    table,
+)
 from rankray.config import PricesConfig
 from rankray.data import cost
 
@@ -125,3 +136,29 @@ def test_what_metrics_are_told_of_a_phase() -> None:
     spent = {"busy_seconds": 60.0, "alive_seconds": 120.0, "usd": pytest.approx(0.1)}
     assert found[0][1] == {"items": 8, "failures": 1, **spent}
     assert found[2][1] == {"items": 12, "failures": 0, "busy_seconds": 0.0, "alive_seconds": 0.0, "usd": 0.0}
+
+
+def test_a_reporter_goes_on_from_what_an_earlier_phase_kept_and_outlives_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The meter may have been lost with what it knew, and a bucket be away for a minute: neither costs the bill."""
+    monkeypatch.setattr("ray.get", lambda asked, timeout: asked)
+    kept: list[list[str]] = []
+
+    def keep(usage: list[cost.ActorUsage]) -> None:
+        kept.append([one.actor_id for one in usage])
+        raise OSError("the store does not answer")
+
+    told = {"model": "m", "kind": "generator", "num_gpus": 1.0, "num_cpus": 1.0}
+    told |= dict.fromkeys(("busy_s", "load_s", "alive_s"), 1.0) | dict.fromkeys(
+        ("items", "failures", "skipped"), 0
+    )
+    before = cost.ActorUsage(**{**told, "actor_id": "sdxl-1"})
+    meter = SimpleNamespace(
+        snapshot=SimpleNamespace(remote=lambda: [{**told, "actor_id": "mps-1"}]),
+        done=SimpleNamespace(remote=lambda life, known: ("a new life", [])),
+    )
+    with Reporter(meter, "/o", {}, 60.0, PricesConfig(), keep, [before]):
+        pass
+    assert kept
+    assert all(names == ["sdxl-1", "mps-1"] for names in kept)

@@ -24,3 +24,19 @@ def test_a_pool_that_claims_cpus_and_gpus_is_no_news(caplog: pytest.LogCaptureFi
             logger.removeFilter(streaming._of_use)
     assert "is experimental" not in caplog.text
     assert "a worker is lost" in caplog.text
+
+
+def test_an_actor_that_is_replaced_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("ray.data._internal.execution.operators.actor_pool_map_operator")
+    streaming.hush()
+    with caplog.at_level(logging.WARNING, logger=logger.name):
+        logger.addHandler(caplog.handler)
+        try:
+            raise OSError("no such weights\nand much more")
+        except OSError as error:
+            logger.warning("Pool: an actor died during initialization and will be replaced.", exc_info=error)
+        finally:
+            logger.removeHandler(caplog.handler)
+            logger.removeFilter(streaming._of_use)
+    assert caplog.messages[-1].endswith("will be replaced. no such weights")
+    assert "Traceback" not in caplog.text

@@ -44,6 +44,29 @@ def test_a_rows_labels_replace_the_ablations_key_by_key() -> None:
     assert found.labels_of(found.row("within")).pairs == "within"
 
 
+def test_a_default_that_a_row_gives_is_told_apart_from_none() -> None:
+    """It takes the place of the ablation's own: all pictures of each model in place of one."""
+    plain = changed()
+    tables = config.read_toml(FILE)
+    row = next(row for row in tables["rows"] if row["name"] == "dpo-random")
+    row["labels"]["samples"] = {}
+    found = config.build(AblationConfig, tables)
+    assert found.labels_of(found.row("dpo-random")).samples == {}
+    assert plain.labels_of(plain.row("dpo-random")).samples != {}
+    (line,) = config.differing_keys(plain.identity(), found.identity())
+    assert line.startswith("rows.0.labels.samples: absent there, {} here")
+
+
+def test_a_reward_that_stands_twice_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="rewards: 'shapes-mps' stands twice"):
+        changed(rewards=[{"model": "shapes-mps"}] * 2)
+
+
+def test_where_all_diverged_the_start_is_measured_alone() -> None:
+    found = changed()
+    assert found.evaluation("/o", found.validation, {"start": None}).k == found.validation.samples == 1
+
+
 def test_a_rows_pictures_may_be_reencoded() -> None:
     found = changed()
     row = found.row("rank-reencoded")

@@ -6,10 +6,12 @@ import functools
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -254,6 +256,23 @@ def test_rows_whose_file_or_note_a_power_cut_shortened_are_to_be_made_again(
     assert [file.exists() for file in (*whole, half[1])] == [True, True, False]
     assert half[0].exists() == (cut == 1), "whole rows stay; made again, they are found to be repeats"
     assert output.finished_ids(place, "data") == (["a", "b"] if cut == 1 else ["a"])
+
+
+def test_a_note_that_a_store_has_under_both_names_is_one(place: Output) -> None:
+    """A store copies and then removes; Ray Data would remove the rows of a pending note, and keep them as finished."""
+    above, _, name = place.path.rpartition("/")
+    store_ = replace(
+        place, fs=pafs.SubTreeFileSystem(above, pafs.LocalFileSystem()), path=name
+    )  # as a store's
+    (file, note), _, gone = (written(place, name, name[-1]) for name in ("x_0", "x_1", "x_2"))
+    pending = note.with_name("x_0.pending.parquet")
+    pending.write_bytes(note.read_bytes())
+    other = note.with_name("x_3.pending.parquet")
+    other.write_bytes(note.read_bytes())
+    gone[0].unlink()  # as Ray Data left it, where it met both before
+    assert sorted(output.mended_ids(store_, ("data",), ("_work", "notes"))) == ["0", "1"]
+    found = [each.exists() for each in (file, note, pending, other, gone[1])]
+    assert found == [True, True, False, True, False], "what is pending alone is Ray Data's"
 
 
 def test_half_a_file_without_a_note_is_still_being_written(place: Output) -> None:

@@ -23,20 +23,20 @@ from rankray.shapes.renderer import compose, paint
 PROMPTS = prompts("heldout")[:6]
 
 
-def dataset(place: Path, right: list[bool], texts: list[str] = PROMPTS) -> str:
+def dataset(place: Path, right: list[bool], texts: list[str] = PROMPTS, size: int = 64) -> str:
     """One model's pictures: a rendered one of the prompt where `right`, an empty page where not; the score says so."""
     rows = []
     for text, good in zip(texts, right, strict=True):
         page = np.full((64, 64, 3), 240, np.uint8)
         pixels = paint(compose(parse(text), np.random.default_rng(0))) if good else page
         buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
+        Image.fromarray(pixels).resize((size, size)).save(buffer, "PNG")
         candidate = {
             "generator": "model",
             "seed": 1,
             "image": {"bytes": buffer.getvalue(), "path": None},
-            "width": 64,
-            "height": 64,
+            "width": size,
+            "height": size,
             "scores": [2.0 if good else 1.0],
             "win_probability": 0.0,
             "rank": 1,
@@ -51,6 +51,12 @@ def dataset(place: Path, right: list[bool], texts: list[str] = PROMPTS) -> str:
     info = {"rewards": [{"name": "r", "revision": "y"}], "rows": len(rows)}
     (place / "dataset.json").write_text(json.dumps(info))
     return str(place)
+
+
+def test_pictures_of_another_size_are_not_the_checker_s(tmp_path: Path) -> None:
+    """Any model may be measured on this world's prompts: one that draws larger by its rewards."""
+    places = [dataset(tmp_path / name, [True] * 6, size=128) for name in ("before", "after")]
+    assert set(evaluation.difference(*places)) == {"r"}
 
 
 def test_the_checker_is_a_metric_of_the_shapes_world(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from rankray import evals, shapes
 from rankray.config import EvalChoice
 from rankray.evals import Item
-from rankray.evals.shapes import ShapesJudge, columns, read_items
+from rankray.evals.shapes import ShapesJudge, columns, read_items, reads
 from rankray.models.targets import Judgement, load
 from rankray.shapes.prompts import parse
 from rankray.shapes.renderer import compose, paint
@@ -43,3 +43,10 @@ def test_the_judge_is_the_checker() -> None:
         (1.0, {"objects": ["red circle"]}),
         (0.0, {"objects": []}),
     ]
+
+
+def test_the_checker_reads_this_world_s_prompts_in_its_size() -> None:
+    assert reads(["a red circle"], [(64, 64)])
+    assert reads(["a red circle"], [])
+    assert not reads(["a red circle"], [(64, 64), (1024, 1024)])
+    assert not reads(["a red circle", "a cat"], [(64, 64)])
