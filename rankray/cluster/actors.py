@@ -17,7 +17,6 @@ A column that is there already holds what an earlier dataset knew; only the rest
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import sys
@@ -48,7 +47,7 @@ from rankray.cluster.lost_calls import Watched
 from rankray.cluster.progress import Block
 from rankray.config import ImagesConfig
 from rankray.data.cost import ActorUsage
-from rankray.data.pictures import decode, encode_image, image_key, picture_of, stored
+from rankray.data.pictures import decode, encode_image, encoded, image_key, picture_of, stored
 from rankray.models import environments
 from rankray.models.targets import Judgement, Target, load
 
@@ -291,8 +290,7 @@ class ScoreActor:
         rows = _known(table, self._metered.stage.column) or [[None] * len(row) for row in candidates]
         due = [(b, k) for b, row in enumerate(rows) for k, known in enumerate(row) if known is None]
         there = [(b, k) for b, k in due if candidates[b][k]["error"] is None]
-        opened = functools.partial(decode, dataset=self._metered.context.output)
-        pictures = self._decoders.map(opened, [candidates[b][k] for b, k in there])
+        pictures = self._decoders.map(self._opened, [candidates[b][k] for b, k in there])
         shown = list(zip(pictures, [prompts[b] for b, _ in there], strict=True))
 
         details: list[list[str | None]] = [[None] * len(row) for row in candidates]
@@ -312,7 +310,20 @@ class ScoreActor:
             return scored
         return _with_column(scored, f"detailed:{name}", pa.array(details, schema.DETAILS_TYPE))
 
-    def _score(self, items: Sequence[tuple[Image.Image, str]]) -> list[tuple[float, str | None] | Exception]:
+    def _opened(self, entry: dict[str, Any]) -> Image.Image | Exception:
+        """The picture, or why it cannot be decoded; a place that is away is no fault of the picture, and raises."""
+        (found,) = of_each(decode, [encoded(entry, self._metered.context.output)])
+        return found
+
+    def _score(
+        self, items: Sequence[tuple[Image.Image | Exception, str]]
+    ) -> list[tuple[float, str | None] | Exception]:
+        """(score, details as JSON) of each picture; of one that could not be decoded the reason."""
+        there = [(image, prompt) for image, prompt in items if not isinstance(image, Exception)]
+        scores = iter(self._scores(there) if there else [])
+        return [image if isinstance(image, Exception) else next(scores) for image, _ in items]
+
+    def _scores(self, items: Sequence[tuple[Image.Image, str]]) -> list[tuple[float, str | None] | Exception]:
         """(score, details as JSON) of each picture; a reward gives none."""
         model = self._metered.model
         images, prompts = [image for image, _ in items], [prompt for _, prompt in items]
