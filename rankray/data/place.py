@@ -221,6 +221,20 @@ def identity_of(
     return {**config.identity(), **named, **(contents or {})}
 
 
+def settings_of(identity: Mapping[str, Any], kind: str, label: str) -> dict[str, Any]:
+    """What decides the output of the model called `label`, by the names of its own settings; samples do not.
+
+    Nothing where the identity knows no such model, as that of an import.
+    """
+    for number in sorted({key.split(".")[1] for key in identity if key.startswith(f"{kind}.")}):
+        prefix = f"{kind}.{number}."
+        own = {key.removeprefix(prefix): value for key, value in identity.items() if key.startswith(prefix)}
+        if (own["name"] or own["model"]) == label:
+            own.pop("samples", None)
+            return {**own, "name": label, "revision": identity.get(f"revision.{label}")}
+    return {}
+
+
 def complete(
     output: Output,
     marker: str,
