@@ -222,7 +222,8 @@ def identity_of(
 
 
 def settings_of(identity: Mapping[str, Any], kind: str, label: str) -> dict[str, Any]:
-    """What decides the output of the model called `label`, by the names of its own settings; samples do not.
+    """What decides the output of the model called `label`, by the names of its own settings: neither samples do, nor
+    `least`, a threshold by which its scores are ranked.
 
     Nothing where the identity knows no such model, as that of an import.
     """
@@ -230,7 +231,7 @@ def settings_of(identity: Mapping[str, Any], kind: str, label: str) -> dict[str,
         prefix = f"{kind}.{number}."
         own = {key.removeprefix(prefix): value for key, value in identity.items() if key.startswith(prefix)}
         if (own["name"] or own["model"]) == label:
-            own.pop("samples", None)
+            own = {key: value for key, value in own.items() if key not in ("samples", "least")}
             return {**own, "name": label, "revision": identity.get(f"revision.{label}")}
     return {}
 

@@ -120,7 +120,8 @@ def find(config: SynPicConfig, revisions: Mapping[str, str], prompts: Sequence[s
         )
     if len(places) == len(prompts) and samples == asked and len(taken["rewards"]) == len(config.rewards):
         raise ConfigError(
-            f"{dataset.path} holds all of this job; `rankray rerank` drops or weighs its rewards without a model"
+            f"{dataset.path} holds all of this job; `rankray rerank` drops or weighs its rewards without a model, and "
+            "another `least` is taken where there is something else to make"
         )
     rewards = tuple(item["name"] for item in info["rewards"])
     return Reuse(dataset.path, info["created"], rewards, samples, tuple(taken["rewards"]), places)
