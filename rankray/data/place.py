@@ -264,17 +264,31 @@ def complete(
 
 
 def claim(output: Output, marker: str, identity: Mapping[str, Any], config: JobConfig | None = None) -> None:
-    """Makes the directory this identity's, or finds that it already is; keeps the resolved configuration there.
+    """Makes the directory this identity's, or finds that it already is; keeps the resolved configuration there, with
+    what may change between starts as it is in this one, unless the work is finished.
 
     Raises:
         ConfigError: another configuration's rows are there (the differing keys are named), files are there that
             nothing of ours began.
     """
-    for name in (marker, "_work/identity.json"):
-        if output.exists(name):
-            with as_written(output.uri_of(name)):
-                begun = store.read_json(output.at(name), output.fs)["identity"]
-                return _require_same(output, begun, identity)
+    name = next((name for name in (marker, "_work/identity.json") if output.exists(name)), None)
+    if name is not None:
+        with as_written(output.uri_of(name)):
+            _require_same(output, store.read_json(output.at(name), output.fs)["identity"], identity)
+    else:
+        _require_unused(output, config)
+        output.make("_work")
+        store.write_json(output.at("_work/identity.json"), {"identity": dict(identity)}, output.fs)
+    if config is not None and name != marker:
+        write_config(output, config)
+
+
+def _require_unused(output: Output, config: JobConfig | None) -> None:
+    """Refuses a directory in which files are that a job would write over, or take for its own.
+
+    Raises:
+        ConfigError: so it is; one of them is named.
+    """
     foreign = ["data"] if output.files("data") else []
     if config is None:
         names = [path.rpartition("/")[2] for path in output.files()]
@@ -286,10 +300,6 @@ def claim(output: Output, marker: str, identity: Mapping[str, Any], config: JobC
         raise ConfigError(
             f"{output.uri}/{foreign[0]} is there, and no rankray job began it; take another output"
         )
-    output.make("_work")
-    store.write_json(output.at("_work/identity.json"), {"identity": dict(identity)}, output.fs)
-    if config is not None:
-        write_config(output, config)
 
 
 def _require_same(output: Output, begun: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

@@ -73,14 +73,20 @@ def test_options_in_a_uri_are_refused_before_anything_is_computed() -> None:
 
 def test_claiming_twice_is_fine_and_another_configuration_is_not(place: Output) -> None:
     claim(place, settings(), {"sdxl": "1"})
-    claim(place, settings(execution={"mode": "phases"}), {"sdxl": "1"})
+    later = settings(execution={"mode": "phases"}, prices={"gpu_usd_per_hour": 2.0})
+    claim(place, later, {"sdxl": "1"})
     with pytest.raises(
         ConfigError,
         match=r"another configuration.*\n  revision\.sdxl: '1' there, '2' here\n  seed: 0 there, 3 here",
     ):
         claim(place, settings(seed=3), {"sdxl": "2"})
     written = config.build(SynPicConfig, config.read_toml(place.at("config.toml")))
-    assert written == settings()
+    assert written == later, "status counts by the prices of the last start"
+    store.write_json(
+        place.at("dataset.json"), {"identity": output.identity_of(later, {"sdxl": "1"})}, place.fs
+    )
+    claim(place, settings(), {"sdxl": "1"})
+    assert config.build(SynPicConfig, config.read_toml(place.at("config.toml"))) == later, "of what made it"
 
 
 def test_foreign_files_are_left_alone(place: Output) -> None:
