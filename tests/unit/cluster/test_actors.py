@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,8 +18,9 @@ from local_meter import LocalMeter, answering
 from PIL import Image
 
 from rankray.cluster import actors
-from rankray.config import ImagesConfig
+from rankray.config import ImagesConfig, PricesConfig
 from rankray.data import pictures
+from rankray.data.cost import ActorUsage, ledger
 from rankray.models.targets import Target
 
 
@@ -94,6 +96,39 @@ def file_of(picture: Image.Image, **settings: Any) -> io.BytesIO:
 def cut(data: bytes) -> bytes:
     """A picture's file without its last third: its header is whole."""
     return data[: 2 * len(data) // 3]
+
+
+class Slow:
+    """A model whose loading takes until it was reported, and then fails."""
+
+    def __init__(self, device: str, told: LocalMeter) -> None:
+        deadline = time.monotonic() + 20
+        while len(told.reports) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        raise RuntimeError("no such weights")
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        raise AssertionError
+
+
+def test_loading_is_told_while_it_lasts_whether_or_not_it_comes_to_a_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(actors.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(actors, "HEARTBEAT_S", 0.05)
+    own, meter = actors.Actors(1, 1, 1.0, 1.0, None, {}, {}, "cpu"), LocalMeter()
+    context = actors.JobContext(0, ImagesConfig(), "", (), ("scores",), 100, meter)
+    stage = actors.Stage("reward", Target("scores", f"{__name__}:Slow", {"told": meter}), own)
+    with pytest.raises(RuntimeError, match="no such weights"):
+        actors.ScoreActor(stage, context)
+    first, second = meter.reports[:2]
+    assert first["actor_id"] == second["actor_id"]
+    assert [(report["items"], report["busy_s"], report["fits"]) for report in (first, second)] == [
+        (0, 0, 0)
+    ] * 2
+    assert second["load_s"] == second["alive_s"] >= first["alive_s"] + 0.05
+    bill = ledger([ActorUsage(**second)], PricesConfig(gpu_usd_per_hour=3600.0))
+    assert bill["totals"]["usd"] == pytest.approx(second["alive_s"])
 
 
 class Lazy:
