@@ -98,10 +98,14 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     return fs, within.rstrip("/")
 
 
+_OF_NAMES = "/:@!$&'()*+,;=~"
+"""What stands for itself in a URI's names, beside letters and digits of ASCII."""
+
+
 def _escaped(uri: str) -> str:
     """A URI whose name may be written as it is, with all escaped that cannot stand in one."""
     known = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", uri)
-    return quote(known, safe="%/:?@!$&'()*+,;=~")
+    return quote(known, safe=f"%?{_OF_NAMES}")
 
 
 class _PatientS3(pafs.S3FileSystem):  # type: ignore[misc]
@@ -567,11 +571,14 @@ def _candidate_faults(candidate: dict[str, Any], info: dict[str, Any]) -> Iterat
 def image_place(path: str, dataset: str) -> str:
     """Where the picture is that a row of the dataset at `dataset` calls `path`, which is relative to the dataset.
 
-    In datasets from before that it is from the root: of one that was moved or copied it is in its `images` now.
+    In datasets from before that it is from the root: of one that was moved or copied it is in its `images` now. Rows
+    have a file's own name, with blanks and all, which is escaped where the dataset is named by a URI.
     """
-    if "://" not in path and not path.startswith("/"):
-        return f"{dataset.rstrip('/')}/{path}" if dataset else path
-    own = f"{dataset.rstrip('/')}/{IMAGES}/{path.rpartition('/')[2]}"
+    within = "://" not in path and not path.startswith("/")
+    name = path if within else f"{IMAGES}/{path.rpartition('/')[2]}"
+    own = f"{dataset.rstrip('/')}/{quote(name, safe=_OF_NAMES) if '://' in dataset else name}"
+    if within:
+        return own if dataset else path
     if not dataset or own == path:
         return path
     fs, place = filesystem(own)

@@ -17,8 +17,8 @@ A column that is there already holds what an earlier dataset knew; only the rest
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
+import math
 import os
 import sys
 import threading
@@ -48,7 +48,7 @@ from rankray.cluster.lost_calls import Watched
 from rankray.cluster.progress import Block
 from rankray.config import ImagesConfig
 from rankray.data.cost import ActorUsage
-from rankray.data.pictures import decode, encode_image, image_key, picture_of, stored
+from rankray.data.pictures import decode, encode_image, encoded, image_key, picture_of, stored
 from rankray.models import environments
 from rankray.models.targets import Judgement, Target, load
 
@@ -148,20 +148,22 @@ class _Metered:
     """
 
     def __init__(self, stage: Stage, context: JobContext) -> None:
-        started_s = time.perf_counter()
+        self._started_s, self._load_s = time.perf_counter(), math.nan  # until the model is there
         os.environ.setdefault("TQDM_DISABLE", "1")  # loading bars of eight models in one log
         _limit_threads(stage.actors.num_cpus)
         self.stage, self.context = stage, context
-        environments.require_pins()
-        self.model = load(stage.target, stage.actors.device)
-        self._safe = ItemSafe(self.model, stage.target.name)
-        self._started_s, self._load_s = started_s, time.perf_counter() - started_s
         self._busy_s, self._items, self._failures, self._skipped, self._truncated = 0.0, 0, 0, 0, 0
         self._lock = threading.Lock()
         self._blocks: deque[Block] = deque(maxlen=BLOCKS_SENT)
         self._actor_id = f"{stage.target.name}-{uuid.uuid4().hex[:12]}"
         self._watched = Watched(context.meter, self._actor_id, context.item_timeout_s)
+        # First of all, as minutes of loading are paid for too, whether or not they come to a model.
         threading.Thread(target=self._beat, name="rankray-heartbeat", daemon=True).start()
+        environments.require_pins()
+        self.model = load(stage.target, stage.actors.device)
+        self._safe = ItemSafe(self.model, stage.target.name)
+        self._load_s = time.perf_counter() - self._started_s
+        self._report()
 
     def run(
         self,
@@ -200,7 +202,7 @@ class _Metered:
         return results
 
     def _beat(self) -> None:
-        """Reports while the actor lives, busy or not: waiting is paid for too.
+        """Reports while the actor lives, loading, busy or not: waiting is paid for too.
 
         A dying actor's thread can outlive its connection, and a call would then start a Ray of its own.
         """
@@ -210,22 +212,27 @@ class _Metered:
 
     def _report(self, blocks: Sequence[Block] = (), wait_s: float = 0.0) -> None:
         """Tells the meter. What is told of a block arrives before the block does: its actor may be ended at once after
-        it, and the driver counts when it has the last one. Four of 120 pictures were missing in a bill so."""
+        it, and the driver counts when it has the last one. Four of 120 pictures were missing in a bill so.
+
+        While the model is loaded its GPU is not asked for: that would import torch in two threads at once.
+        """
+        alive_s, load_s = time.perf_counter() - self._started_s, self._load_s
+        loaded = not math.isnan(load_s)
         usage = ActorUsage(
             model=self.stage.target.name,
             kind=self.stage.kind,
             actor_id=self._actor_id,
             busy_s=self._busy_s,
-            load_s=self._load_s,
-            alive_s=time.perf_counter() - self._started_s,
+            load_s=load_s if loaded else alive_s,
+            alive_s=alive_s,
             items=self._items,
             failures=self._failures,
             skipped=self._skipped,
             num_gpus=self.stage.actors.num_gpus,
             num_cpus=self.stage.actors.num_cpus,
             truncated=self._truncated,
-            fits=self._safe.fits,
-            **(_gpu() if self.stage.actors.device.startswith("cuda") else {}),
+            fits=self._safe.fits if loaded else 0,
+            **(_gpu() if loaded and self.stage.actors.device.startswith("cuda") else {}),
         )
         told = self.context.meter.report.remote(asdict(usage), blocks)
         if wait_s and isinstance(told, ray.ObjectRef):
@@ -291,8 +298,7 @@ class ScoreActor:
         rows = _known(table, self._metered.stage.column) or [[None] * len(row) for row in candidates]
         due = [(b, k) for b, row in enumerate(rows) for k, known in enumerate(row) if known is None]
         there = [(b, k) for b, k in due if candidates[b][k]["error"] is None]
-        opened = functools.partial(decode, dataset=self._metered.context.output)
-        pictures = self._decoders.map(opened, [candidates[b][k] for b, k in there])
+        pictures = self._decoders.map(self._opened, [candidates[b][k] for b, k in there])
         shown = list(zip(pictures, [prompts[b] for b, _ in there], strict=True))
 
         details: list[list[str | None]] = [[None] * len(row) for row in candidates]
@@ -312,7 +318,20 @@ class ScoreActor:
             return scored
         return _with_column(scored, f"detailed:{name}", pa.array(details, schema.DETAILS_TYPE))
 
-    def _score(self, items: Sequence[tuple[Image.Image, str]]) -> list[tuple[float, str | None] | Exception]:
+    def _opened(self, entry: dict[str, Any]) -> Image.Image | Exception:
+        """The picture, or why it cannot be decoded; a place that is away is no fault of the picture, and raises."""
+        (found,) = of_each(decode, [encoded(entry, self._metered.context.output)])
+        return found
+
+    def _score(
+        self, items: Sequence[tuple[Image.Image | Exception, str]]
+    ) -> list[tuple[float, str | None] | Exception]:
+        """(score, details as JSON) of each picture; of one that could not be decoded the reason."""
+        there = [(image, prompt) for image, prompt in items if not isinstance(image, Exception)]
+        scores = iter(self._scores(there) if there else [])
+        return [image if isinstance(image, Exception) else next(scores) for image, _ in items]
+
+    def _scores(self, items: Sequence[tuple[Image.Image, str]]) -> list[tuple[float, str | None] | Exception]:
         """(score, details as JSON) of each picture; a reward gives none."""
         model = self._metered.model
         images, prompts = [image for image, _ in items], [prompt for _, prompt in items]

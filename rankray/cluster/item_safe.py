@@ -86,12 +86,13 @@ def each_alone(
 
 
 def of_each(make: Callable[[Any], Result], things: Iterable[Any]) -> list[Result | Exception]:
-    """`make(thing)` of each, or the ValueError or TypeError that it raises; an exception among the things stays."""
+    """`make(thing)` of each, or what it raises of one that is none (TypeError, ValueError) or is a damaged picture
+    (OSError, SyntaxError); an exception among the things stays."""
     found: list[Result | Exception] = []
     for thing in things:
         try:
             found.append(thing if isinstance(thing, Exception) else make(thing))
-        except (ValueError, TypeError) as error:
+        except (TypeError, ValueError, OSError, SyntaxError) as error:
             found.append(error.with_traceback(None))
     return found
 

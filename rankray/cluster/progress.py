@@ -194,16 +194,32 @@ class Laps:
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             return {"steps": self.seconds, "first_block": None, "models": {}}
         firsts = [at for (kind, _), (_, at) in starts.items() if kind == "generator" and at is not None]
-        models = {}
-        for (kind, model), (seconds, _) in starts.items():
-            loads = [item["load_s"] for item in usage if (item["kind"], item["model"]) == (kind, model)]
-            models[model] = {
-                "actors": len(seconds),
-                "start_s": sum(seconds) / len(seconds),
-                "load_s": sum(loads) / max(1, len(loads)),
-            }
         first_s = min(firsts) - self.begun_at if firsts else None
+        models = mean_starts({key: seconds for key, (seconds, _) in starts.items()}, usage)
         return {"steps": self.seconds, "first_block": first_s, "models": models}
+
+
+def mean_starts(
+    starts: Mapping[tuple[str, str], Sequence[float]], usage: Iterable[Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """By model how many actors started, and the means of their start and of the loading within it, in seconds.
+
+    Args:
+        starts: seconds of each actor's start, of (kind, model).
+        usage: of all actors; those that had not loaded when they said their last are left out.
+    """
+    loads: dict[tuple[str, str], list[float]] = {}
+    for item in usage:
+        if item["load_s"] < item["alive_s"]:
+            loads.setdefault((item["kind"], item["model"]), []).append(item["load_s"])
+    return {
+        key[1]: {
+            "actors": len(seconds),
+            "start_s": sum(seconds) / len(seconds),
+            "load_s": sum(loads.get(key, ())) / max(1, len(loads.get(key, ()))),
+        }
+        for key, seconds in starts.items()
+    }
 
 
 def start_line(report: Mapping[str, Any]) -> str:

@@ -37,9 +37,10 @@ class ActorUsage:
     read the beginning alone; `fits` is how many items it computes at once since more did not fit in its device's
     memory, 0 where everything did.
 
-    `busy_s` is inside the model's calls, `load_s` from the actor's start until its model was there, `alive_s`
-    from its start to its last report; what is neither busy nor loading is idle. `gpu` is the device's name and `gpu_gb`
-    its memory, `peak_gpu_gb` the most of it that the actor had reserved (1e9 bytes); none of a CPU.
+    `busy_s` is inside the model's calls, `load_s` from the actor's start until its model was there (all of `alive_s`
+    where that was not to be), `alive_s` from its start to its last report; what is neither busy nor loading is idle.
+    `gpu` is the device's name and `gpu_gb` its memory, `peak_gpu_gb` the most of it that the actor had reserved (1e9
+    bytes); none of a CPU.
     """
 
     model: str

@@ -1,10 +1,11 @@
 """Finished datasets as one: further prompts, other generators' pictures of the same ones, people's pairs side by side.
 
-Scores are compared within a row, so what is merged was scored by the same rewards of the same revisions. Where scores
-mean the same in every row, a prompt of several datasets becomes one row with all their candidates, ranked anew as the
-first dataset was. Ranks and choices mean something among the pictures that were judged together alone: such rows stay
-apart, further ones of a prompt under the id of their pictures. Pictures go into the rows, so what comes out stands by
-itself; a file of the dataset, and those rows of others that belong to it, are in memory at a time.
+Scores are compared within a row, so what is merged was scored by the same rewards of the same revisions and settings.
+A label is one model in all of them, so a generator's picture of a seed is there once. Where scores mean the same in
+every row, a prompt of several datasets becomes one row with all their candidates, ranked anew as the first dataset was.
+Ranks and choices mean something among the pictures that were judged together alone: such rows stay apart, further ones
+of a prompt under the id of their pictures. Pictures go into the rows, so what comes out stands by itself; a file of the
+dataset, and those rows of others that belong to it, are in memory at a time.
 """
 
 from __future__ import annotations
@@ -18,10 +19,19 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from rankray import ranking, schema, store
-from rankray.config import ConfigError
+from rankray.config import ConfigError, differing_keys
 from rankray.data import hub, owner
 from rankray.data.pickapic import PAIRS, imported_prompts, no_job
-from rankray.data.place import Output, Publish, claim, complete, count_failures, head, open_output
+from rankray.data.place import (
+    Output,
+    Publish,
+    claim,
+    complete,
+    count_failures,
+    head,
+    open_output,
+    settings_of,
+)
 from rankray.data.prompts import HUB
 from rankray.words import Say
 
@@ -39,11 +49,13 @@ class _Merge:
     Attributes:
         joined: whether a prompt's rows become one.
         names: "generators" and "rewards", label -> revision, of all.
+        settings: the same, label -> what the model was set to, of those of which that is known.
     """
 
     sources: Sequence[store.RankedDataset]
     joined: bool
     names: Mapping[str, Mapping[str, str]]
+    settings: Mapping[str, Mapping[str, Mapping[str, Any]]]
     where: Where
     made: Output
 
@@ -59,7 +71,7 @@ def run(inputs: Sequence[str], output: str, say: Say, report: Publish | None = N
     """
     places = [hub.fetch(name.removeprefix(HUB)) if name.startswith(HUB) else name for name in inputs]
     sources = [store.read(place) for place in places]
-    names = _names(inputs, sources)
+    names, settings = _names(inputs, sources), _settings(inputs, sources)
     made = open_output(output, in_job=False)
     if made.uri in {source.path for source in sources}:
         raise ConfigError(f"output {made.uri} is one of the datasets; take another output")
@@ -73,7 +85,7 @@ def run(inputs: Sequence[str], output: str, say: Say, report: Publish | None = N
         claim(made, "dataset.json", identity)
         made.make("data")
         joined = len(sources) > 1 and all(map(_comparable, sources))
-        merge = _Merge(sources, joined, names, _where(sources), made)
+        merge = _Merge(sources, joined, names, settings, _where(sources), made)
         return _summary(merge, identity, _write(merge, say))
 
     found = functools.partial(complete, made, "dataset.json", identity, say)
@@ -119,6 +131,39 @@ def _names(inputs: Sequence[str], sources: Sequence[store.RankedDataset]) -> dic
                         f"and of {revision} in {name}; the same label is due to mean the same weights"
                     )
     return found
+
+
+_REMEDY = {
+    "generators": "make one of them under another `name`, and they are two",
+    "rewards": "leave it out of both by `rankray rerank --rewards`, or score one of them anew",
+}
+
+
+def _settings(
+    inputs: Sequence[str], sources: Sequence[store.RankedDataset]
+) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """What each label's model was set to, where that is known: nothing tells it of imported pictures.
+
+    Raises:
+        ConfigError: a label's settings are others in one dataset than in another.
+    """
+    found: dict[str, dict[str, tuple[str, Mapping[str, Any]]]] = {"generators": {}, "rewards": {}}
+    for name, source in zip(inputs, sources, strict=True):
+        for kind, known in found.items():
+            for item in source.info[kind]:
+                label = item["name"]
+                # As the hub has them, where places are cut; revisions say which weights these are.
+                own = hub.public(settings_of(source.info["identity"], kind, label)) or item.get(
+                    "settings", {}
+                )
+                own.pop("revision", None)
+                first, theirs = known.setdefault(label, (name, own)) if own else (name, own)
+                if lines := differing_keys(theirs, own):
+                    raise ConfigError(
+                        f"{kind[:-1]} '{label}' was set otherwise in {first} than here, in {name} "
+                        f"({'; '.join(lines)}); the same label is due to mean the same model: {_REMEDY[kind]}"
+                    )
+    return {kind: {label: own for label, (_, own) in known.items()} for kind, known in found.items()}
 
 
 def _where(sources: Sequence[store.RankedDataset]) -> Where:
@@ -235,6 +280,10 @@ def _summary(merge: _Merge, identity: dict[str, Any], counts: Counter[str]) -> d
         kind: {item["name"]: item for source in reversed(merge.sources) for item in source.info[kind]}
         for kind in ("generators", "rewards")
     }
+    for kind, known in merge.settings.items():  # as a merge's identity does not have them
+        described[kind] |= {
+            label: {**described[kind][label], "settings": own} for label, own in known.items()
+        }
     found = Counter(read=counts["read"], kept=counts["rows"])
     own = {"format": "merge", "ties": None, "pairs": PAIRS[0], "comparable": merge.joined}
     repeated = Counter(repeated=counts["read"] - counts["rows"])

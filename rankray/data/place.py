@@ -224,6 +224,21 @@ def identity_of(
     return {**config.identity(), **named, **(contents or {})}
 
 
+def settings_of(identity: Mapping[str, Any], kind: str, label: str) -> dict[str, Any]:
+    """What decides the output of the model called `label`, by the names of its own settings: neither samples do, nor
+    `least`, a threshold by which its scores are ranked.
+
+    Nothing where the identity knows no such model, as that of an import.
+    """
+    for number in sorted({key.split(".")[1] for key in identity if key.startswith(f"{kind}.")}):
+        prefix = f"{kind}.{number}."
+        own = {key.removeprefix(prefix): value for key, value in identity.items() if key.startswith(prefix)}
+        if (own["name"] or own["model"]) == label:
+            own = {key: value for key, value in own.items() if key not in ("samples", "least")}
+            return {**own, "name": label, "revision": identity.get(f"revision.{label}")}
+    return {}
+
+
 def complete(
     output: Output,
     marker: str,
@@ -252,17 +267,31 @@ def complete(
 
 
 def claim(output: Output, marker: str, identity: Mapping[str, Any], config: JobConfig | None = None) -> None:
-    """Makes the directory this identity's, or finds that it already is; keeps the resolved configuration there.
+    """Makes the directory this identity's, or finds that it already is; keeps the resolved configuration there, with
+    what may change between starts as it is in this one, unless the work is finished.
 
     Raises:
         ConfigError: another configuration's rows are there (the differing keys are named), files are there that
             nothing of ours began.
     """
-    for name in (marker, "_work/identity.json"):
-        if output.exists(name):
-            with as_written(output.uri_of(name)):
-                begun = store.read_json(output.at(name), output.fs)["identity"]
-                return _require_same(output, begun, identity)
+    name = next((name for name in (marker, "_work/identity.json") if output.exists(name)), None)
+    if name is not None:
+        with as_written(output.uri_of(name)):
+            _require_same(output, store.read_json(output.at(name), output.fs)["identity"], identity)
+    else:
+        _require_unused(output, config)
+        output.make("_work")
+        store.write_json(output.at("_work/identity.json"), {"identity": dict(identity)}, output.fs)
+    if config is not None and name != marker:
+        write_config(output, config)
+
+
+def _require_unused(output: Output, config: JobConfig | None) -> None:
+    """Refuses a directory in which files are that a job would write over, or take for its own.
+
+    Raises:
+        ConfigError: so it is; one of them is named.
+    """
     foreign = ["data"] if output.files("data") else []
     if config is None:
         names = [path.rpartition("/")[2] for path in output.files()]
@@ -274,10 +303,6 @@ def claim(output: Output, marker: str, identity: Mapping[str, Any], config: JobC
         raise ConfigError(
             f"{output.uri}/{foreign[0]} is there, and no rankray job began it; take another output"
         )
-    output.make("_work")
-    store.write_json(output.at("_work/identity.json"), {"identity": dict(identity)}, output.fs)
-    if config is not None:
-        write_config(output, config)
 
 
 def _require_same(output: Output, begun: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
@@ -324,12 +349,15 @@ def stage_prompts(
     rows_per_block: int,
     reused: str | None = None,
     more: Mapping[str, pa.Array] | None = None,
+    recut: bool = True,
 ) -> list[str]:
     """Writes the prompts as Parquet sorted by id, a file a block; returns the ids.
 
     Args:
         reused: what is taken over from where, told apart by any text; None is nothing.
         more: further columns, in the prompts' order.
+        recut: whether those that are staged in blocks of another size are staged again. Rows are known by their ids, so
+            that costs a start in the middle of a phase nothing; what a finished phase wrote has blocks of its own.
 
     Raises:
         ConfigError: other prompts were staged there before, as the file was changed in between, or they were to
@@ -337,38 +365,55 @@ def stage_prompts(
     """
     ids = [schema.prompt_id(row) for row in prompts.rows]
     table = pa.table({"prompt_id": ids, "prompt": prompts.rows, **(more or {})}).sort_by("prompt_id")
-    digest = prompts_digest(prompts.rows)
-    staged = output.exists("_work/staged.json")
-    if staged:
-        found = store.read_json(output.at("_work/staged.json"), output.fs)
-        with as_written(output.uri_of("_work/staged.json")):
-            then, rows = str(found["sha256"]), int(found["rows"])
-        if then != digest:
-            raise ConfigError(
-                f"{prompts.source} holds other prompts than when {output.uri} was begun ({rows} then, "
-                f"{table.num_rows} now); put the file back, or take another output"
-            )
-        if found.get("reused") != reused:
-            raise ConfigError(
-                f"{output.uri} was begun with reuse of {found.get('reused') or 'nothing'}, not of "
-                f"{reused or 'nothing'}; go on as it was begun, or take another output"
-            )
-    if not staged or lost_ids(output, ids, ("_work", "prompts")):
-        output.remove("_work", "prompts")  # of a kill or a power cut, the last one perhaps by half
-        output.make("_work", "prompts")
-
-        def write_block(start: int) -> None:
-            place = output.at("_work", "prompts", f"{start // rows_per_block:06}.parquet")
-            pq.write_table(table.slice(start, rows_per_block), place, filesystem=output.fs)
-
-        with ThreadPoolExecutor(IO_THREADS) as pool:
-            list(pool.map(write_block, range(0, table.num_rows, rows_per_block)))
-        store.write_json(
-            output.at("_work/staged.json"),
-            {"sha256": digest, "rows": table.num_rows, "reused": reused},
-            output.fs,
-        )
+    note = {"sha256": prompts_digest(prompts.rows), "rows": table.num_rows, "reused": reused}
+    size = _staged_size(output, prompts.source, note, rows_per_block)
+    if not size or (recut and size != rows_per_block) or lost_ids(output, ids, ("_work", "prompts")):
+        name = output.at("_work/staged.json")
+        if size is not None:  # whoever starts after a kill in between stages them again
+            store.write_json(name, {**note, "rows_per_block": 0}, output.fs)
+        _write_blocks(output, table, rows_per_block)
+        store.write_json(name, {**note, "rows_per_block": rows_per_block}, output.fs)
     return list(table["prompt_id"].to_pylist())
+
+
+def _staged_size(output: Output, source: str, note: Mapping[str, Any], rows_per_block: int) -> int | None:
+    """Prompts of a block as they are staged, 0 where that did not come to an end, None where nothing was staged; those
+    that were staged before sizes were noted are taken to be in blocks of `rows_per_block`.
+
+    Raises:
+        ConfigError: `note`, of the prompts from `source`, is of others than were staged, or of another reuse.
+    """
+    if not output.exists("_work/staged.json"):
+        return None
+    found = store.read_json(output.at("_work/staged.json"), output.fs)
+    with as_written(output.uri_of("_work/staged.json")):
+        then, rows, size = str(found["sha256"]), int(found["rows"]), found.get("rows_per_block")
+        size = rows_per_block if size is None else int(size)
+    if then != note["sha256"]:
+        raise ConfigError(
+            f"{source} holds other prompts than when {output.uri} was begun ({rows} then, {note['rows']} now); put the "
+            "file back, or take another output"
+        )
+    if found.get("reused") != note["reused"]:
+        raise ConfigError(
+            f"{output.uri} was begun with reuse of {found.get('reused') or 'nothing'}, not of "
+            f"{note['reused'] or 'nothing'}; go on as it was begun, or take another output"
+        )
+    return size
+
+
+def _write_blocks(output: Output, table: pa.Table, rows_per_block: int) -> None:
+    """The staged prompts, in the place of any that are there: of another size, or of a kill or a power cut, the last
+    one perhaps by half."""
+    output.remove("_work", "prompts")
+    output.make("_work", "prompts")
+
+    def write_block(start: int) -> None:
+        place = output.at("_work", "prompts", f"{start // rows_per_block:06}.parquet")
+        pq.write_table(table.slice(start, rows_per_block), place, filesystem=output.fs)
+
+    with ThreadPoolExecutor(IO_THREADS) as pool:
+        list(pool.map(write_block, range(0, table.num_rows, rows_per_block)))
 
 
 def require_prompts(output: Output, prompts: PromptsRead, info: Mapping[str, Any]) -> None:

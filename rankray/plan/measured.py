@@ -9,10 +9,9 @@ from typing import Any
 
 from rankray import store
 from rankray.config import ConfigError, ModelChoice, SynPicConfig, differing_keys
-from rankray.data.place import as_written
+from rankray.data.place import as_written, settings_of
 from rankray.models.hardware import CONTEXT_GB, by_device
 from rankray.synpic.forecast import Measured
-from rankray.synpic.reuse import settings_of
 
 ASIDE = frozenset({"model", "name", "samples", "source", "revision"})
 """Settings that do not change how long an item takes."""

@@ -155,8 +155,9 @@ class _Making:
     def make(self, laid: _Laid, meter: Any) -> dict[str, Any]:
         """Stages the prompts, runs the phases that are left and checks the rows; the contents of `dataset.json`."""
         config, output, prompts, say = self.config, self.output, self.given.prompts, self.say
-        staged = self.held.staged(prompts.rows) if self.held.path else ()
-        ids = place.stage_prompts(output, prompts, config.execution.rows_per_block, *staged)
+        reused, more = self.held.staged(prompts.rows) if self.held.path else (None, None)
+        size = config.execution.rows_per_block
+        ids = place.stage_prompts(output, prompts, size, reused, more, recut=not laid.done)
         self.laps.lap("environments and prompts")
         say(_opening(config, len(ids), laid))
         begin_s = time.perf_counter()

@@ -21,6 +21,7 @@ from rankray import schema, store
 from rankray.cluster.actors import GENERATED_TYPE, SCORED_TYPE, JobContext, Stage
 from rankray.config import ConfigError, SynPicConfig, differing_keys
 from rankray.data.pictures import image_key, stored
+from rankray.data.place import settings_of
 from rankray.schema import score_errors
 
 FILE, ROW = "reused_file", "reused_row"
@@ -119,7 +120,8 @@ def find(config: SynPicConfig, revisions: Mapping[str, str], prompts: Sequence[s
         )
     if len(places) == len(prompts) and samples == asked and len(taken["rewards"]) == len(config.rewards):
         raise ConfigError(
-            f"{dataset.path} holds all of this job; `rankray rerank` drops or weighs its rewards without a model"
+            f"{dataset.path} holds all of this job; `rankray rerank` drops or weighs its rewards without a model, and "
+            "another `least` is taken where there is something else to make"
         )
     rewards = tuple(item["name"] for item in info["rewards"])
     return Reuse(dataset.path, info["created"], rewards, samples, tuple(taken["rewards"]), places)
@@ -149,17 +151,6 @@ def _places(dataset: store.RankedDataset, wanted: Collection[str]) -> dict[str, 
             {row_id: (file, row) for row, row_id in enumerate(dataset.ids(file)) if row_id in wanted}
         )
     return found
-
-
-def settings_of(identity: Mapping[str, Any], kind: str, label: str) -> dict[str, Any]:
-    """What decides the output of the model called `label`, by the names of its own settings; samples do not."""
-    for number in sorted({key.split(".")[1] for key in identity if key.startswith(f"{kind}.")}):
-        prefix = f"{kind}.{number}."
-        own = {key.removeprefix(prefix): value for key, value in identity.items() if key.startswith(prefix)}
-        if (own["name"] or own["model"]) == label:
-            own.pop("samples", None)
-            return {**own, "name": label, "revision": identity.get(f"revision.{label}")}
-    return {}
 
 
 def attach(table: pa.Table, *, held: Reuse, context: JobContext) -> pa.Table:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +18,9 @@ from local_meter import LocalMeter, answering
 from PIL import Image
 
 from rankray.cluster import actors
-from rankray.config import ImagesConfig
+from rankray.config import ImagesConfig, PricesConfig
 from rankray.data import pictures
+from rankray.data.cost import ActorUsage, ledger
 from rankray.models.targets import Target
 
 
@@ -82,6 +85,102 @@ def test_a_block_is_whole_whatever_fits_and_whatever_is_bad(capsys: pytest.Captu
         "and computes 2 at once from here on"
         for name in ("draws", "scores")
     ]
+
+
+def file_of(picture: Image.Image, **settings: Any) -> io.BytesIO:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", **settings)
+    return buffer
+
+
+def cut(data: bytes) -> bytes:
+    """A picture's file without its last third: its header is whole."""
+    return data[: 2 * len(data) // 3]
+
+
+class Slow:
+    """A model whose loading takes until it was reported, and then fails."""
+
+    def __init__(self, device: str, told: LocalMeter) -> None:
+        deadline = time.monotonic() + 20
+        while len(told.reports) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        raise RuntimeError("no such weights")
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        raise AssertionError
+
+
+def test_loading_is_told_while_it_lasts_whether_or_not_it_comes_to_a_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(actors.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(actors, "HEARTBEAT_S", 0.05)
+    own, meter = actors.Actors(1, 1, 1.0, 1.0, None, {}, {}, "cpu"), LocalMeter()
+    context = actors.JobContext(0, ImagesConfig(), "", (), ("scores",), 100, meter)
+    stage = actors.Stage("reward", Target("scores", f"{__name__}:Slow", {"told": meter}), own)
+    with pytest.raises(RuntimeError, match="no such weights"):
+        actors.ScoreActor(stage, context)
+    first, second = meter.reports[:2]
+    assert first["actor_id"] == second["actor_id"]
+    assert [(report["items"], report["busy_s"], report["fits"]) for report in (first, second)] == [
+        (0, 0, 0)
+    ] * 2
+    assert second["load_s"] == second["alive_s"] >= first["alive_s"] + 0.05
+    bill = ledger([ActorUsage(**second)], PricesConfig(gpu_usd_per_hour=3600.0))
+    assert bill["totals"]["usd"] == pytest.approx(second["alive_s"])
+
+
+class Lazy:
+    """A generator of a service's answers, which Pillow opens and nobody has read yet."""
+
+    def __init__(self, device: str) -> None:
+        pass
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        lying = Image.Exif()
+        lying[0x0112] = 6  # to be turned by a quarter
+        answers = {
+            "whole": file_of(Image.new("RGB", (3, 2))),
+            "cut": io.BytesIO(cut(file_of(Image.effect_noise((64, 64), 64)).getvalue())),
+            "turned": file_of(Image.new("RGB", (3, 2)), exif=lying),
+        }
+        return [Image.open(answers[prompt]) for prompt in prompts]
+
+
+def test_a_picture_that_cannot_be_read_costs_itself_and_a_turned_one_has_the_size_that_is_shown() -> None:
+    own, reports = actors.Actors(1, 1, 1.0, 0.0, None, {}, {}, "cpu"), LocalMeter()
+    context = actors.JobContext(0, ImagesConfig(), "", (("draws", 1),), (), 100, reports)
+    stage = actors.Stage("generator", Target("draws", f"{__name__}:Lazy"), own)
+    actor = actors.GenerateActor(stage, context)
+    table = pa.table({"prompt_id": ["0", "1", "2"], "prompt": ["whole", "cut", "turned"]})
+    entries = [row[0] for row in actor(table)["generated:draws"].to_pylist()]
+    assert [(entry["width"], entry["height"]) for entry in entries] == [(3, 2), (None, None), (2, 3)]
+    assert Image.open(io.BytesIO(entries[2]["image"])).size == (2, 3)
+    assert entries[0]["error"] is entries[2]["error"] is entries[1]["image"] is None
+    assert re.fullmatch("OSError: .*truncated.*", entries[1]["error"])
+    assert reports.begun == [[0, 1, 2]], "the others are not drawn again"
+    assert (reports.usage["draws"]["items"], reports.usage["draws"]["failures"]) == (3, 1)
+
+
+def test_a_stored_picture_that_cannot_be_decoded_is_a_failed_score() -> None:
+    own, reports = actors.Actors(1, 1, 1.0, 0.0, None, {}, {}, "cpu"), LocalMeter()
+    context = actors.JobContext(0, ImagesConfig(), "", (("draws", 3),), ("scores",), 100, reports)
+    data = file_of(Image.effect_noise((64, 64), 64)).getvalue()
+    entries = [{"seed": 0, "image": image} for image in (data, cut(data), b"no picture")]
+    known = pa.array([entries, entries[1:]], actors.GENERATED_TYPE)
+    table = pa.table({"prompt_id": ["0", "1"], "prompt": ["a", "b"], "generated:draws": known})
+    actor = actors.ScoreActor(actors.Stage("reward", Target("scores", f"{__name__}:Narrow"), own), context)
+    (first, second) = actor(table)["scored:scores"].to_pylist()
+    assert [entry["score"] for entry in first] == pytest.approx([64, np.nan, np.nan], nan_ok=True)
+    assert [entry["error"] for entry in first] == [None, *(entry["error"] for entry in second)]
+    assert re.fullmatch("OSError: .*truncated.*", second[0]["error"])
+    assert second[1]["error"] == "ValueError: 10 bytes that are no picture"
+    usage = reports.usage["scores"]
+    assert (usage["items"], usage["failures"], usage["skipped"]) == (5, 4, 0)
+    away = pa.array([[{"seed": 0, "path": "images/gone.png"}], []], actors.GENERATED_TYPE)
+    with pytest.raises(FileNotFoundError):
+        actor(table.set_column(2, "generated:draws", away))
 
 
 @pytest.mark.parametrize(("name", "exact"), [("png", True), ("webp", True), ("jpeg", False)])

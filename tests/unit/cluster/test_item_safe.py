@@ -84,7 +84,8 @@ def test_what_is_no_picture_is_that_items_fault_and_no_other_is_drawn_again() ->
         return item_safe.of_each(pictures.picture_of, items)
 
     good, bad, passed = item_safe.each_alone(draw, [picture, None, ValueError("overflowed")])  # type: ignore[list-item]
-    assert good is picture
+    assert isinstance(good, Image.Image)
+    assert (good.mode, good.size) == ("RGB", (2, 2))
     assert str(bad) == "a generator returned NoneType; a PIL picture is due"
     assert str(passed) == "overflowed"
     assert calls == [3]

@@ -14,6 +14,7 @@ from rankray.cluster.progress import (
     counted,
     done_line,
     figures,
+    mean_starts,
     table,
 )
 from rankray.config import PricesConfig
@@ -59,6 +60,18 @@ def test_a_table_says_how_far_how_fast_how_long(columns: int, due: str) -> None:
     lines = table(ROWS, 3723.0, columns)
     assert "\n".join(lines) == due
     assert max(map(len, lines)) <= columns
+
+
+def test_an_actor_that_still_loads_is_no_measure_of_loading() -> None:
+    usage = [
+        {"kind": "reward", "model": model, "load_s": load_s, "alive_s": alive_s}
+        for model, load_s, alive_s in (("mps", 20.0, 60.0), ("mps", 30.0, 31.0), ("mps", 4.0, 4.0))
+    ]
+    found = mean_starts({("reward", "mps"): [26.0, 36.0], ("reward", "clip"): [9.0]}, usage)
+    assert found == {
+        "mps": {"actors": 2, "start_s": 31.0, "load_s": 25.0},
+        "clip": {"actors": 1, "start_s": 9.0, "load_s": 0.0},
+    }
 
 
 def test_prompts_that_are_cut_are_said() -> None:

@@ -155,6 +155,42 @@ def test_a_killed_merge_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert said == [f"{tmp_path / 'o'} is complete already; nothing to do"]
 
 
+def set_up(path: Path, kind: str, label: str, **settings: object) -> str:
+    """The small dataset, of which one model was set so, beside others."""
+    source = small_dataset.write(path)
+    info = store.read(source).info
+    own = {"model": "m", "name": label, "samples": len(settings), **settings}
+    info["identity"] |= {f"{kind}.0.model": "other", f"{kind}.0.name": None, f"revision.{label}": "r1"}
+    info["identity"] |= {f"{kind}.1.{key}": value for key, value in own.items()}
+    (path / "dataset.json").write_text(json.dumps(info))
+    return source
+
+
+@pytest.mark.parametrize(("kind", "label"), [("generators", "one"), ("rewards", "s")])
+def test_a_label_that_was_set_otherwise_is_not_taken_for_the_same(
+    tmp_path: Path, kind: str, label: str
+) -> None:
+    """A seed's picture is there once: the second dataset's were left out without a word."""
+    first = set_up(tmp_path / "first", kind, label, steps=50, source="/weights/w")
+    same = set_up(tmp_path / "same", kind, label, steps=50, source="w", cfg=None)  # as the hub has it
+    second = set_up(tmp_path / "second", kind, label, steps=20)
+    unknown = small_dataset.write(tmp_path / "unknown")
+    merged = str(tmp_path / "merged")
+    info = merge.run([unknown, first, same], merged, quiet)
+    assert [item["settings"] for item in info[kind] if "settings" in item] == [
+        {"model": "m", "name": label, "steps": 50, "source": "w"}
+    ]
+    for one in (first, merged):
+        with pytest.raises(ConfigError) as caught:
+            merge.run([one, second], str(tmp_path / "o"), quiet)
+        assert str(caught.value).startswith(
+            f"{kind[:-1]} '{label}' was set otherwise in {one} than here, in {second} "
+            "(source: 'w' there, absent here; steps: 50 there, 20 here); the same label is due to mean the same model: "
+        )
+        assert str(caught.value).count("\n") == 0
+    assert not (tmp_path / "o").exists()
+
+
 def test_what_does_not_go_together_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     places = {"D": small_dataset.write(tmp_path / "d"), "E": other(tmp_path / "e", rewards="rs")}
     places["F"] = other(tmp_path / "f")

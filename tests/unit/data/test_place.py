@@ -75,14 +75,20 @@ def test_options_in_a_uri_are_refused_before_anything_is_computed() -> None:
 
 def test_claiming_twice_is_fine_and_another_configuration_is_not(place: Output) -> None:
     claim(place, settings(), {"sdxl": "1"})
-    claim(place, settings(execution={"mode": "phases"}), {"sdxl": "1"})
+    later = settings(execution={"mode": "phases"}, prices={"gpu_usd_per_hour": 2.0})
+    claim(place, later, {"sdxl": "1"})
     with pytest.raises(
         ConfigError,
         match=r"another configuration.*\n  revision\.sdxl: '1' there, '2' here\n  seed: 0 there, 3 here",
     ):
         claim(place, settings(seed=3), {"sdxl": "2"})
     written = config.build(SynPicConfig, config.read_toml(place.at("config.toml")))
-    assert written == settings()
+    assert written == later, "status counts by the prices of the last start"
+    store.write_json(
+        place.at("dataset.json"), {"identity": output.identity_of(later, {"sdxl": "1"})}, place.fs
+    )
+    claim(place, settings(), {"sdxl": "1"})
+    assert config.build(SynPicConfig, config.read_toml(place.at("config.toml"))) == later, "of what made it"
 
 
 def test_foreign_files_are_left_alone(place: Output) -> None:
@@ -148,10 +154,62 @@ def test_staged_prompts_are_sorted_blocks(place: Output) -> None:
     assert ids == sorted(schema.prompt_id(letter) for letter in "abcdefg")
     blocks = [pq.read_table(file)["prompt_id"].to_pylist() for file in place.files("_work", "prompts")]
     assert blocks == [ids[:3], ids[3:6], ids[6:]]
-    assert output.stage_prompts(place, prompts(*"gfedcba"), rows_per_block=2) == ids
+    assert output.stage_prompts(place, prompts(*"gfedcba"), rows_per_block=3) == ids
     assert len(place.files("_work", "prompts")) == 3
     with pytest.raises(ConfigError, match=r"other prompts than when .* was begun \(7 then, 1 now\)"):
         output.stage_prompts(place, prompts("x"), rows_per_block=3)
+
+
+def block_sizes(place: Output) -> list[int]:
+    return [pq.read_metadata(file).num_rows for file in place.files("_work", "prompts")]
+
+
+def test_blocks_of_another_size_are_staged_anew_until_a_phase_is_finished(place: Output) -> None:
+    claim(place, settings())
+    more = {"place": pa.array([1, 2, 3, 4, 5, 6, 7])}
+    ids = output.stage_prompts(place, prompts(*"abcdefg"), 3, "elsewhere", more)
+    assert output.stage_prompts(place, prompts(*"abcdefg"), 2, "elsewhere", more, recut=False) == ids
+    assert block_sizes(place) == [3, 3, 1]
+    assert output.stage_prompts(place, prompts(*"abcdefg"), 2, "elsewhere", more) == ids
+    assert block_sizes(place) == [2, 2, 2, 1]
+    assert output.finished_ids(place, "_work", "prompts") == ids
+    rows = [row for file in place.files("_work", "prompts") for row in pq.read_table(file).to_pylist()]
+    assert {row["prompt"]: row["place"] for row in rows} == dict(zip("abcdefg", range(1, 8), strict=True))
+
+
+def test_prompts_that_were_staged_before_sizes_were_noted_stay(place: Output) -> None:
+    claim(place, settings())
+    output.stage_prompts(place, prompts(*"abcd"), rows_per_block=3)
+    note = store.read_json(place.at("_work/staged.json"), place.fs)
+    del note["rows_per_block"]
+    store.write_json(place.at("_work/staged.json"), note, place.fs)
+    output.stage_prompts(place, prompts(*"abcd"), rows_per_block=2)
+    assert block_sizes(place) == [3, 1]
+
+
+@pytest.mark.parametrize("recut", [True, False])
+def test_a_kill_between_two_sizes_leaves_nothing_that_is_taken_for_whole(
+    place: Output, monkeypatch: pytest.MonkeyPatch, recut: bool
+) -> None:
+    """In an object store nobody looks for files that are missing: the note alone says whether all are there."""
+    claim(place, settings())
+    ids = output.stage_prompts(place, prompts(*"abcd"), rows_per_block=3)
+    written = pq.write_table
+
+    def killed(table: pa.Table, where: str, **rest: Any) -> None:
+        if where.endswith("000001.parquet"):
+            raise KeyboardInterrupt
+        written(table, where, **rest)
+
+    monkeypatch.setattr(pq, "write_table", killed)
+    with pytest.raises(KeyboardInterrupt):
+        output.stage_prompts(place, prompts(*"abcd"), rows_per_block=2)
+    monkeypatch.setattr(pq, "write_table", written)
+    monkeypatch.setattr(output, "lost_ids", lambda *where: [])  # as of an object store
+    with pytest.raises(ConfigError, match="other prompts than when"):
+        output.stage_prompts(place, prompts("x"), rows_per_block=3, recut=recut)
+    assert output.stage_prompts(place, prompts(*"abcd"), rows_per_block=3, recut=recut) == ids
+    assert output.finished_ids(place, "_work", "prompts") == ids
 
 
 def write_ids(place: Output, name: str, *ids: str) -> None:
