@@ -104,7 +104,7 @@ class DiffusersGenerator:
         }
         if spec.negative_prompt is not None:
             arguments["negative_prompt"] = [spec.negative_prompt] * len(prompts)
-        with _quiet(), torch.inference_mode():
+        with _quiet(), torch.inference_mode(), _own_precision(self.pipe):
             pixels, finite = to_bytes(self.pipe(**arguments).images[:real])
         overflow = f"{spec.dtype} overflowed: pixels are not finite; take another dtype"
         return [
@@ -230,6 +230,22 @@ def _component(pipe: Any, path: str) -> Any:
             names = ", ".join(sorted(pipe.components))
             raise ConfigError(f"{type(pipe).__name__} has no component '{path}'; it has: {names}")
     return component
+
+
+@contextmanager
+def _own_precision(pipe: Any) -> Iterator[None]:
+    """Leaves the autoencoder in the dtype that it was loaded in, whatever is raised within.
+
+    SDXL's pipeline makes a float16 one float32 to decode and casts it back only once it has decoded: after one decoding
+    without memory, every later picture would meet latents and weights of two dtypes.
+    """
+    vae = getattr(pipe, "vae", None)
+    loaded = getattr(vae, "dtype", None)
+    try:
+        yield
+    finally:
+        if vae is not None and vae.dtype != loaded:
+            vae.to(dtype=loaded)
 
 
 @contextmanager
