@@ -268,17 +268,20 @@ def export(
             **parts,
         )
     pipe.save_pretrained(directory, safe_serialization=True)
-    for config in (place / part / "config.json" for part in own.keys() - parts.keys()):
-        # As published: transformers would write the weights' dtype into it, and then load them so unasked.
-        shutil.copyfile(config, directory / config.parent.name / "config.json")
+    for part in own.keys() - parts.keys():
+        # Not all that lies there is saved: the row may leave a component out, and a folder may be of none.
+        if pipe.components.get(part) is not None:
+            # As published: transformers would write the weights' dtype into it, and then load them so unasked.
+            shutil.copyfile(place / part / "config.json", directory / part / "config.json")
 
 
 def _published(spec: GeneratorSpec) -> Path:
-    """The directory of the published pipeline, fetched where it is not here."""
+    """The directory of the published pipeline, fetched where it is not here: all components that the row keeps."""
     place = locate(spec.source)
     if not Path(place).is_dir():
+        left_out = {name: None for name, part in spec.load.items() if part is None}
         place = diffusers.DiffusionPipeline.download(
-            place, use_safetensors=True, variant=spec.variant, revision=spec.revision
+            place, use_safetensors=True, variant=spec.variant, revision=spec.revision, **left_out
         )
     return Path(place)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from hub_server import asked, serving
 from PIL import Image
 from torch import Tensor
 
@@ -191,6 +193,54 @@ def test_adapters_start_as_no_change_and_merge_into_what_they_did(
     torch.testing.assert_close(
         predict(getattr(again, parts.row_of(spec).denoiser)), changed, atol=1e-5, rtol=1e-4
     )
+
+
+WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
+
+EXPORTED = """
+import sys
+from pathlib import Path
+import torch
+from rankray.models.denoisers import parts
+from rankray.models.generators import GeneratorSpec
+
+load = {"text_encoder_3": None, "tokenizer_3": None}
+spec = GeneratorSpec(source="owner/sd3", pipeline="StableDiffusion3Pipeline", steps=1, guidance=1.0, load=load)
+parts.export(spec, parts.load_denoiser(spec, "cpu", torch.float32), Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def sd3_with_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD3 as it is published, all three encoders, and a folder of weights that is no component."""
+    place = tmp_path_factory.mktemp("sd3")
+    pipelines.sd3().save_pretrained(place)
+    (place / "more").mkdir()
+    shutil.copy(place / "vae" / "diffusion_pytorch_model.safetensors", place / "more" / "model.safetensors")
+    return place
+
+
+def test_what_the_row_leaves_out_is_not_exported(sd3_with_t5: Path, tmp_path: Path) -> None:
+    spec = GeneratorSpec(
+        source=str(sd3_with_t5), pipeline="StableDiffusion3Pipeline", steps=1, guidance=1.0, load=WITHOUT_T5
+    )
+    parts.export(spec, parts.load_denoiser(spec, "cpu", torch.float32), tmp_path)
+    assert {place.parent.name for place in tmp_path.glob("*/*.safetensors")} == {
+        *("text_encoder", "text_encoder_2", "transformer", "vae")
+    }
+    config = "text_encoder_2/config.json"
+    assert (tmp_path / config).read_bytes() == (sd3_with_t5 / config).read_bytes()
+    again = diffusers.StableDiffusion3Pipeline.from_pretrained(tmp_path, **WITHOUT_T5)
+    assert again.text_encoder_2 is not None
+
+
+def test_what_the_row_leaves_out_is_not_fetched(sd3_with_t5: Path, tmp_path: Path) -> None:
+    with serving() as hub:
+        hub.repositories["owner/sd3"] = sd3_with_t5
+        asked(EXPORTED, hub, tmp_path / "home", str(tmp_path / "pipeline"))
+    assert (tmp_path / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors").is_file()
+    assert "owner/sd3/text_encoder_2/model.safetensors" in hub.sent
+    assert not [file for file in hub.sent if file.startswith("owner/sd3/text_encoder_3")]
 
 
 def test_flow_times_follow_the_schedulers_shift(specs: Mapping[str, GeneratorSpec]) -> None:
