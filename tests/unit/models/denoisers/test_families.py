@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -291,6 +292,34 @@ def test_what_a_scheduler_describes_or_does_not() -> None:
     betas = parts.process_of("DDPMScheduler", {"trained_betas": [0.5, 0.5], "num_train_timesteps": 2})
     assert betas.alphas_cumprod.tolist() == [0.5, 0.25]
     with pytest.raises(ValueError, match="prediction_type 'sample'; allowed: epsilon, v_prediction, flow"):
-        parts.process_of("DDPMScheduler", {"prediction_type": "sample"})
+        parts.process_of("DDPMScheduler", {"prediction_type": "sample", "beta_schedule": "linear"})
     with pytest.raises(ValueError, match="beta_schedule 'exp'"):
         parts.process_of("DDPMScheduler", {"beta_schedule": "exp"})
+
+
+@pytest.mark.parametrize(
+    "name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler", "ScoreSdeVeScheduler"]
+)
+def test_a_process_that_is_not_trained_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"scheduler is '{name}', without betas .* name a model whose"):
+        parts.process_of(name, getattr(diffusers, name)().config)
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIM", "PNDM", "DEISMultistep", "UniPCMultistep", "LCM", "EulerAncestralDiscrete"]
+)
+def test_schedulers_with_betas_are_none_of_a_flow(name: str) -> None:
+    assert not parts.process_of(f"{name}Scheduler", getattr(diffusers, f"{name}Scheduler")().config).is_flow
+
+
+def test_an_edm_model_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    index = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", "EDMEulerScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    spec = GeneratorSpec(source=str(tmp_path), pipeline="StableDiffusionXLPipeline", steps=1, guidance=1.0)
+    with pytest.raises(ConfigError, match=r"it has no scheduler/scheduler_config\.json"):
+        check_family(spec)
+    diffusers.EDMEulerScheduler().save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(ConfigError, match="scheduler is 'EDMEulerScheduler'"):
+        check_family(spec)
+    diffusers.EulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
+    check_family(spec)
