@@ -6,7 +6,8 @@ A family is one file with two functions and one row here:
     predict(denoiser, noisy, time, text, size) -> Tensor[B, C, H, W] its prediction, from that and the noisy latents
 
 `pipe` is the pipeline with its denoiser left on the meta device, so prompts are encoded by the pipeline's own code, as
-they will be when it draws. `parts` does what all families share: load, encode pictures, LoRA, export.
+they will be when it draws (but SDXL's empty one: see `sdxl`). `parts` does what all families share: load, encode
+pictures, LoRA, export.
 
 Importing this module loads neither torch nor diffusers.
 """

@@ -140,6 +140,19 @@ def test_errors_are_those_of_a_plain_training_step(specs: Mapping[str, Generator
         torch.testing.assert_close(found[:, k], due, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_sdxl_s_empty_prompt_is_its_unconditional_part_where_a_negative_prompt_says_so(
+    specs: Mapping[str, GeneratorSpec],
+) -> None:
+    pipe = parts.load_encoders(specs["sdxl"], "cpu", torch.float32)
+    assert pipe.config.force_zeros_for_empty_prompt  # as published
+    empty = parts.module_of(specs["sdxl"]).encode_prompts(pipe, [""], {})
+    for negative, is_trained in ((None, False), ("", True)):
+        _, text, _, pooled = pipe.encode_prompt(["a"], negative_prompt=negative)
+        assert torch.equal(text, empty["text"] * is_trained)
+        assert torch.equal(pooled, empty["pooled"] * is_trained)
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_pictures_are_encoded_as_the_pipeline_decodes_them(
     specs: Mapping[str, GeneratorSpec], name: str
