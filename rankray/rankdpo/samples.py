@@ -24,7 +24,7 @@ from rankray.cluster.item_safe import each_alone
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.models.denoisers import parts
 from rankray.models.generators import GeneratorSpec
-from rankray.models.generators.diffusers_pipeline import DiffusersGenerator
+from rankray.models.generators.diffusers_pipeline import DiffusersGenerator, fill_fused
 from rankray.rankdpo import zero
 from rankray.rankdpo.step import Training, tuned_denoiser
 from rankray.rankdpo.train_job import TrainJob
@@ -52,7 +52,7 @@ def place_weights(
     pipe: Any, spec: GeneratorSpec, config: RankDPOConfig, weights: Iterable[tuple[str, Tensor]]
 ) -> None:
     """Gives a pipeline that draws the trained weights, in the row's dtype: one by one into its denoiser's place, or as
-    a denoiser with adapters merged."""
+    a denoiser with adapters merged. Projections that the row fuses are of them too."""
     name, dtype = parts.row_of(spec).denoiser, getattr(torch, spec.dtype)
     if config.tuned.train == "lora":
         denoiser = denoiser_with(spec, config, {key: value.cpu() for key, value in weights})
@@ -63,6 +63,7 @@ def place_weights(
     with torch.no_grad():
         for key, value in weights:
             own[key].copy_(value)
+    fill_fused(getattr(pipe, name))
 
 
 def painter(job: TrainJob, weights: Iterable[tuple[str, Tensor]]) -> DiffusersGenerator:

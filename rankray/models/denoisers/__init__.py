@@ -6,7 +6,8 @@ A family is one file with two functions and one row here:
     predict(denoiser, noisy, time, text, size) -> Tensor[B, C, H, W] its prediction, from that and the noisy latents
 
 `pipe` is the pipeline with its denoiser left on the meta device, so prompts are encoded by the pipeline's own code, as
-they will be when it draws. `parts` does what all families share: load, encode pictures, LoRA, export.
+they will be when it draws (but SDXL's empty one: see `sdxl`). `parts` does what all families share: load, encode
+pictures, LoRA, export.
 
 Importing this module loads neither torch nor diffusers.
 """
@@ -114,36 +115,66 @@ def family(spec: GeneratorSpec) -> str:
 
 
 def check_family(spec: GeneratorSpec) -> None:
-    """Reads the pipeline's `model_index.json` and no weights.
+    """Reads the pipeline's `model_index.json` and its scheduler's configuration, and no weights.
 
     Raises:
-        ConfigError: it holds another pipeline than the row says, or none that trains.
+        ConfigError: it holds another pipeline than the row says, or none that trains; or as `is_flow`.
     """
     row = DENOISERS[family(spec)]
-    try:
-        pipeline = json.loads(_index(spec)).get("_class_name")
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(
-            f"'{spec.source}' is no diffusers pipeline, it has no model_index.json; give a directory or a hub "
-            "repository that has one, such as the `pipeline` of a run"
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise ConfigError(f"'{spec.source}' is no diffusers pipeline: {reason}") from None
+    pipeline = _read_json(spec, "model_index.json").get("_class_name")
     if pipeline != row.pipeline:
         raise ConfigError(
             f"'{spec.source}' holds a {pipeline} and the model's row says {row.pipeline}; name the row that fits: "
             f"{_known()}"
         )
+    scheduler = _read_json(spec, "scheduler/scheduler_config.json")
+    is_flow(str(scheduler.get("_class_name")), scheduler)
+
+
+def is_flow(scheduler: str, config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's class name and configuration describe a rectified flow; else they have betas.
+
+    Raises:
+        ConfigError: they describe neither, as an EDM's (Playground v2.5, an SDXL): with the betas that others have by
+            default its model would be trained on another process, without a word.
+    """
+    if "FlowMatch" in scheduler or config.get("prediction_type") == "flow_prediction":
+        return True
+    if "beta_schedule" in config or config.get("trained_betas") is not None:
+        return False
+    raise ConfigError(
+        f"the model's scheduler is '{scheduler}', without betas and of no flow, and no other process is trained; name "
+        "a model whose scheduler has a `beta_schedule`, such as DDPMScheduler or EulerDiscreteScheduler, or is of "
+        "flow matching, such as FlowMatchEulerDiscreteScheduler"
+    )
 
 
 def _known() -> str:
     return ", ".join(f"{name} ({row.pipeline})" for name, row in DENOISERS.items())
 
 
-def _index(spec: GeneratorSpec) -> bytes:
-    """The pipeline's `model_index.json`, a kilobyte; without the rest, where it lies elsewhere."""
-    name = "model_index.json"
+def _read_json(spec: GeneratorSpec, name: str) -> dict[str, Any]:
+    """One of the pipeline's small files.
+
+    Raises:
+        ConfigError: there is none, or it is no table.
+    """
+    try:
+        found = json.loads(_read(spec, name))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"'{spec.source}' is no diffusers pipeline, it has no {name}; give a directory or a hub "
+            "repository that has one, such as the `pipeline` of a run"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"'{spec.source}' is no diffusers pipeline: {first_line(error)}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"'{spec.source}' is no diffusers pipeline: its {name} is no table")
+    return found
+
+
+def _read(spec: GeneratorSpec, name: str) -> bytes:
+    """A kilobyte; without the rest, where it lies elsewhere."""
     if weights.is_uri(spec.source):
         return weights.read_from(spec.source, name)
     place = Path(weights.locate(spec.source))

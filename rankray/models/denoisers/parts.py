@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankray import diffusion
-from rankray.models.denoisers import DENOISERS, DenoiserSpec, family
+from rankray.models.denoisers import DENOISERS, DenoiserSpec, family, is_flow
 from rankray.models.generators import GeneratorSpec
 from rankray.models.loading import strictly, where
 from rankray.models.weights import locate, of_variant
@@ -109,7 +109,7 @@ def load_process(spec: GeneratorSpec) -> diffusion.Process:
     """The forward process that the pipeline's scheduler describes.
 
     Raises:
-        ValueError: a noise schedule or prediction type that is not known here.
+        ValueError: a process, noise schedule or prediction type that is not known here.
     """
     return process_of(_class_of(spec, "scheduler").__name__, _config_of(spec, "scheduler"))
 
@@ -124,7 +124,7 @@ def process_of(scheduler: str, config: Mapping[str, Any]) -> diffusion.Process:
         ValueError: as `load_process`.
     """
     prediction, times = config.get("prediction_type", "epsilon"), int(config.get("num_train_timesteps", 1000))
-    if "FlowMatch" in scheduler or prediction == "flow_prediction":
+    if is_flow(scheduler, config):
         return diffusion.Process("flow", torch.empty(0), times)
     if prediction not in diffusion.PREDICTIONS:
         raise ValueError(f"prediction_type {prediction!r}; allowed: {', '.join(diffusion.PREDICTIONS)}")
@@ -268,17 +268,20 @@ def export(
             **parts,
         )
     pipe.save_pretrained(directory, safe_serialization=True)
-    for config in (place / part / "config.json" for part in own.keys() - parts.keys()):
-        # As published: transformers would write the weights' dtype into it, and then load them so unasked.
-        shutil.copyfile(config, directory / config.parent.name / "config.json")
+    for part in own.keys() - parts.keys():
+        # Not all that lies there is saved: the row may leave a component out, and a folder may be of none.
+        if pipe.components.get(part) is not None:
+            # As published: transformers would write the weights' dtype into it, and then load them so unasked.
+            shutil.copyfile(place / part / "config.json", directory / part / "config.json")
 
 
 def _published(spec: GeneratorSpec) -> Path:
-    """The directory of the published pipeline, fetched where it is not here."""
+    """The directory of the published pipeline, fetched where it is not here: all components that the row keeps."""
     place = locate(spec.source)
     if not Path(place).is_dir():
+        left_out = {name: None for name, part in spec.load.items() if part is None}
         place = diffusers.DiffusionPipeline.download(
-            place, use_safetensors=True, variant=spec.variant, revision=spec.revision
+            place, use_safetensors=True, variant=spec.variant, revision=spec.revision, **left_out
         )
     return Path(place)
 

@@ -10,7 +10,13 @@ from torch import Tensor
 
 
 def encode_prompts(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any]) -> dict[str, Tensor]:
-    """`text`: hidden states [B, T, W] of both encoders side by side; `pooled`: the second one's embedding [B, P]."""
+    """`text`: hidden states [B, T, W] of both encoders side by side; `pooled`: the second one's embedding [B, P].
+
+    The empty prompt, which prompt dropout trains on, is what the encoders make of "", as in Diffusion-DPO's script
+    (`encode_prompt_sdxl`), whose share of 0.2 is the published one. Where it is given no negative prompt the published
+    SDXL draws its unconditional part from zeros instead (`force_zeros_for_empty_prompt`), which dropout does not train;
+    `shapes-sdxl` draws it from "".
+    """
     hidden, _, pooled, _ = pipe.encode_prompt(
         list(prompts), device=pipe.text_encoder_2.device, do_classifier_free_guidance=False
     )

@@ -15,6 +15,7 @@ import importlib
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import diffusers
@@ -30,6 +31,13 @@ from rankray.models.targets import split_name
 
 LEAST_VOCABULARY = 0.9
 """A tokenizer's part of its encoder's embeddings: encoders are rounded up to 128 rows, T5's by 28 of 32,128."""
+
+_FUSED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
+"""diffusers' names of an attention's fused projections, and of what each is made of, in that order."""
 
 
 class DiffusersGenerator:
@@ -104,7 +112,7 @@ class DiffusersGenerator:
         }
         if spec.negative_prompt is not None:
             arguments["negative_prompt"] = [spec.negative_prompt] * len(prompts)
-        with _quiet(), torch.inference_mode():
+        with _quiet(), torch.inference_mode(), _own_precision(self.pipe):
             pixels, finite = to_bytes(self.pipe(**arguments).images[:real])
         overflow = f"{spec.dtype} overflowed: pixels are not finite; take another dtype"
         return [
@@ -163,6 +171,24 @@ def quicken(pipe: Any, spec: GeneratorSpec) -> None:
             denoiser.fuse_qkv_projections()
         if spec.compile:
             denoiser.compile()
+
+
+def fill_fused(denoiser: Any) -> None:
+    """Makes fused projections those of the weights that the denoiser has now; without any it does nothing.
+
+    diffusers keeps them beside the projections that they were made of, by whose names weights are exchanged, and
+    computes by the fused ones alone. Written in place: what was compiled stays so.
+    """
+    modules = [module for module in denoiser.modules() if getattr(module, "fused_projections", False)]
+    with torch.no_grad():
+        for module, (name, parts) in product(modules, _FUSED.items()):
+            fused = getattr(module, name, None)
+            if fused is None:
+                continue
+            layers = [getattr(module, part) for part in parts]
+            fused.weight.copy_(torch.cat([layer.weight for layer in layers]))
+            if fused.bias is not None:
+                fused.bias.copy_(torch.cat([layer.bias for layer in layers]))
 
 
 def _whole(spec: GeneratorSpec) -> Any:
@@ -230,6 +256,22 @@ def _component(pipe: Any, path: str) -> Any:
             names = ", ".join(sorted(pipe.components))
             raise ConfigError(f"{type(pipe).__name__} has no component '{path}'; it has: {names}")
     return component
+
+
+@contextmanager
+def _own_precision(pipe: Any) -> Iterator[None]:
+    """Leaves the autoencoder in the dtype that it was loaded in, whatever is raised within.
+
+    SDXL's pipeline makes a float16 one float32 to decode and casts it back only once it has decoded: after one decoding
+    without memory, every later picture would meet latents and weights of two dtypes.
+    """
+    vae = getattr(pipe, "vae", None)
+    loaded = getattr(vae, "dtype", None)
+    try:
+        yield
+    finally:
+        if vae is not None and vae.dtype != loaded:
+            vae.to(dtype=loaded)
 
 
 @contextmanager

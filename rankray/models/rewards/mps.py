@@ -24,16 +24,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rankray.config import ConfigError
-from rankray.models.loading import one_line
+from rankray.models.loading import files_of, one_line
 from rankray.models.rewards import RewardSpec
 from rankray.models.rewards.clip import Batched, load_processor, normalised
-from rankray.models.weights import locate
 
 OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, "
     "texture, quantity, attributes, position, number, location, word, things."
 )
 """The published condition of the overall preference."""
+FILES = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,11 @@ def load_mps(directory: str | Path, device: str = "cpu", dtype: torch.dtype | No
     from transformers import CLIPConfig
 
     place = Path(directory)
-    missing = [name for name in ("config.json", "model.safetensors") if not (place / name).is_file()]
+    missing = [name for name in FILES if not (place / name).is_file()]
     if missing:
         raise ConfigError(
             f"{place} has no {' and no '.join(missing)}; the published MPS checkpoint is a pickled module, which "
-            f"is never loaded; convert it once: rankray convert-mps FILE --output {place}"
+            "is never loaded; convert it once: rankray convert-mps FILE --output DIRECTORY, and name that as `source`"
         )
     content = json.loads((place / "config.json").read_text())
     known = {key.name for key in fields(MpsConfig)}
@@ -263,14 +263,14 @@ class Mps(Batched):
     def __init__(self, spec: RewardSpec, device: str) -> None:
         options = spec.options
         self.batch_size, self.device, self.dtype = spec.batch_size, device, getattr(torch, spec.dtype)
-        model = load_mps(locate(spec.source or ""), device, self.dtype)
+        model = load_mps(files_of(spec.source, spec.revision, FILES), device, self.dtype)
         changes = {key: options[key] for key in ("condition", "threshold") if options.get(key) is not None}
         model.config = MpsConfig(**{**asdict(model.config), **changes})
         self.model = model.to(device)  # positions are in no file
         clip_config = model.clip.config
         self.tokens, self.preprocess = load_processor(
             options["processor"] or spec.source,
-            options["processor_revision"],
+            options["processor_revision"] if options["processor"] else spec.revision,
             clip_config.text_config,
             clip_config.vision_config.image_size,
             options["vocabulary"],

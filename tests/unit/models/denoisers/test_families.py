@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from hub_server import asked, serving
 from PIL import Image
 from torch import Tensor
 
@@ -137,6 +140,19 @@ def test_errors_are_those_of_a_plain_training_step(specs: Mapping[str, Generator
         torch.testing.assert_close(found[:, k], due, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_sdxl_s_empty_prompt_is_its_unconditional_part_where_a_negative_prompt_says_so(
+    specs: Mapping[str, GeneratorSpec],
+) -> None:
+    pipe = parts.load_encoders(specs["sdxl"], "cpu", torch.float32)
+    assert pipe.config.force_zeros_for_empty_prompt  # as published
+    empty = parts.module_of(specs["sdxl"]).encode_prompts(pipe, [""], {})
+    for negative, is_trained in ((None, False), ("", True)):
+        _, text, _, pooled = pipe.encode_prompt(["a"], negative_prompt=negative)
+        assert torch.equal(text, empty["text"] * is_trained)
+        assert torch.equal(pooled, empty["pooled"] * is_trained)
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_pictures_are_encoded_as_the_pipeline_decodes_them(
     specs: Mapping[str, GeneratorSpec], name: str
@@ -193,6 +209,54 @@ def test_adapters_start_as_no_change_and_merge_into_what_they_did(
     )
 
 
+WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
+
+EXPORTED = """
+import sys
+from pathlib import Path
+import torch
+from rankray.models.denoisers import parts
+from rankray.models.generators import GeneratorSpec
+
+load = {"text_encoder_3": None, "tokenizer_3": None}
+spec = GeneratorSpec(source="owner/sd3", pipeline="StableDiffusion3Pipeline", steps=1, guidance=1.0, load=load)
+parts.export(spec, parts.load_denoiser(spec, "cpu", torch.float32), Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def sd3_with_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD3 as it is published, all three encoders, and a folder of weights that is no component."""
+    place = tmp_path_factory.mktemp("sd3")
+    pipelines.sd3().save_pretrained(place)
+    (place / "more").mkdir()
+    shutil.copy(place / "vae" / "diffusion_pytorch_model.safetensors", place / "more" / "model.safetensors")
+    return place
+
+
+def test_what_the_row_leaves_out_is_not_exported(sd3_with_t5: Path, tmp_path: Path) -> None:
+    spec = GeneratorSpec(
+        source=str(sd3_with_t5), pipeline="StableDiffusion3Pipeline", steps=1, guidance=1.0, load=WITHOUT_T5
+    )
+    parts.export(spec, parts.load_denoiser(spec, "cpu", torch.float32), tmp_path)
+    assert {place.parent.name for place in tmp_path.glob("*/*.safetensors")} == {
+        *("text_encoder", "text_encoder_2", "transformer", "vae")
+    }
+    config = "text_encoder_2/config.json"
+    assert (tmp_path / config).read_bytes() == (sd3_with_t5 / config).read_bytes()
+    again = diffusers.StableDiffusion3Pipeline.from_pretrained(tmp_path, **WITHOUT_T5)
+    assert again.text_encoder_2 is not None
+
+
+def test_what_the_row_leaves_out_is_not_fetched(sd3_with_t5: Path, tmp_path: Path) -> None:
+    with serving() as hub:
+        hub.repositories["owner/sd3"] = sd3_with_t5
+        asked(EXPORTED, hub, tmp_path / "home", str(tmp_path / "pipeline"))
+    assert (tmp_path / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors").is_file()
+    assert "owner/sd3/text_encoder_2/model.safetensors" in hub.sent
+    assert not [file for file in hub.sent if file.startswith("owner/sd3/text_encoder_3")]
+
+
 def test_flow_times_follow_the_schedulers_shift(specs: Mapping[str, GeneratorSpec]) -> None:
     assert parts.time_sampling(specs["sdxl"], None, 0.0, 1.0) == TimeSampling("uniform", 0.0, 1.0)
     found = parts.time_sampling(specs["sd3"], None, 0.0, 1.0)
@@ -241,6 +305,34 @@ def test_what_a_scheduler_describes_or_does_not() -> None:
     betas = parts.process_of("DDPMScheduler", {"trained_betas": [0.5, 0.5], "num_train_timesteps": 2})
     assert betas.alphas_cumprod.tolist() == [0.5, 0.25]
     with pytest.raises(ValueError, match="prediction_type 'sample'; allowed: epsilon, v_prediction, flow"):
-        parts.process_of("DDPMScheduler", {"prediction_type": "sample"})
+        parts.process_of("DDPMScheduler", {"prediction_type": "sample", "beta_schedule": "linear"})
     with pytest.raises(ValueError, match="beta_schedule 'exp'"):
         parts.process_of("DDPMScheduler", {"beta_schedule": "exp"})
+
+
+@pytest.mark.parametrize(
+    "name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler", "ScoreSdeVeScheduler"]
+)
+def test_a_process_that_is_not_trained_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"scheduler is '{name}', without betas .* name a model whose"):
+        parts.process_of(name, getattr(diffusers, name)().config)
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIM", "PNDM", "DEISMultistep", "UniPCMultistep", "LCM", "EulerAncestralDiscrete"]
+)
+def test_schedulers_with_betas_are_none_of_a_flow(name: str) -> None:
+    assert not parts.process_of(f"{name}Scheduler", getattr(diffusers, f"{name}Scheduler")().config).is_flow
+
+
+def test_an_edm_model_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    index = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", "EDMEulerScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    spec = GeneratorSpec(source=str(tmp_path), pipeline="StableDiffusionXLPipeline", steps=1, guidance=1.0)
+    with pytest.raises(ConfigError, match=r"it has no scheduler/scheduler_config\.json"):
+        check_family(spec)
+    diffusers.EDMEulerScheduler().save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(ConfigError, match="scheduler is 'EDMEulerScheduler'"):
+        check_family(spec)
+    diffusers.EulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
+    check_family(spec)

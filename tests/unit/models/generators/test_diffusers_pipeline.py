@@ -212,6 +212,28 @@ def test_a_smaller_batch_is_drawn_from_then_on(build: Build) -> None:
     assert np.abs(wide - narrow).max() <= 1
 
 
+def test_a_decoding_without_memory_costs_no_later_picture() -> None:
+    """SDXL in float16, whose autoencoder decodes in float32: of two decodings the first has no memory."""
+    spec = replace(GENERATORS["shapes-sdxl"], dtype="float16", steps=1, batch_size=2)
+    generator = DiffusersGenerator(spec, "cpu")
+    assert generator.pipe.vae.config.force_upcast
+    widths: list[int] = []
+
+    def full(module: torch.nn.Module, arguments: tuple[torch.Tensor]) -> None:
+        widths.append(len(arguments[0]))
+        if len(widths) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+    generator.pipe.vae.decoder.register_forward_pre_hook(full)
+    safe = item_safe.ItemSafe(generator, "shapes-sdxl", lambda line: None)
+    (found,) = safe.run(lambda prompts: generator.generate(prompts, [11]), [PROMPTS[0]])
+    assert widths == [2, 1]
+    assert generator.pipe.vae.dtype == torch.float16
+    due = DiffusersGenerator(replace(spec, batch_size=1), "cpu").generate([PROMPTS[0]], [11])[0]
+    assert not isinstance(found, Exception)
+    assert np.array_equal(np.asarray(found), np.asarray(due))
+
+
 def test_scheduler_slicing_and_options_reach_the_pipeline(build: Build) -> None:
     generator = build("sdxl", scheduler="EulerDiscreteScheduler", vae_slicing=True, vae_tiling=True)
     assert type(generator.pipe.scheduler).__name__ == "EulerDiscreteScheduler"

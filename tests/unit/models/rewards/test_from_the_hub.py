@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import TOKEN, Hub, asked, serving
+from PIL import Image
 from published_repositories import publish
 from transformers import CLIPModel
 
+from rankray.config import RewardChoice
+from rankray.models import rewards
+from rankray.models.rewards.mps import MpsConfig
+from rankray.models.targets import load
 from recipes.random_weights.pipelines import awaken, sdxl
-from recipes.random_weights.rewards import clip_config, save_processor
+from recipes.random_weights.rewards import clip_config, mps, save_processor
+
+SIZES = MpsConfig.__dataclass_fields__
 
 CODE = """
 import json, sys
@@ -93,6 +100,38 @@ def test_gated_files_are_one_line_in_an_actor_too(hub: Hub, tmp_path: Path) -> N
         ]
     lines = asked(GATED, hub, tmp_path / "home-good", HF_TOKEN=TOKEN)
     assert not any("gated" in line for line in lines)
+
+
+MPS = """
+import json
+from PIL import Image
+from rankray.config import ConfigError, RewardChoice
+from rankray.models import rewards
+from rankray.models.targets import load
+
+for source in ("owner/mps", "owner/clip"):
+    options = {"processor": source, "vocabulary": 0}
+    target = rewards.resolve(RewardChoice(model="mps", source=source, options=options))
+    try:
+        (score,) = load(target, "cpu").score([Image.new("RGB", (9, 9), "red")], ["a red circle"]).tolist()
+        print("FOUND" + json.dumps([target.revision, score]))
+    except ConfigError as error:
+        print("FOUND" + json.dumps(str(error)))
+"""
+
+
+def test_a_converted_mps_is_loaded_from_a_repository(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "mps").mkdir()
+    mps(tmp_path / "mps")
+    hub.repositories["owner/mps"] = tmp_path / "mps"
+    options = {"processor": str(tmp_path / "mps"), "vocabulary": 0}
+    here = rewards.resolve(RewardChoice(model="mps", source=str(tmp_path / "mps"), options=options))
+    due = load(here, "cpu").score([Image.new("RGB", (9, 9), "red")], ["a red circle"]).tolist()
+    one, other = map(json.loads, asked(MPS, hub, tmp_path / "home"))
+    assert one == [hub.sha("owner/mps"), *due]
+    assert other.endswith("/config.json is not of an MPS model: `mps` may hold " + ", ".join(sorted(SIZES)))
+    sent = [file for file in hub.sent if file.startswith("owner/mps/")]
+    assert sent.count("owner/mps/model.safetensors") == 1
 
 
 PICKLED = """
