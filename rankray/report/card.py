@@ -4,7 +4,8 @@
     OUTPUT/README.md             of a LoRA run's adapters, which lie there
     on the hub alone             of a dataset (`dataset_card`)
 
-Everything is read from the run's summary, so a card can be written again. What is not known is said to be so or left
+Everything is read from the run's summary, and from `gain.json` beside it where an alignment measured the run, so a card
+can be written again. What is not known is said to be so or left
 out: a licence that nobody stated, a gain that nobody measured. Settings are those that decide the result: no place of a
 tracker or an output, as cards are published.
 """
@@ -30,30 +31,50 @@ from rankray.words import compact, markdown, percent
 SHOWN_PROMPTS = 6
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 PROMPT = "a red circle"
+GAIN = "gain.json"
+"""Beside a run's `run.json`: what the alignment that it is a round of measured of it."""
 HUB_LICENCES = frozenset({"apache-2.0", "bsd-2-clause", "creativeml-openrail-m", "mit", "openrail++"})
 """Those of the tables' licences that the hub has a short name for; any other is "other" there, with its name."""
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def write_cards(uri: str, info: Mapping[str, Any], gain: Mapping[str, str] | None = None) -> None:
+def keep_gain(uri: str, info: Mapping[str, Any], gain: Mapping[str, str]) -> None:
+    """Keeps what an alignment measured of the run at `uri`, for its cards: metric -> gain and interval in words."""
+    fs, place = store.filesystem(uri)
+    # Beside run.json, which is sealed; a training anew into the same place is another run, made at another time.
+    store.write_json(f"{place}/{GAIN}", {"created": info.get("created"), "gain": dict(gain)}, fs)
+
+
+def _gain(place: str, info: Mapping[str, Any], fs: pafs.FileSystem) -> dict[str, str]:
+    """What `keep_gain` kept of this run."""
+    if fs.get_file_info(f"{place}/{GAIN}").type != pafs.FileType.File:
+        return {}
+    kept = store.read_json(f"{place}/{GAIN}", fs)
+    return dict(kept["gain"]) if kept.get("created") == info["created"] else {}
+
+
+def write_cards(uri: str, info: Mapping[str, Any]) -> None:
     """Writes the cards of a finished run; a README.md of the user's own stays as it is.
 
     Args:
         uri: the run's output.
         info: what its `run.json` says or will say.
-        gain: metric -> its gain and interval in words, where before and after were measured.
+
+    Raises:
+        DatasetError: what an alignment measured of it stands there, and is no JSON.
     """
     if "data" not in info:  # of a version that knew no cards
         return
     fs, place = store.filesystem(uri)
+    gain = _gain(place, info, fs)
     for name, kind in (("pipeline/README.md", "pipeline"), ("README.md", "adapters")):
         if fs.get_file_info(f"{place}/{name}".rpartition("/")[0]).type == pafs.FileType.NotFound:
             continue  # its pipeline was moved away
         there = store.read_text(f"{place}/{name}", fs)
         ours = not there or f"- {TAG}\n" in there
         if ours and (kind == "pipeline" or info["lora_rank"]):
-            store.write_text(f"{place}/{name}", card(info, kind, gain or {}), fs)
+            store.write_text(f"{place}/{name}", card(info, kind, gain), fs)
 
 
 def card(info: Mapping[str, Any], kind: str, gain: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from huggingface_hub import DatasetCard
 
 from rankray import store
 from rankray.data import hub as exchange
+from rankray.report.card import keep_gain, write_cards
 
 RANKRAY = "import sys; from rankray import commands; sys.exit(commands.main(sys.argv[1:]))"
 LOAD = """
@@ -172,6 +173,17 @@ def test_a_model_goes_with_its_card(hub: Hub, tmp_path: Path) -> None:
         text = (place / "README.md").read_text()
         assert "base_model: owner/base" in text
         assert f"base_model_relation: {relation}" in text
+
+
+def test_what_an_alignment_measured_goes_too(hub: Hub, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", 0)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    keep_gain(run, info, {"checker": "66.7 % → 83.3 %"})
+    write_cards(run, info)
+    code, said = rankray(hub, tmp_path / "home", "export", run, "--to", "hub", "--output", "me/aligned")
+    assert code == 0, said
+    for place in (hub.repositories["me/aligned"], tmp_path / "run" / "pipeline"):
+        assert "| checker | 66.7 % → 83.3 % |" in (place / "README.md").read_text()
 
 
 def test_one_line_for_what_the_hub_does_not_take(hub: Hub, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from rankray.config import GeneratorChoice
 from rankray.models import generators, rewards, targets
 from rankray.models.denoisers import DENOISERS, family, parts
 from rankray.report import card
+from rankray.report.run import write_run_report
 
 
 def info_of(spec: Any, **changes: Any) -> dict[str, Any]:
@@ -114,7 +115,9 @@ def test_what_is_known_stands_there(run: Path) -> None:
         "decision": "step 1030 is the best",
         "warnings": {"memorising": "take fewer steps"},
     }
-    card.write_cards(str(run), info_of(spec_of("sdxl"), validation=validation), {"checker": "+8.0 points"})
+    info = info_of(spec_of("sdxl"), validation=validation)
+    card.keep_gain(str(run), info, {"checker": "+8.0 points"})
+    card.write_cards(str(run), info)
     text = (run / "pipeline" / "README.md").read_text()
     due = [
         "| dataset | /data/set: 1,834 prompts |",
@@ -136,6 +139,17 @@ def test_what_is_known_stands_there(run: Path) -> None:
     ]
     assert [line for line in due if line not in text.splitlines()] == []
     assert "labels.reward" not in text
+
+
+def test_a_card_that_is_written_again_keeps_its_gain(run: Path) -> None:
+    """By the run's report, and before it goes to the hub; the gain of another run in the same place is none of it."""
+    info = info_of(spec_of("sdxl"))
+    card.keep_gain(str(run), info, {"checker": "+8.0 points"})
+    write_run_report(str(run), info)
+    for name in ("README.md", "pipeline/README.md"):
+        assert "| checker | +8.0 points |" in (run / name).read_text()
+    card.write_cards(str(run), {**info, "created": "2026-02-02T03:04:05+00:00"})
+    assert "Before and after" not in (run / "README.md").read_text()
 
 
 def test_the_users_own_readme_stays(run: Path) -> None:
