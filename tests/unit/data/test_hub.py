@@ -175,6 +175,27 @@ def test_a_model_goes_with_its_card(hub: Hub, tmp_path: Path) -> None:
         assert f"base_model_relation: {relation}" in text
 
 
+def test_a_model_sent_again_leaves_no_earlier_weights(hub: Hub, tmp_path: Path) -> None:
+    """Shards of float32 would be loaded in place of the one file of float16; what the owner put there stays."""
+    for name, files in (
+        ("full", {"a-00001-of-00002.safetensors": b"1", "a-00002-of-00002.safetensors": b"2"}),
+        ("half", {"a.safetensors": b"3"}),
+    ):
+        run = run_of(tmp_path / name, 0)
+        unet = tmp_path / name / "pipeline" / "unet"
+        (unet / "diffusion_pytorch_model.safetensors").unlink()
+        if name == "full":
+            files["a.safetensors.index.json"] = b"{}"
+        for file, content in files.items():
+            (unet / file).write_bytes(content)
+        code, said = rankray(hub, tmp_path / "home", "export", run, "--to", "hub", "--output", "me/twice")
+        assert code == 0, said
+        there = hub.repositories["me/twice"] / "unet"
+        assert {file.name: file.read_bytes() for file in there.iterdir()} == files
+        (hub.repositories["me/twice"] / "gallery.png").write_bytes(b"mine")
+    assert (hub.repositories["me/twice"] / "gallery.png").exists()
+
+
 def test_what_an_alignment_measured_goes_too(hub: Hub, tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", 0)
     info = json.loads((tmp_path / "run" / "run.json").read_text())
