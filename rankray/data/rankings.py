@@ -138,7 +138,8 @@ def _records(text: str) -> Any:
     """A JSON array, or JSON lines."""
     if text.lstrip().startswith("["):
         return json.loads(text)
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    # Not splitlines(): a prompt may hold any of Unicode's other line ends.
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _listed(record: Any, names: Sequence[str], judgement: str, sign: float) -> Ranking:

@@ -100,6 +100,19 @@ def test_hpdv2_train_choices_are_a_row_each(tmp_path: Path) -> None:
     assert one["rows"] == 1
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_end_where_json_lines_end(tmp_path: Path, end: str) -> None:
+    """A prompt may hold Unicode's other line ends, which JSON writes as they are."""
+    for n in range(2):
+        draw(tmp_path / f"{n}.png", 40 * n + 10, "PNG")
+    odd = [f"a{mark}kite" for mark in "\u2028\u2029\x85"]
+    rows = [{"prompt": prompt, "image_path": ["0.png", "1.png"], "rank": [1, 2]} for prompt in odd]
+    text = "".join(json.dumps(row, ensure_ascii=False) + end for row in rows)
+    (tmp_path / "t.jsonl").write_bytes(text.encode())
+    importing.run([str(tmp_path / "t.jsonl")], str(tmp_path / "o"), Importing(), quiet)
+    assert set(ranked(tmp_path / "o")) == set(odd)
+
+
 def reward_db(tmp_path: Path) -> list[dict[str, Any]]:
     """Rows as ImageRewardDB has them: paths from the repository's root."""
     rows = []
