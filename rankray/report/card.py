@@ -24,6 +24,7 @@ from huggingface_hub import DatasetCardData, ModelCardData
 from rankray import store
 from rankray.data.hub import TAG
 from rankray.models import generators, rewards
+from rankray.models.targets import Spec, licence_of
 from rankray.report.dataset import Figures, choose, standings
 from rankray.report.pages import thumbnail
 from rankray.words import compact, markdown, percent
@@ -102,7 +103,7 @@ def card(info: Mapping[str, Any], kind: str, gain: Mapping[str, str]) -> str:
         "## What it was made of\n",
         *_table(("", ""), _facts(info)),
         "## Rewards\n",
-        *_table(("reward", "revision", "licence of its published weights"), _rewards(info)),
+        *_table(("reward", "revision", "licence of its weights"), _rewards(info)),
         *_measured(info, gain),
         "## How to load it\n",
         f"```python\n{snippet(info, kind)}```\n",
@@ -234,7 +235,7 @@ def dataset_card(dataset: store.RankedDataset, repository: str) -> tuple[str, di
         *_table(("generator", "revision", "licence of its weights", "a prompt"), _drew(info)),
         *_table(("generator", "mean win probability", "first"), won),
         "## Rewards\n",
-        *_table(("reward", "revision", "licence of its published weights"), _judged(info)),
+        *_table(("reward", "revision", "licence of its weights"), _stated(info, "rewards", rewards.REWARDS)),
         *(_agreed(judged_by, figures) if len(judged_by) > 1 else []),
         "A generator's licence may bind what is done with its pictures; of their own they have none here.\n",
         "## How to load it\n",
@@ -292,20 +293,12 @@ def _share(value: float | None) -> str:
 
 
 def _drew(info: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for item in info["generators"]:
-        spec = generators.GENERATORS.get(item["model"])
-        licence = spec.licence if spec else None
-        if item["revision"].startswith("sha256:"):  # weights that the row does not speak of
-            licence = None
-        rows.append(
-            (item["name"], item["revision"], licence or "not stated", str(item["samples"] or "as they come"))
-        )
-    return rows
+    samples = [str(item["samples"] or "as they come") for item in info["generators"]]
+    told = _stated(info, "generators", generators.GENERATORS)
+    return [(*row, count) for row, count in zip(told, samples, strict=True)]
 
 
-def _judged(info: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        (item["name"], item["revision"], rewards.licence(item.get("model")) or "not stated")
-        for item in info["rewards"]
-    ]
+def _stated(info: Mapping[str, Any], kind: str, table: Mapping[str, Spec]) -> list[tuple[str, str, str]]:
+    """Name, revision and licence of each of a dataset's generators or rewards."""
+    found = [(item, licence_of(item, kind, info["identity"], table)) for item in info[kind]]
+    return [(item["name"], item["revision"], licence or "not stated") for item, licence in found]

@@ -319,7 +319,8 @@ def test_a_run_says_in_which_form_its_adapters_leave(tmp_path: Path) -> None:
 
 def test_what_a_run_says_of_itself_makes_its_cards(tmp_path: Path) -> None:
     """`run.json` of a run that was not trained here; its cards need no more than that."""
-    place = dataset(tmp_path / "d", rewards=[{"name": "r", "model": "imagereward", "revision": "y"}])
+    reward = {"name": "r", "model": "pickscore", "revision": "y", "licence": "apache-2.0"}
+    place = dataset(tmp_path / "d", rewards=[reward])
     plan = rankdpo.check(settings(place, tuned__train="lora", tuned__lora_alpha=8, validation__share=0))
     output = open_output(str(tmp_path / "run"), in_job=False)
     (tmp_path / "run" / "_work").mkdir(parents=True)

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_dataset
 import torch
 import yaml
 from huggingface_hub import ModelCard
 
+from rankray import store
 from rankray.config import GeneratorChoice
 from rankray.models import generators, rewards, targets
 from rankray.models.denoisers import DENOISERS, family, parts
@@ -48,8 +50,8 @@ def info_of(spec: Any, **changes: Any) -> dict[str, Any]:
             "rows": 1834,
             "generators": [{"name": "a|b", "samples": 4}, {"name": "theirs", "samples": 0}],
             "rewards": [
-                {"name": "r", "revision": "x", "licence": rewards.licence("imagereward")},
-                {"name": "s", "revision": "y", "licence": rewards.licence("pickscore")},
+                {"name": "r", "revision": "x", "licence": rewards.REWARDS["imagereward"].licence},
+                {"name": "s", "revision": "y", "licence": rewards.REWARDS["pickscore"].licence},
             ],
         },
         "objective": {"name": "rank_dpo", "beta": 100.0, "options": {"nll": 100.0}},
@@ -152,6 +154,31 @@ def test_a_card_that_is_written_again_keeps_its_gain(run: Path) -> None:
     assert "Before and after" not in (run / "README.md").read_text()
 
 
+def test_a_datasets_licences_are_of_the_weights_that_ran(tmp_path: Path) -> None:
+    """Not those of the rows by whose names other weights ran: recorded, or else told by what the settings say."""
+    place = small_dataset.write(tmp_path / "d")
+    dataset = store.read(place)
+    dataset.info["generators"] = [
+        {"name": "one", "model": "sdxl", "revision": "r1", "samples": 2, "licence": None},
+        {"name": "two", "model": "shapes-sd3", "revision": "sha256:2", "samples": 1, "licence": "apache-2.0"},
+    ]
+    names = {"r": "imagereward", "s": "pickscore", "t": "qalign-quality"}
+    dataset.info["rewards"] = [{"name": n, "model": m, "revision": n} for n, m in names.items()]
+    dataset.info["identity"] |= {
+        **{"rewards.0.model": "imagereward", "rewards.0.name": "r", "rewards.0.source": "someone/own"},
+        **{"rewards.1.model": "qalign-quality", "rewards.1.name": "t", "rewards.1.source": None},
+    }
+    text, _ = card.dataset_card(dataset, "me/set")
+    due = [
+        "| one | r1 | not stated | 2 |",
+        "| two | sha256:2 | apache-2.0 | 1 |",
+        "| r | r | not stated |",
+        "| s | s | not stated |",
+        "| t | t | mit |",
+    ]
+    assert [line for line in due if line not in text.splitlines()] == []
+
+
 def test_the_users_own_readme_stays(run: Path) -> None:
     (run / "README.md").write_text("my notes on rankray\n")
     for steps in (40, 41):
@@ -166,8 +193,7 @@ def test_a_summary_of_an_older_version_has_no_card(tmp_path: Path) -> None:
 
 
 def test_licences_are_of_the_tables_own_weights() -> None:
-    assert rewards.licence("qalign-aesthetic") == "mit"
-    assert rewards.licence("their_package:Reward") is None
+    assert rewards.REWARDS["qalign-aesthetic"].licence == "mit"
     other = targets.configured(
         GeneratorChoice(model="sdxl", source="/own"), generators.GENERATORS, "generator"
     )
