@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import pyarrow.fs as pafs
 import ray
 
 from rankray import schema, store
@@ -510,6 +511,7 @@ def _model(plan: Plan) -> dict[str, Any]:
     return {
         "source": spec.source,
         "revision": plan.revision,
+        **_origin(plan.config.model.source),
         "family": family,
         "licence": spec.licence,
         "pipeline": spec.pipeline,
@@ -518,6 +520,19 @@ def _model(plan: Plan) -> dict[str, Any]:
         "load": {**({"variant": spec.variant} if spec.variant else {}), **spec.load},
         "call": {spec.steps_argument: spec.steps, spec.guidance_argument: spec.guidance, **size, **spec.call},
     }
+
+
+def _origin(source: str | None) -> dict[str, Any]:
+    """`base`, what was tuned first, where `source` is the pipeline of an earlier run, as a later round's is."""
+    run, _, name = (source or "").rstrip("/").rpartition("/")
+    if name != "pipeline":
+        return {}
+    fs, path = store.filesystem(run)
+    if fs.get_file_info(f"{path}/run.json").type != pafs.FileType.File:
+        return {}
+    model = store.read_json(f"{path}/run.json", fs).get("model", {})
+    base = model.get("base") or {key: model.get(key) for key in ("source", "revision", "licence")}
+    return {"base": base} if base["source"] else {}
 
 
 def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:

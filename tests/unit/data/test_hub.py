@@ -137,8 +137,8 @@ def run_of(path: Path, lora_rank: int) -> str:
     info = {
         "rankray_version": "0",
         "created": "2026-01-01T00:00:00+00:00",
-        "identity": {"steps": 1},
-        "dataset": "set",
+        "identity": {"steps": 1, "dataset": f"{path}/set"},
+        "dataset": f"{path}/set",
         "model": model,
         "data": {"rows": 3, "generators": [{"name": "one", "samples": 2}], "rewards": []},
         "objective": {"name": "rank_dpo", "beta": 1.0, "options": {}},
@@ -172,6 +172,8 @@ def test_a_model_goes_with_its_card(hub: Hub, tmp_path: Path) -> None:
         assert found == [".gitattributes", *due]
         text = (place / "README.md").read_text()
         assert "base_model: owner/base" in text
+        assert "| dataset | set: 3 prompts |" in text
+        assert str(tmp_path) not in text
         assert f"base_model_relation: {relation}" in text
 
 

@@ -340,6 +340,26 @@ def test_what_a_run_says_of_itself_makes_its_cards(tmp_path: Path) -> None:
     assert "from_pretrained(place" in (tmp_path / "run" / "pipeline" / "README.md").read_text()
 
 
+def test_a_run_knows_what_the_pipeline_that_it_goes_on_from_was_tuned_from(tmp_path: Path) -> None:
+    """However many rounds there were between."""
+    first = {"source": "owner/base", "revision": "c0", "licence": "mit"}
+    found: dict[str, Any] = first
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"model": found}))
+        told = rankdpo._origin(f"{tmp_path / name}/pipeline/")
+        assert told == {"base": first}
+        found = {"source": f"{tmp_path / name}/pipeline", "revision": "sha256:1", "licence": None, **told}
+    for source in (
+        None,
+        str(tmp_path / "pipeline"),
+        str(tmp_path / "one"),
+        "owner/pipeline",
+        "shapes:shapes-sdxl",
+    ):
+        assert rankdpo._origin(source) == {}
+
+
 def test_a_loss_that_needs_scores_which_the_dataset_lacks(tmp_path: Path) -> None:
     place = dataset(tmp_path / "d")
     with pytest.raises(

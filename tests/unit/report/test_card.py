@@ -179,6 +179,92 @@ def test_a_datasets_licences_are_of_the_weights_that_ran(tmp_path: Path) -> None
     assert [line for line in due if line not in text.splitlines()] == []
 
 
+@pytest.mark.parametrize(
+    ("objective", "labels", "rewards_", "said"),
+    [
+        (
+            "rank_dpo",
+            {},
+            "rs",
+            "by RankDPO (https://arxiv.org/abs/2410.18013) on pictures that rewards have ranked,",
+        ),
+        (
+            "dpo",
+            {},
+            "rs",
+            "by Diffusion-DPO (https://arxiv.org/abs/2311.12908) on pictures that rewards have ranked,",
+        ),
+        ("kto", {}, ["human"], "by Diffusion-KTO on pictures that people have judged,"),
+        (
+            "sft",
+            {},
+            ["r", "human"],
+            "on the best candidate of each prompt on pictures that rewards and people have",
+        ),
+        ("rank_dpo", {"labels.rewards": ["r"]}, ["r", "human"], "on pictures that rewards have ranked,"),
+        ("rank_dpo", {"labels.aggregation": "random"}, "rs", "on pictures that chance has ranked,"),
+        (
+            "weighted_sft",
+            {},
+            ["r", "human"],
+            "weighted by a reward's scores, on pictures that rewards have ranked,",
+        ),
+    ],
+)
+def test_a_card_says_by_what_it_was_trained_and_who_judged(
+    objective: str, labels: dict[str, Any], rewards_: list[str], said: str
+) -> None:
+    info = info_of(spec_of("sdxl"), objective={"name": objective, "beta": 1.0, "options": {}, "reward": "r"})
+    info["identity"] |= labels
+    info["data"]["rewards"] = [{"name": name, "revision": "x", "licence": None} for name in rewards_]
+    text = card.card(info, "pipeline", {})
+    assert said in text
+    tags = yaml.safe_load(text.split("---\n")[1])["tags"]
+    assert ("rankdpo" in tags) == (objective == "rank_dpo")
+
+
+def test_a_later_rounds_card_names_the_model_that_was_tuned_first(run: Path) -> None:
+    info = info_of(spec_of("sdxl"))
+    base = {key: info["model"][key] for key in ("source", "revision", "licence")}
+    before = {
+        "source": "/data/round-1/rankdpo/pipeline",
+        "revision": "sha256:ab",
+        "licence": None,
+        "base": base,
+    }
+    info["model"] |= before
+    card.write_cards(str(run), info)
+    texts = [(run / name).read_text() for name in ("pipeline/README.md", "README.md")]
+    fronts = [yaml.safe_load(text.split("---\n")[1]) for text in texts]
+    assert "# A pipeline tuned from stabilityai/stable-diffusion-xl-base-1.0\n" in texts[0]
+    assert "# LoRA adapters for a pipeline tuned from stabilityai/stable-diffusion-xl-base-1.0\n" in texts[1]
+    assert [front.get("base_model") for front in fronts] == ["stabilityai/stable-diffusion-xl-base-1.0", None]
+    assert [front["license"] for front in fronts] == ["openrail++"] * 2
+    for text in texts:
+        assert "| revision | 0123456789abcdef0123456789abcdef01234567 |" in text
+        assert "| went on from | /data/round-1/rankdpo/pipeline, sha256:ab |" in text
+    assert "from_pretrained('/data/round-1/rankdpo/pipeline'" in texts[1], "what the adapters fit"
+
+
+def test_what_goes_to_the_hub_has_no_places_of_this_machine(run: Path) -> None:
+    info = info_of(spec_of("sdxl"), lora_rank=0)
+    info["model"] |= {"source": "/home/me/models/own", "revision": "sha256:ab", "licence": None}
+    info["identity"] |= {"dataset": "/home/me/set", "model.source": "/home/me/models/own"}
+    info["datasets"] = [
+        {"dataset": "/home/me/set", "weight": 1.0},
+        {"dataset": "s3://bucket/more", "weight": 3.0},
+    ]
+    text = card.public_card(str(run), info)
+    assert text is not None
+    assert "/home" not in text
+    assert "# A pipeline tuned from own\n" in text
+    assert "| dataset | 1 × set + 3 × s3://bucket/more: 1,834 prompts |" in text
+    card.write_cards(str(run), info)
+    assert "| dataset | 1 × /home/me/set + 3" in (run / "pipeline" / "README.md").read_text()
+    (run / "pipeline" / "README.md").write_text("my notes\n")
+    assert card.public_card(str(run), info) is None
+
+
 def test_the_users_own_readme_stays(run: Path) -> None:
     (run / "README.md").write_text("my notes on rankray\n")
     for steps in (40, 41):
