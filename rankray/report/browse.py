@@ -280,7 +280,7 @@ class Site:
                 "pixelated": width <= PIXELATED_PIXELS,
             }
 
-        return shown(row, self.gallery.rewards[row["list"]], at)
+        return shown(row, self.gallery.rewards[row["list"]], self.gallery.how, at)
 
     def _models(self, query: dict[str, str]) -> tuple[str, str] | None:
         first, second = query.get("first", ""), query.get("second", "")

@@ -27,7 +27,7 @@ from rankray.data.hub import TAG, public
 from rankray.data.votes import HUMAN
 from rankray.models import generators, rewards
 from rankray.models.targets import Spec, licence_of
-from rankray.report.dataset import Figures, choose, standings
+from rankray.report.dataset import Figures, choose, ranked_by, standings
 from rankray.report.pages import thumbnail
 from rankray.words import compact, markdown, percent
 
@@ -281,7 +281,8 @@ def dataset_card(dataset: store.RankedDataset, repository: str) -> tuple[str, di
     """
     info = dataset.info
     drawn_by, judged_by = ([item["name"] for item in info[kind]] for kind in ("generators", "rewards"))
-    figures = Figures(drawn_by, judged_by)
+    how = info.get("ranking", {})
+    figures = Figures(drawn_by, judged_by, how)
     for row in dataset.rows():
         figures.add(row)
     chosen = choose(figures.unanimity, (), SHOWN_PROMPTS)
@@ -294,17 +295,17 @@ def dataset_card(dataset: store.RankedDataset, repository: str) -> tuple[str, di
         pretty_name=repository.partition("/")[2],
     )
     won = ((row["name"], _share(row["phi"]), _share(row["firsts"])) for row in standings(drawn_by, figures))
-    how = info.get("ranking", {"aggregation": "win_probability"})["aggregation"]
     parts = [
         f"---\n{head.to_yaml()}\n---\n",
         f"# {repository.partition('/')[2]}\n",
-        f"{info['rows']:,} prompts with {info['candidates']:,} candidates, each ranked by {len(judged_by)} "
-        f"reward{'s' * (len(judged_by) != 1)} ({how}); {info['failures']['total']:,} failures. Made with rankray "
-        f"{info['rankray_version']}, {info['created'][:10]}, for RankDPO (https://arxiv.org/abs/2410.18013).\n",
+        f"{info['rows']:,} prompts with {info['candidates']:,} candidates, judged by {len(judged_by)} "
+        f"reward{'s' * (len(judged_by) != 1)} and ranked by {ranked_by(how, judged_by).translate(_PLAIN)} (φ); "
+        f"{info['failures']['total']:,} failures. Made with rankray {info['rankray_version']}, {info['created'][:10]}, "
+        "for RankDPO (https://arxiv.org/abs/2410.18013).\n",
         *table,
         "## Generators\n",
         *_table(("generator", "revision", "licence of its weights", "a prompt"), _drew(info)),
-        *_table(("generator", "mean win probability", "first"), won),
+        *_table(("generator", "mean φ", "first"), won),
         "## Rewards\n",
         *_table(("reward", "revision", "licence of its weights"), _stated(info, "rewards", rewards.REWARDS)),
         *(_agreed(judged_by, figures) if len(judged_by) > 1 else []),
@@ -344,7 +345,7 @@ def _shown(dataset: store.RankedDataset, chosen: Iterable[str]) -> tuple[list[st
 
 
 _PLAIN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]<>()#!"})
-"""Prompts are strangers' text, and Markdown would take them for its own."""
+"""Prompts and names are strangers' text, and Markdown would take them for its own."""
 
 
 def _size(rows: int) -> str:
