@@ -189,11 +189,20 @@ def hub_uploads(rng: Rng, place: Path, dataset: Path) -> Case:
 
 HEADERS = ("Host", "Origin", "Content-Length", "Content-Type", "Range", "Transfer-Encoding")
 PATHS = (
-    *("/", "/vote", "/votes", "/picture/0/0/small", "/picture/0/0/full", "/picture/2/2/full", "/pair/x/left"),
     *(
-        "/picture/-1/0/full",
-        "/picture/1e9/0/full",
-        "/picture/٣/0/full",
+        "/",
+        "/vote",
+        "/votes",
+        "/picture/RUN/0/0/small",
+        "/picture/RUN/0/0/full",
+        "/picture/RUN/2/2/full",
+        "/picture/0/0/full",
+        "/pair/x/left",
+    ),
+    *(
+        "/picture/RUN/-1/0/full",
+        "/picture/RUN/1e9/0/full",
+        "/picture/RUN/٣/0/full",
         "/../../etc/passwd",
         "//",
         "/?page=0",
@@ -217,13 +226,14 @@ def browser(rng: Rng, place: Path, dataset: Path) -> Case:
         asked.append(bytes_changed(rng, data)[0] if rng.random() < 0.3 else data)
 
     def work() -> None:
-        server, _ = browse.server(str(dataset), 0, str(place / "votes.jsonl"), "me")
+        server, site = browse.server(str(dataset), 0, str(place / "votes.jsonl"), "me")
         raised: list[Any] = []
         server.handle_error = lambda *_: raised.append(sys.exc_info()[1])  # type: ignore[method-assign]
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             for data in asked:
-                _ask(server.server_port, data.replace(b"Host: PORT", b"Host: localhost"))
+                named = data.replace(b"/RUN/", f"/{site.run}/".encode())
+                _ask(server.server_port, named.replace(b"Host: PORT", b"Host: localhost"))
         finally:
             server.shutdown()
             server.server_close()

@@ -307,8 +307,9 @@ def _to_hub(options: argparse.Namespace) -> Answer:
         text, pictures = card.dataset_card(dataset, options.output)
         files = {"README.md": text.encode(), **pictures, **hub.dataset_files(dataset, hub.public(info))}
     elif kind == "run":
-        card.write_cards(place, info)
         files = hub.model_files(place, bool(info.get("lora_rank")))
+        if (own := card.public_card(place, info)) is not None:
+            files["README.md"] = own.encode()
     else:
         raise ConfigError(f"{place} is an {kind}; a dataset or a run goes to the hub")
     address = hub.upload(

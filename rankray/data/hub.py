@@ -39,7 +39,8 @@ Content = bytes | Callable[[Path], Path]
 
 
 def upload(repository: str, kind: str, files: dict[str, Content], private: bool, say: Say) -> str:
-    """Makes `repository` hold `files`, a dataset's no other data and pictures; the address of its page.
+    """Makes `repository` hold `files`, and no other data and pictures of a dataset, or weights of a model; the address
+    of its page.
 
     Args:
         repository: OWNER/NAME.
@@ -77,12 +78,21 @@ def upload(repository: str, kind: str, files: dict[str, Content], private: bool,
                 found.unlink()  # the hub has it
             if len(operations) % OFTEN == 0:
                 say(f"{len(operations):,} of {len(files):,} files")
-        ours = ("data/", "pictures/") if kind == "dataset" else ()
-        gone = [name for name in there or () if name.startswith(ours) and name not in files]
+        gone = [name for name in there or () if name not in files and _replaced(name, kind)]
         operations += [client.CommitOperationDelete(name) for name in gone]
         api.create_commit(repository, operations, commit_message="rankray export", repo_type=kind)
     prefix = "datasets/" if kind == "dataset" else ""
     return f"{api.endpoint}/{prefix}{repository}"
+
+
+def _replaced(name: str, kind: str) -> bool:
+    """Whether a file of an earlier export stands for what a new one has in its place.
+
+    Loaders prefer shards and their index to one file: earlier weights that stay would be loaded in place of new ones.
+    """
+    if kind == "dataset":
+        return name.startswith(("data/", "pictures/"))
+    return name.endswith((".safetensors", ".index.json"))
 
 
 def _ours(api: Any, repository: str, kind: str) -> list[str] | None:

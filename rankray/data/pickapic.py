@@ -156,10 +156,9 @@ def _write(
     made.make("data")
     made.make("_work", "read")
     begin_s, seen, counts, candidates = time.perf_counter(), Seen(), Counter[str](), 0
-    revision = "unrecorded" if form.comparable else "labels"
     names = {
         "generators": dict.fromkeys(form.generators, "unrecorded"),
-        "rewards": dict.fromkeys(form.rewards, revision),
+        "rewards": {name: _revision(name) for name in form.rewards},
     }
     for number, source in enumerate(sources):
         note = made.at("_work", "read", f"{number:05}.json")
@@ -312,6 +311,11 @@ def ranked_row(
     return {"prompt_id": row_id, "prompt": prompt, "candidates": found}
 
 
+def _revision(reward: str) -> str:
+    """What is known of a reward: people's judgements are labels, and of scores nobody knows the weights."""
+    return "labels" if reward == REWARD else "unrecorded"
+
+
 def _summary(
     form: Form,
     output: Output,
@@ -323,7 +327,6 @@ def _summary(
 ) -> dict[str, Any]:
     """The contents of `dataset.json`: a job's, as far as there was one."""
     read, files = counts["read"], len(claimed(output)["import.files"])
-    revision = "unrecorded" if form.comparable else "labels"
     own = {"format": form.name, "ties": how.ties, "pairs": how.pairs, "comparable": form.comparable}
     return {
         **head(output, None),
@@ -333,7 +336,7 @@ def _summary(
         "generators": [
             {"name": name, "model": name, "revision": "unrecorded", "samples": 0} for name in form.generators
         ],
-        "rewards": [{"name": name, "model": name, "revision": revision} for name in form.rewards],
+        "rewards": [{"name": name, "model": name, "revision": _revision(name)} for name in form.rewards],
         "ranking": {"aggregation": TIES[how.ties], "weights": dict.fromkeys(form.rewards, 1.0)},
         "candidates": candidates,
         "images": candidates,

@@ -89,7 +89,7 @@ def run(
         raise ConfigError(f"the tables are not of one kind ({told}); import them one by one, and then merge")
     ((kind, rewards),) = kinds
     names = {name for table in tables.values() for each in table.rankings for name in each.generators}
-    comparable = kind == "csv" and rewards != (pickapic.REWARD,)
+    comparable = kind == "csv" and pickapic.REWARD not in rewards
 
     def judged(source: choices.Source, how: Importing, seen: Seen, pool: ThreadPoolExecutor) -> Judged:
         return _judged(source, tables[source.uri], how, seen, pool)
@@ -138,7 +138,8 @@ def _records(text: str) -> Any:
     """A JSON array, or JSON lines."""
     if text.lstrip().startswith("["):
         return json.loads(text)
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    # Not splitlines(): a prompt may hold any of Unicode's other line ends.
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _listed(record: Any, names: Sequence[str], judgement: str, sign: float) -> Ranking:
@@ -174,7 +175,7 @@ def _number(value: Any) -> float:
 
 
 def _table(source: choices.Source, rows: csv.DictReader[str]) -> Table:
-    """A user's own table: each column of numbers is a reward; `rank` alone, or a column of that name, is people's."""
+    """A user's own table: each column of numbers is a reward; `rank`, alone or beside others, is people's."""
     columns = list(rows.fieldnames or ())
     chosen = []
     for names in (PROMPTS, IMAGES):
@@ -189,11 +190,8 @@ def _table(source: choices.Source, rows: csv.DictReader[str]) -> Table:
     generator = next((name for name in GENERATORS if name in columns), "")
     records = list(rows)
     taken = {prompt, image, generator, *NO_REWARDS}
-    rewards = [name for name in columns if name not in taken and _numbers(record[name] for record in records)]
-    if not rewards:
-        raise ConfigError(
-            f"{source.uri} has no column of numbers to rank by; give rank, or scores by any name"
-        )
+    scored = [name for name in columns if name not in taken and _numbers(record[name] for record in records)]
+    rewards = _rewards(source, scored)
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         groups.setdefault((record[prompt] or "").strip(), []).append(record)
@@ -203,11 +201,31 @@ def _table(source: choices.Source, rows: csv.DictReader[str]) -> Table:
             text,
             [record[image] or "" for record in group],
             [(generator and record[generator]) or choices.UNNAMED for record in group],
-            [[signs.get(name, 1.0) * _number(record[name]) for name in rewards] for record in group],
+            [[signs.get(name, 1.0) * _number(record[name]) for name in scored] for record in group],
         )
         for text, group in groups.items()
     ]
-    return Table("csv", rankings, tuple(pickapic.REWARD if name == "rank" else name for name in rewards))
+    return Table("csv", rankings, rewards)
+
+
+def _rewards(source: choices.Source, scored: Sequence[str]) -> tuple[str, ...]:
+    """The reward of each column of numbers: people's of `rank`, any other's of its own name.
+
+    Raises:
+        ConfigError: there is no such column, or two of them are of one reward.
+    """
+    if not scored:
+        raise ConfigError(
+            f"{source.uri} has no column of numbers to rank by; give rank, or scores by any name"
+        )
+    rewards = tuple(pickapic.REWARD if name == "rank" else name for name in scored)
+    twice = [name for name, count in Counter(rewards).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"{source.uri} has two columns of reward '{twice[0]}' among {', '.join(scored)}, and rank is reward "
+            f"'{pickapic.REWARD}'; rename one or take it out"
+        )
+    return rewards
 
 
 def _numbers(values: Iterator[str | None]) -> bool:

@@ -79,14 +79,15 @@ def read(paths: Iterable[str]) -> list[Vote]:
     found: dict[tuple[str, str, str, int, int], Vote] = {}
     for path in paths:
         try:
-            lines = Path(path).expanduser().read_text("utf-8", "replace").splitlines(keepends=True)
+            # Not splitlines(): a name may hold any of Unicode's other line ends.
+            lines = Path(path).expanduser().read_text("utf-8", "replace").split("\n")
         except OSError as error:
             raise ConfigError(f"votes {path} cannot be read ({error.strerror}); give a votes.jsonl") from None
         for number, line in enumerate(lines, 1):
             try:
                 vote = Vote.model_validate_json(line)
             except ValidationError as error:
-                if number == len(lines) and not line.endswith("\n"):
+                if number == len(lines):  # nothing, where the file ends as it should
                     continue
                 why = error.errors()[0]["msg"]
                 raise ConfigError(f"votes {path}, line {number} is no vote ({why}); take it out") from None

@@ -191,6 +191,30 @@ def configured(choice: ModelChoice, table: Mapping[str, S], kind: str) -> S:
     return replace(spec, **settings).with_options(choice)
 
 
+def licence_of(
+    item: Mapping[str, Any], kind: str, identity: Mapping[str, Any], table: Mapping[str, Spec]
+) -> str | None:
+    """The licence of the weights that an entry of `dataset.json` was made with; None where none is known.
+
+    A dataset of a version that did not record it has the row's, where its settings say that the row's own weights ran.
+
+    Args:
+        item: of its "generators" or "rewards", whichever `kind` is.
+        identity: the dataset's.
+    """
+    if "licence" in item:
+        found: str | None = item["licence"]
+        return found
+    model = item.get("model")
+    for key, value in identity.items():
+        place = key.removesuffix(".model")
+        if value == model and key.startswith(f"{kind}.") and key != place:
+            label, source = identity.get(f"{place}.name") or model, identity.get(f"{place}.source", "unknown")
+            if label == item["name"] and source is None and model in table:
+                return table[model].licence
+    return None
+
+
 def target_of(spec: Spec, kind: str, label: str, look_up: bool = True) -> Target:
     """The target of a row, its weights pinned to what lies there now.
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import pyarrow.fs as pafs
 import ray
 
 from rankray import schema, store
@@ -39,7 +40,7 @@ from rankray.data import place
 from rankray.data.place import Output, Publish
 from rankray.models import denoisers, generators, rewards
 from rankray.models.generators import GeneratorSpec
-from rankray.models.targets import require_resolved
+from rankray.models.targets import Spec, licence_of, require_resolved
 from rankray.rankdpo import checkpoints, encoding, feed, labels, trackers, validation
 from rankray.rankdpo import forecast as training_forecast
 from rankray.rankdpo import nodes as training_nodes
@@ -510,6 +511,7 @@ def _model(plan: Plan) -> dict[str, Any]:
     return {
         "source": spec.source,
         "revision": plan.revision,
+        **_origin(plan.config.model.source),
         "family": family,
         "licence": spec.licence,
         "pipeline": spec.pipeline,
@@ -518,6 +520,19 @@ def _model(plan: Plan) -> dict[str, Any]:
         "load": {**({"variant": spec.variant} if spec.variant else {}), **spec.load},
         "call": {spec.steps_argument: spec.steps, spec.guidance_argument: spec.guidance, **size, **spec.call},
     }
+
+
+def _origin(source: str | None) -> dict[str, Any]:
+    """`base`, what was tuned first, where `source` is the pipeline of an earlier run, as a later round's is."""
+    run, _, name = (source or "").rstrip("/").rpartition("/")
+    if name != "pipeline":
+        return {}
+    fs, path = store.filesystem(run)
+    if fs.get_file_info(f"{path}/run.json").type != pafs.FileType.File:
+        return {}
+    model = store.read_json(f"{path}/run.json", fs).get("model", {})
+    base = model.get("base") or {key: model.get(key) for key in ("source", "revision", "licence")}
+    return {"base": base} if base["source"] else {}
 
 
 def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
@@ -539,9 +554,7 @@ def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
         "data": {
             "rows": plan.rows,
             "generators": _named(plan, "generators"),
-            "rewards": [
-                {**item, "licence": rewards.licence(item.get("model"))} for item in _named(plan, "rewards")
-            ],
+            "rewards": _named(plan, "rewards"),
         },
         "objective": config.objective.model_dump(mode="json", exclude={"reference"}),
         "loss": config.objective.name,
@@ -580,8 +593,13 @@ def _told(plan: Plan) -> str:
 
 
 def _named(plan: Plan, kind: str) -> list[dict[str, Any]]:
-    """The generators or rewards of all sources, each revision once."""
-    every = [item for source in plan.sources for item in source.dataset.info[kind]]
+    """The generators or rewards of all sources with their weights' licences, each revision once."""
+    table: Mapping[str, Spec] = rewards.REWARDS if kind == "rewards" else generators.GENERATORS
+    every = [
+        {**item, "licence": licence_of(item, kind, info["identity"], table)}
+        for info in (source.dataset.info for source in plan.sources)
+        for item in info[kind]
+    ]
     return list({(item["name"], item["revision"]): item for item in every}.values())
 
 

@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 from rankray import store
 from rankray.config.ablate import CHECKER
 from rankray.evals import scores as evaluation
-from rankray.report.card import write_cards
+from rankray.report.card import keep_gain, write_cards
 from rankray.report.pages import Shown, difference, picture, write_page
 
 PAIRS = 6
@@ -22,8 +22,8 @@ PAIRS = 6
 
 
 def write_align_report(uri: str, info: dict[str, Any]) -> None:
-    """Writes `uri/report.html` from align.json's contents and the evaluations beside it; and each round's gain into the
-    cards of its model."""
+    """Writes `uri/report.html` from align.json's contents and the evaluations beside it; and each round's gain beside
+    its run and into the cards of its model."""
     rounds = [
         {**found, "table": [_row(name, row) for name, row in found["gain"].items()]}
         for found in info["rounds"]
@@ -41,7 +41,9 @@ def write_align_report(uri: str, info: dict[str, Any]) -> None:
         gain = {row["name"]: words.format(**row) for row in found["table"]}
         told = f"{place}/{run}/run.json"
         if fs.get_file_info(told).type == pafs.FileType.File:  # a page can be written again without its runs
-            write_cards(f"{uri}/{run}", store.read_json(told, fs), gain)
+            trained = store.read_json(told, fs)
+            keep_gain(f"{uri}/{run}", trained, gain)
+            write_cards(f"{uri}/{run}", trained)
 
 
 def verdict(gain: dict[str, Any]) -> str:

@@ -198,8 +198,10 @@ class Site:
     """The pages: what is asked for, and what is answered."""
 
     def __init__(self, gallery: Gallery, ballot: Ballot) -> None:
-        """A token of this run's own."""
+        """A token of this run's own, and the name by which its pictures are asked for."""
         self.gallery, self.ballot, self.token = gallery, ballot, secrets.token_urlsafe(16)
+        # Browsers keep pictures for an hour; the next run, on the same port, may show another dataset.
+        self.run = secrets.token_urlsafe(8)
 
     def get(self, path: str, query: dict[str, str]) -> Answer:
         """Answers a GET."""
@@ -212,7 +214,7 @@ class Site:
                 return self._page("votes.html.j2", votes_)
             case ["favicon.ico"]:
                 return Answer(kind="image/png", status=HTTPStatus.NO_CONTENT)
-            case ["picture", row, k, "small" | "full" as size]:
+            case ["picture", self.run, row, k, "small" | "full" as size]:
                 return self._picture(int(row), int(k), small=size == "small")
             case ["pair", name, "left" | "right" as side] if (pair := self.ballot.named(name)) is not None:
                 place = pair.left if side == "left" else 1 - pair.left
@@ -270,7 +272,7 @@ class Site:
             width = row["candidates"][k]["width"]
             if width is None:
                 return {"src": None, "missing": "no picture", "pixelated": False}
-            place = f"/picture/{n}/{k}"
+            place = f"/picture/{self.run}/{n}/{k}"
             return {
                 "src": f"{place}/small",
                 "full": f"{place}/full",
@@ -278,7 +280,7 @@ class Site:
                 "pixelated": width <= PIXELATED_PIXELS,
             }
 
-        return shown(row, self.gallery.rewards[row["list"]], at)
+        return shown(row, self.gallery.rewards[row["list"]], self.gallery.how, at)
 
     def _models(self, query: dict[str, str]) -> tuple[str, str] | None:
         first, second = query.get("first", ""), query.get("second", "")

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from rankray import store
+from rankray import ranking, store
 from rankray.data.cost import PAPER_PROMPTS, usd_for_prompts
 from rankray.report.charts import Floats, ratio
 from rankray.report.pages import picture, spread, write_page
@@ -57,6 +57,8 @@ class Figures:
 
     A report of 58,000 prompts needs no picture but the few it shows, and the memory of one file's scores.
 
+    What the dataset's ranking did not compare counts in no win and no unanimity (`compared`).
+
     Attributes:
         wins: float[G, G], how often a picture of the row's generator beat one of the column's (prompt by
             prompt, reward by reward); ties count in `compared` alone.
@@ -70,8 +72,15 @@ class Figures:
         prompts: text of those prompts whose ids are `wanted`.
     """
 
-    def __init__(self, generators: Sequence[str], rewards: Sequence[str], wanted: Iterable[str] = ()) -> None:
-        """Nothing yet."""
+    def __init__(
+        self,
+        generators: Sequence[str],
+        rewards: Sequence[str],
+        how: Mapping[str, Any],
+        wanted: Iterable[str] = (),
+    ) -> None:
+        """Nothing yet; `how` as `compared` has it."""
+        self._rewards, self._how = rewards, how
         g, n = len(generators), len(rewards)
         self.wins, self.compared = np.zeros((g, g)), np.zeros((g, g))
         self.agreed, self.judged = np.zeros((n, n)), np.zeros((n, n))
@@ -87,12 +96,14 @@ class Figures:
         row_id, candidates = row["prompt_id"], row["candidates"]
         owners = np.array([self._places[candidate["generator"]] for candidate in candidates])
         scores = np.array([candidate["scores"] for candidate in candidates], np.float64)  # [K, N]
-        self.unanimity[row_id] = float(unanimity(scores))
+        told = compared(scores, self._rewards, self._how)
+        self.unanimity[row_id] = float(unanimity(told))
         if any(bool(c["error"]) and bool(np.isnan(c["scores"]).any()) for c in candidates):
             self.failed.add(row_id)
         if row_id in self.prompts:
             self.prompts[row_id] = row["prompt"]
-        self._compare(owners, scores)
+        self._compare(owners, told)
+        self._agree(scores)
         for owner, candidate in zip(owners, candidates, strict=True):
             if candidate["rank"] > 0:
                 self.phi_sum[owner] += candidate["win_probability"]
@@ -103,11 +114,15 @@ class Figures:
                     self.scores[owner][reward].append(score)
 
     def _compare(self, owners: npt.NDArray[np.int64], scores: Floats) -> None:
-        """Candidates with each other; a generator's own samples are not compared in `wins`."""
-        order = np.sign(scores[:, None, :] - scores[None, :, :])  # [K, K, N]; NaN where one is missing
+        """Generators with each other; a generator's own samples are not."""
+        order = _order_of(scores)
         others, cells = owners[:, None] != owners, (owners[:, None], owners[None, :])
         np.add.at(self.wins, cells, others * (order > 0).sum(-1))
         np.add.at(self.compared, cells, others * np.count_nonzero(~np.isnan(order), -1))
+
+    def _agree(self, scores: Floats) -> None:
+        """Rewards with each other, whatever the ranking made of them."""
+        order = _order_of(scores)
         pairs = order[np.triu_indices(len(order), 1)]  # [pairs, N]
         ordered = ~np.isnan(pairs) & (pairs != 0)
         both = ordered[:, :, None] & ordered[:, None, :]
@@ -125,6 +140,41 @@ class Figures:
         return ratio(self.agreed, self.judged)
 
 
+def _order_of(scores: Floats) -> Floats:
+    """float[K, K, N]: 1 where a reward prefers the first, -1 the second, 0 a tie; NaN where a score is missing."""
+    found: Floats = np.sign(scores[:, None, :] - scores[None, :, :])
+    return found
+
+
+def compared(scores: npt.ArrayLike, rewards: Sequence[str], how: Mapping[str, Any]) -> Floats:
+    """The scores that a dataset's ranking compares, float64[..., K, N]: NaN in place of those of candidates that a
+    threshold left out, and of rewards that weigh nothing.
+
+    Args:
+        scores: float[..., K, N].
+        rewards: names of the N.
+        how: `ranking` of `dataset.json`; of a dataset that has none, empty.
+    """
+    weights = np.array([how.get("weights", {}).get(name, 1.0) for name in rewards])
+    return np.where(weights > 0, ranking.admitted(scores, rewards, how.get("least", {})), np.nan)
+
+
+RANKED_BY = {
+    "win_probability": "the share of comparisons won",
+    "borda": "the share of comparisons won, with half a win for a tie",
+    "majority": "the pairs won by most of the rewards' weight",
+    "mean_z": "the mean of z-scores within the prompt",
+}
+
+
+def ranked_by(how: Mapping[str, Any], rewards: Sequence[str]) -> str:
+    """How a dataset was ranked, in words, with the weights of its rewards where they are not all alike."""
+    name = str(how.get("aggregation", "win_probability"))
+    weights = {reward: float(how.get("weights", {}).get(reward, 1.0)) for reward in rewards}
+    told = ", ".join(f"{reward} {weight:g}" for reward, weight in weights.items())
+    return RANKED_BY.get(name, name) + (f", by weight: {told}" if len({*weights.values()}) > 1 else "")
+
+
 def write_report(path: str, info: dict[str, Any], bounds: Bounds = BOUNDS) -> None:
     """Writes `report.html` into the dataset at `path`.
 
@@ -140,7 +190,8 @@ def write_report(path: str, info: dict[str, Any], bounds: Bounds = BOUNDS) -> No
     names = [item["name"] for item in info["generators"]]
     rewards = [item["name"] for item in info["rewards"]]
     examples = info["failures"]["examples"]
-    figures = Figures(names, rewards, (fault["prompt_id"] for fault in examples))
+    how = info.get("ranking", {})
+    figures = Figures(names, rewards, how, (fault["prompt_id"] for fault in examples))
     held: dict[str, list[str]] = {}
     for file, table in zip(dataset.files, dataset.tables(), strict=True):
         for row in table.to_pylist():
@@ -151,10 +202,11 @@ def write_report(path: str, info: dict[str, Any], bounds: Bounds = BOUNDS) -> No
     chosen = sample(sought, held, _sizes(dataset, held), bounds)
     count = sum(map(len, chosen.values()))
     limit = bounds.picture_bytes // max(1, count * max(1, info["candidates"] // max(info["rows"], 1)))
-    blocks = [block for file, ids in chosen.items() for block in _blocks(dataset, file, ids, rewards, limit)]
+    blocks = [block for file, ids in chosen.items() for block in _blocks(dataset, file, ids, limit)]
     values = {
         "info": info,
         "rewards": rewards,
+        "ranked_by": ranked_by(how, rewards),
         "standings": standings(names, figures),
         "win_matrix": [(name, figures.win_share[i].tolist()) for i, name in enumerate(names)],
         "ties": tie_share(figures),
@@ -211,14 +263,15 @@ def sample(
 
 
 def _blocks(
-    dataset: store.RankedDataset, file: str, chosen: Sequence[str], rewards: Sequence[str], limit: int
+    dataset: store.RankedDataset, file: str, chosen: Sequence[str], limit: int
 ) -> Iterator[dict[str, Any]]:
     """The chosen rows of a file as the template shows them, from 16 rows at a time."""
     wanted = pa.array(chosen, pa.string())
+    rewards, how = [item["name"] for item in dataset.info["rewards"]], dataset.info.get("ranking", {})
 
     def block(row: dict[str, Any]) -> dict[str, Any]:
         images = [candidate["image"] for candidate in row["candidates"]]
-        return shown(row, rewards, lambda k: picture(images[k], limit))
+        return shown(row, rewards, how, lambda k: picture(images[k], limit))
 
     parquet = pq.ParquetFile(file, filesystem=dataset.fs)
     with ThreadPoolExecutor(_PICTURES_AT_ONCE) as pool:
@@ -319,21 +372,26 @@ def histograms(names: Sequence[str], rewards: Sequence[str], figures: Figures) -
 
 
 def shown(
-    row: Mapping[str, Any], rewards: Sequence[str], picture_of: Callable[[int], dict[str, Any]]
+    row: Mapping[str, Any],
+    rewards: Sequence[str],
+    how: Mapping[str, Any],
+    picture_of: Callable[[int], dict[str, Any]],
 ) -> dict[str, Any]:
     """A row as the template shows it: candidates in rank order, failed ones last.
 
     Args:
+        how: as `compared` has it.
         picture_of: a candidate's place in the row -> `src`, `missing` and `pixelated`, as `pages.picture` has them,
             and `full`, the address of the picture in full, where there is one.
     """
     candidates = row["candidates"]
     order = sorted(range(len(candidates)), key=lambda k: candidates[k]["rank"] or len(candidates) + 1)
+    scores = compared([candidate["scores"] for candidate in candidates], rewards, how)
     return {
         "id": row["prompt_id"],
         "prompt": row["prompt"],
         "list": row.get("list", ""),
-        "unanimity": float(unanimity([candidate["scores"] for candidate in candidates])),
+        "unanimity": float(unanimity(scores)),
         "first": next((found["generator"] for found in candidates if found["rank"] == 1), ""),
         "failed": any(found["error"] for found in candidates),
         "candidates": [

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from rankray import ranking, schema, store
 from rankray.config import ConfigError
 from rankray.report.charts import Floats
-from rankray.report.dataset import unanimity
+from rankray.report.dataset import compared, unanimity
 from rankray.report.pages import THUMBNAIL_PIXELS, thumbnail
 
 Ints = npt.NDArray[np.int64]
@@ -71,6 +71,7 @@ class Gallery:
         generator: int[C], of each candidate its place among them.
         pictured: bool[C], whether it has a picture.
         bounds: int[R + 1], where each row's candidates begin and end.
+        how: how they were ranked, as `report.dataset.compared` has it.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Gallery:
         rewards: Mapping[str, Sequence[str]],
         files: Sequence[tuple[store.RankedDataset, str]],
         places: Ints,
+        how: Mapping[str, Any],
     ) -> None:
         """Counts; reads nothing.
 
@@ -90,7 +92,7 @@ class Gallery:
             places: int[C, 3], of each candidate its place in `files`, its row there, and its place in that row.
         """
         self.title, self.table, self.rewards = title, table.combine_chunks(), rewards
-        self._files, self._places = files, places
+        self._files, self._places, self.how = files, places, how
         rows = table["candidates"].combine_chunks()
         flat = rows.flatten()
         self.bounds = np.concatenate([[0], np.cumsum(pc.list_value_length(rows).to_numpy())]).astype(np.int64)
@@ -122,7 +124,7 @@ class Gallery:
             for part in np.split(rows, range(_ROWS_AT_ONCE, rows.size, _ROWS_AT_ONCE)):
                 candidates = self.bounds[part][:, None] + np.arange(k)
                 cells = starts[candidates][..., None] + np.arange(len(self.rewards[name]))
-                found[part] = unanimity(values[cells])
+                found[part] = unanimity(compared(values[cells], self.rewards[name], self.how))
         return found
 
     @property
@@ -245,7 +247,8 @@ def _of_dataset(dataset: store.RankedDataset) -> Gallery:
     table = table.append_column("list", pa.array([""] * table.num_rows))
     names = {"": [reward["name"] for reward in dataset.info["rewards"]]}
     files = [(dataset, file) for file in dataset.files]
-    return Gallery("Ranked dataset", table, names, files, np.concatenate(places))
+    how = dataset.info.get("ranking", {})
+    return Gallery("Ranked dataset", table, names, files, np.concatenate(places), how)
 
 
 _EVALUATED = pa.struct([f for f in schema.CANDIDATE_TYPE if f.name not in ("image", "score_errors")])
@@ -283,4 +286,4 @@ def _of_evaluation(path: str, results: Mapping[str, Any]) -> Gallery:
     table = pa.Table.from_pylist(
         list(rows.values()), pa.schema([*fields, ("candidates", pa.list_(_EVALUATED))])
     )
-    return Gallery("Evaluation", table, rewards, files, places)
+    return Gallery("Evaluation", table, rewards, files, places, how={})

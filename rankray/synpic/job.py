@@ -377,10 +377,11 @@ def _blocked(prompts: PromptsRead) -> dict[str, Any]:
 
 
 def _described(choice: ModelChoice, stage: Stage) -> dict[str, Any]:
-    """A model for `dataset.json`; an overlay's interpreter is named by its pins. Of a generator also how many samples,
-    and from whose seeds where these are not its own."""
+    """A model for `dataset.json`, with what is stated of its weights' licence; an overlay's interpreter is named by its
+    pins. Of a generator also how many samples, and from whose seeds where these are not its own."""
     python = stage.actors.runtime_env.get("py_executable")
     found: dict[str, Any] = {"name": choice.label, "model": choice.model, "revision": stage.target.revision}
+    found |= {"licence": getattr(stage.target.kwargs.get("spec"), "licence", None)}
     found |= {} if python is None else {"environment": python}
     if isinstance(choice, GeneratorChoice):
         found |= {"samples": choice.samples}

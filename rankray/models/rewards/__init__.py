@@ -230,11 +230,6 @@ REWARDS: dict[str, RewardSpec] = {
 }
 
 
-def licence(model: str | None) -> str | None:
-    """The licence of a row's own weights; None where none is stated, or there is no such row."""
-    return REWARDS[model].licence if model in REWARDS else None
-
-
 def resolve(choice: RewardChoice, look_up: bool = True) -> Target:
     """What a pool has to run for one reward of the configuration: `targets.resolve`.
 

@@ -2,7 +2,8 @@
 const form = document.querySelector("form.find[data-live]");
 if (form) {
   const list = document.querySelector(".prompts"), rows = [...list.children];
-  const text = new Map(rows.map(row => [row, row.querySelector("h3").textContent.toLowerCase() + (row.querySelector("h3").title || "").toLowerCase()]));
+  // The prompt alone, as `rankray browse` searches it: a heading's tag beside it has words and numbers of ours.
+  const text = new Map(rows.map(row => [row, (row.querySelector("h3").title || row.querySelector("h3 bdi").textContent).toLowerCase()]));
   const mind = row => row.dataset.mind === undefined ? -1 : +row.dataset.mind;
   const orders = { agreed: (a, b) => mind(b) - mind(a), split: (a, b) => mind(a) - mind(b), prompt: (a, b) => text.get(a).localeCompare(text.get(b)) };
   let order = form.order.value;

@@ -16,6 +16,7 @@ from huggingface_hub import DatasetCard
 
 from rankray import store
 from rankray.data import hub as exchange
+from rankray.report.card import keep_gain, write_cards
 
 RANKRAY = "import sys; from rankray import commands; sys.exit(commands.main(sys.argv[1:]))"
 LOAD = """
@@ -136,8 +137,8 @@ def run_of(path: Path, lora_rank: int) -> str:
     info = {
         "rankray_version": "0",
         "created": "2026-01-01T00:00:00+00:00",
-        "identity": {"steps": 1},
-        "dataset": "set",
+        "identity": {"steps": 1, "dataset": f"{path}/set"},
+        "dataset": f"{path}/set",
         "model": model,
         "data": {"rows": 3, "generators": [{"name": "one", "samples": 2}], "rewards": []},
         "objective": {"name": "rank_dpo", "beta": 1.0, "options": {}},
@@ -171,7 +172,41 @@ def test_a_model_goes_with_its_card(hub: Hub, tmp_path: Path) -> None:
         assert found == [".gitattributes", *due]
         text = (place / "README.md").read_text()
         assert "base_model: owner/base" in text
+        assert "| dataset | set: 3 prompts |" in text
+        assert str(tmp_path) not in text
         assert f"base_model_relation: {relation}" in text
+
+
+def test_a_model_sent_again_leaves_no_earlier_weights(hub: Hub, tmp_path: Path) -> None:
+    """Shards of float32 would be loaded in place of the one file of float16; what the owner put there stays."""
+    for name, files in (
+        ("full", {"a-00001-of-00002.safetensors": b"1", "a-00002-of-00002.safetensors": b"2"}),
+        ("half", {"a.safetensors": b"3"}),
+    ):
+        run = run_of(tmp_path / name, 0)
+        unet = tmp_path / name / "pipeline" / "unet"
+        (unet / "diffusion_pytorch_model.safetensors").unlink()
+        if name == "full":
+            files["a.safetensors.index.json"] = b"{}"
+        for file, content in files.items():
+            (unet / file).write_bytes(content)
+        code, said = rankray(hub, tmp_path / "home", "export", run, "--to", "hub", "--output", "me/twice")
+        assert code == 0, said
+        there = hub.repositories["me/twice"] / "unet"
+        assert {file.name: file.read_bytes() for file in there.iterdir()} == files
+        (hub.repositories["me/twice"] / "gallery.png").write_bytes(b"mine")
+    assert (hub.repositories["me/twice"] / "gallery.png").exists()
+
+
+def test_what_an_alignment_measured_goes_too(hub: Hub, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", 0)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    keep_gain(run, info, {"checker": "66.7 % → 83.3 %"})
+    write_cards(run, info)
+    code, said = rankray(hub, tmp_path / "home", "export", run, "--to", "hub", "--output", "me/aligned")
+    assert code == 0, said
+    for place in (hub.repositories["me/aligned"], tmp_path / "run" / "pipeline"):
+        assert "| checker | 66.7 % → 83.3 % |" in (place / "README.md").read_text()
 
 
 def test_one_line_for_what_the_hub_does_not_take(hub: Hub, tmp_path: Path) -> None:

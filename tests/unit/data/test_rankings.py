@@ -100,6 +100,19 @@ def test_hpdv2_train_choices_are_a_row_each(tmp_path: Path) -> None:
     assert one["rows"] == 1
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_end_where_json_lines_end(tmp_path: Path, end: str) -> None:
+    """A prompt may hold Unicode's other line ends, which JSON writes as they are."""
+    for n in range(2):
+        draw(tmp_path / f"{n}.png", 40 * n + 10, "PNG")
+    odd = [f"a{mark}kite" for mark in "\u2028\u2029\x85"]
+    rows = [{"prompt": prompt, "image_path": ["0.png", "1.png"], "rank": [1, 2]} for prompt in odd]
+    text = "".join(json.dumps(row, ensure_ascii=False) + end for row in rows)
+    (tmp_path / "t.jsonl").write_bytes(text.encode())
+    importing.run([str(tmp_path / "t.jsonl")], str(tmp_path / "o"), Importing(), quiet)
+    assert set(ranked(tmp_path / "o")) == set(odd)
+
+
 def reward_db(tmp_path: Path) -> list[dict[str, Any]]:
     """Rows as ImageRewardDB has them: paths from the repository's root."""
     rows = []
@@ -186,6 +199,29 @@ def test_ranks_in_a_table_and_another_kind_beside_it(tmp_path: Path) -> None:
         )
 
 
+def test_ranks_beside_scores_are_not_compared_across_tables(tmp_path: Path) -> None:
+    """Rank 1 of two poor pictures is no better than rank 2 of two good ones; scores alone may be compared."""
+    for n in range(4):
+        draw(tmp_path / f"{n}.png", 10 + 40 * n, "PNG")
+    for table, pictures in (("t", (0, 1)), ("u", (2, 3))):
+        lines = [f"a kite,{n}.png,{1 + n % 2},{9 - n}" for n in pictures]
+        for name, header in (("mixed", "prompt,image,rank,clip"), ("scores", "prompt,image,id,clip")):
+            (tmp_path / f"{table}-{name}.csv").write_text("\n".join([header, *lines]) + "\n")
+            into = str(tmp_path / f"{table}-{name}")
+            importing.run([str(tmp_path / f"{table}-{name}.csv")], into, Importing(), quiet)
+    merged = {}
+    for name in ("mixed", "scores"):
+        places = [str(tmp_path / f"{table}-{name}") for table in "tu"]
+        importing.run(places, str(tmp_path / name), Importing(), quiet)
+        merged[name] = sorted(len(row["candidates"]) for row in store.read(str(tmp_path / name)).rows())
+    assert merged == {"mixed": [2, 2], "scores": [4]}
+    info = store.read(str(tmp_path / "mixed")).info
+    assert [(one["name"], one["revision"]) for one in info["rewards"]] == [
+        ("human", "labels"),
+        ("clip", "unrecorded"),
+    ]
+
+
 def test_hostile_and_broken_pictures_cost_themselves(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", 10, "PNG")
     draw(tmp_path / "b.png", 50, "PNG")
@@ -220,6 +256,12 @@ def test_hostile_and_broken_pictures_cost_themselves(tmp_path: Path) -> None:
             '[{"prompt": "a", "image_path": ["x", "y"], "rank": [1, 2]}]',
             "no ranking of 1 can be used: 1 with",
         ),
+        (
+            "t.csv",
+            "prompt,image,rank,human\na kite,1.png,1,2\na kite,2.png,2,1\n",
+            "has two columns of reward 'human' among rank, human",
+        ),
+        ("t.csv", "prompt,image,clip,clip\na kite,1.png,1,2\n", "has two columns of reward 'clip'"),
         ("t.tar", "", "is a shard; give the directory that it lies in"),
         ("nowhere.json", None, "is not there; look at how it is written"),
     ],

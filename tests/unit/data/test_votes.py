@@ -63,6 +63,12 @@ def test_a_half_line_at_the_end_is_no_vote_and_gives_way_to_the_next(tmp_path: P
     assert [one.prompt_id for one in votes.read([str(path)])] == [schema.prompt_id(p) for p in "ab"]
 
 
+def test_a_voters_name_may_hold_unicodes_other_line_ends(tmp_path: Path) -> None:
+    voters = ["a\u2028nn", "b\x85ob"]
+    path = cast(tmp_path / "v.jsonl", *(vote("a", (0, 1), 1.0, voter=name) for name in voters))
+    assert [one.voter for one in votes.read([path])] == voters
+
+
 @pytest.mark.parametrize("text", ['{"voter": "a"}\n', "[]\n", "no\n"])
 def test_what_is_no_vote_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "v.jsonl").write_text(text)

@@ -102,8 +102,14 @@ def test_the_report_shows_what_changed_most(tmp_path: Path) -> None:
     assert [pair["change"][0] for pair in pairs] == ["+", "+", "-", "-"]
     gain: dict[str, Any] = evaluation.difference(before, after)
     info = {"rounds": [{"rows": 6, "images": 12, "steps": 3, "gain": gain}]}
+    run = tmp_path / "round-1" / "rankdpo"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"created": "then"}')
     write_align_report(str(tmp_path), info)
     page = (tmp_path / "report.html").read_text()
     assert "checker: 66.7% before, 66.7% after: not measurably different" in page
+    kept = json.loads((run / "gain.json").read_text())
+    assert kept["created"] == "then"
+    assert kept["gain"]["checker"].startswith("66.7% → 66.7%: +0.0 points (")
     assert page.count("data:image/png") == 8
     assert "http" not in page.replace("http-equiv", "")

@@ -319,7 +319,8 @@ def test_a_run_says_in_which_form_its_adapters_leave(tmp_path: Path) -> None:
 
 def test_what_a_run_says_of_itself_makes_its_cards(tmp_path: Path) -> None:
     """`run.json` of a run that was not trained here; its cards need no more than that."""
-    place = dataset(tmp_path / "d", rewards=[{"name": "r", "model": "imagereward", "revision": "y"}])
+    reward = {"name": "r", "model": "pickscore", "revision": "y", "licence": "apache-2.0"}
+    place = dataset(tmp_path / "d", rewards=[reward])
     plan = rankdpo.check(settings(place, tuned__train="lora", tuned__lora_alpha=8, validation__share=0))
     output = open_output(str(tmp_path / "run"), in_job=False)
     (tmp_path / "run" / "_work").mkdir(parents=True)
@@ -337,6 +338,26 @@ def test_what_a_run_says_of_itself_makes_its_cards(tmp_path: Path) -> None:
     assert "tuned.lora_alpha = 8" in adapters
     assert "num_inference_steps=12, guidance_scale=2.5, height=64, width=64" in adapters
     assert "from_pretrained(place" in (tmp_path / "run" / "pipeline" / "README.md").read_text()
+
+
+def test_a_run_knows_what_the_pipeline_that_it_goes_on_from_was_tuned_from(tmp_path: Path) -> None:
+    """However many rounds there were between."""
+    first = {"source": "owner/base", "revision": "c0", "licence": "mit"}
+    found: dict[str, Any] = first
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"model": found}))
+        told = rankdpo._origin(f"{tmp_path / name}/pipeline/")
+        assert told == {"base": first}
+        found = {"source": f"{tmp_path / name}/pipeline", "revision": "sha256:1", "licence": None, **told}
+    for source in (
+        None,
+        str(tmp_path / "pipeline"),
+        str(tmp_path / "one"),
+        "owner/pipeline",
+        "shapes:shapes-sdxl",
+    ):
+        assert rankdpo._origin(source) == {}
 
 
 def test_a_loss_that_needs_scores_which_the_dataset_lacks(tmp_path: Path) -> None:

@@ -48,6 +48,10 @@ class Browser:
         connection.request(method, path, body, {name.title(): value for name, value in headers.items()})
         return connection.getresponse()
 
+    def picture(self, place: str) -> str:
+        """The address of a picture, as this run's pages have it: of ROW/CANDIDATE/SIZE."""
+        return f"/picture/{self.site.run}/{place}"
+
     def read(self, path: str) -> str:
         answer = self.ask("GET", path)
         assert answer.status == 200, path
@@ -87,8 +91,8 @@ def test_rows_are_shown_with_their_pictures(browser: Browser) -> None:
     assert "t: too dark" in reader.text
     sources = [str(attributes["src"]) for tag, attributes in reader.tags if tag == "img"]
     assert len(sources) == 8
-    assert sources[0] == "/picture/0/0/small"
-    answer = browser.ask("GET", "/picture/1/2/full")
+    assert sources[0] == browser.picture("0/0/small")
+    answer = browser.ask("GET", browser.picture("1/2/full"))
     assert (answer.read(), answer.headers["Content-Type"]) == (small_dataset.picture("b", 2), "image/png")
     assert browser.read("/?text=b&order=split").count("<section") == 1
     assert "No prompt is so" in browser.read("/?text=nowhere")
@@ -99,10 +103,10 @@ def test_rows_are_shown_with_their_pictures(browser: Browser) -> None:
     ("path", "status"),
     [
         ("/nothing", 404),
-        ("/picture/9/0/full", 404),
-        ("/picture/0/-1/full", 404),
-        ("/picture/2/2/small", 404),
-        ("/picture/x/0/full", 400),
+        ("/picture/RUN/9/0/full", 404),
+        ("/picture/RUN/0/-1/full", 404),
+        ("/picture/RUN/2/2/small", 404),
+        ("/picture/RUN/x/0/full", 400),
         ("/?page=x", 400),
         ("/pair/guessed/left", 404),
         ("/../../etc/passwd", 404),
@@ -110,7 +114,23 @@ def test_rows_are_shown_with_their_pictures(browser: Browser) -> None:
     ],
 )
 def test_other_addresses_are_answered_in_a_word(browser: Browser, path: str, status: int) -> None:
+    path = path.replace("/picture/RUN", f"/picture/{browser.site.run}")
     assert browser.ask("GET", path).status == status
+
+
+def test_no_address_of_a_picture_is_another_runs(tmp_path: Path) -> None:
+    """A browser that kept A's pictures asks anew for those of B, on the same port."""
+    addresses: list[set[str]] = []
+    for name in ("a", "b"):
+        for browser in serving(small_dataset.write(tmp_path / name)):
+            found = set(re.findall(r'(?:src|data-full)="(/[^"]+)"', browser.read("/")))
+            assert len(found) == 16, "8 pictures, small and in full"
+            assert all(browser.ask("GET", path).status == 200 for path in found)
+            assert [browser.ask("GET", path).status for old in addresses for path in old] == [404] * 16 * len(
+                addresses
+            )
+            addresses.append(found)
+    assert not addresses[0] & addresses[1]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +162,7 @@ def test_pages_say_what_a_browser_may_do_with_them(browser: Browser) -> None:
         assert "unsafe-inline" not in policy.partition("script-src")[2]
         assert page.count("<script>") == (0 if path == "/votes" else 1)
         assert not re.findall(r"(?:src|href)=\"(?![/#])", page)
-    picture = browser.ask("GET", "/picture/0/0/full").headers
+    picture = browser.ask("GET", browser.picture("0/0/full")).headers
     assert picture["X-Content-Type-Options"] == "nosniff"
     assert picture["Cross-Origin-Resource-Policy"] == "same-origin"
     assert "default-src 'none'" in picture["Content-Security-Policy"]
@@ -178,8 +198,8 @@ def test_a_picture_is_sent_as_a_picture_or_not_at_all(tmp_path: Path) -> None:
         rows[0]["candidates"][1]["image"]["bytes"] = buffer.getvalue()
         pq.write_table(type(table).from_pylist(rows, table.schema), file)
     for browser in serving(path):
-        assert browser.ask("GET", "/picture/0/0/full").status == 404
-        answer = browser.ask("GET", "/picture/0/1/full")
+        assert browser.ask("GET", browser.picture("0/0/full")).status == 404
+        answer = browser.ask("GET", browser.picture("0/1/full"))
         assert answer.headers["Content-Type"] == "image/png"
         assert Image.open(io.BytesIO(answer.read())).getpixel((0, 0)) == (255, 0, 0)
 

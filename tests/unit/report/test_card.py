@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_dataset
 import torch
 import yaml
 from huggingface_hub import ModelCard
 
+from rankray import store
 from rankray.config import GeneratorChoice
 from rankray.models import generators, rewards, targets
 from rankray.models.denoisers import DENOISERS, family, parts
 from rankray.report import card
+from rankray.report.run import write_run_report
 
 
 def info_of(spec: Any, **changes: Any) -> dict[str, Any]:
@@ -47,8 +50,8 @@ def info_of(spec: Any, **changes: Any) -> dict[str, Any]:
             "rows": 1834,
             "generators": [{"name": "a|b", "samples": 4}, {"name": "theirs", "samples": 0}],
             "rewards": [
-                {"name": "r", "revision": "x", "licence": rewards.licence("imagereward")},
-                {"name": "s", "revision": "y", "licence": rewards.licence("pickscore")},
+                {"name": "r", "revision": "x", "licence": rewards.REWARDS["imagereward"].licence},
+                {"name": "s", "revision": "y", "licence": rewards.REWARDS["pickscore"].licence},
             ],
         },
         "objective": {"name": "rank_dpo", "beta": 100.0, "options": {"nll": 100.0}},
@@ -114,7 +117,9 @@ def test_what_is_known_stands_there(run: Path) -> None:
         "decision": "step 1030 is the best",
         "warnings": {"memorising": "take fewer steps"},
     }
-    card.write_cards(str(run), info_of(spec_of("sdxl"), validation=validation), {"checker": "+8.0 points"})
+    info = info_of(spec_of("sdxl"), validation=validation)
+    card.keep_gain(str(run), info, {"checker": "+8.0 points"})
+    card.write_cards(str(run), info)
     text = (run / "pipeline" / "README.md").read_text()
     due = [
         "| dataset | /data/set: 1,834 prompts |",
@@ -138,6 +143,128 @@ def test_what_is_known_stands_there(run: Path) -> None:
     assert "labels.reward" not in text
 
 
+def test_a_card_that_is_written_again_keeps_its_gain(run: Path) -> None:
+    """By the run's report, and before it goes to the hub; the gain of another run in the same place is none of it."""
+    info = info_of(spec_of("sdxl"))
+    card.keep_gain(str(run), info, {"checker": "+8.0 points"})
+    write_run_report(str(run), info)
+    for name in ("README.md", "pipeline/README.md"):
+        assert "| checker | +8.0 points |" in (run / name).read_text()
+    card.write_cards(str(run), {**info, "created": "2026-02-02T03:04:05+00:00"})
+    assert "Before and after" not in (run / "README.md").read_text()
+
+
+def test_a_datasets_licences_are_of_the_weights_that_ran(tmp_path: Path) -> None:
+    """Not those of the rows by whose names other weights ran: recorded, or else told by what the settings say."""
+    place = small_dataset.write(tmp_path / "d")
+    dataset = store.read(place)
+    dataset.info["generators"] = [
+        {"name": "one", "model": "sdxl", "revision": "r1", "samples": 2, "licence": None},
+        {"name": "two", "model": "shapes-sd3", "revision": "sha256:2", "samples": 1, "licence": "apache-2.0"},
+    ]
+    names = {"r": "imagereward", "s": "pickscore", "t": "qalign-quality"}
+    dataset.info["rewards"] = [{"name": n, "model": m, "revision": n} for n, m in names.items()]
+    dataset.info["identity"] |= {
+        **{"rewards.0.model": "imagereward", "rewards.0.name": "r", "rewards.0.source": "someone/own"},
+        **{"rewards.1.model": "qalign-quality", "rewards.1.name": "t", "rewards.1.source": None},
+    }
+    text, _ = card.dataset_card(dataset, "me/set")
+    due = [
+        "| one | r1 | not stated | 2 |",
+        "| two | sha256:2 | apache-2.0 | 1 |",
+        "| r | r | not stated |",
+        "| s | s | not stated |",
+        "| t | t | mit |",
+    ]
+    assert [line for line in due if line not in text.splitlines()] == []
+
+
+@pytest.mark.parametrize(
+    ("objective", "labels", "rewards_", "said"),
+    [
+        (
+            "rank_dpo",
+            {},
+            "rs",
+            "by RankDPO (https://arxiv.org/abs/2410.18013) on pictures that rewards have ranked,",
+        ),
+        (
+            "dpo",
+            {},
+            "rs",
+            "by Diffusion-DPO (https://arxiv.org/abs/2311.12908) on pictures that rewards have ranked,",
+        ),
+        ("kto", {}, ["human"], "by Diffusion-KTO on pictures that people have judged,"),
+        (
+            "sft",
+            {},
+            ["r", "human"],
+            "on the best candidate of each prompt on pictures that rewards and people have",
+        ),
+        ("rank_dpo", {"labels.rewards": ["r"]}, ["r", "human"], "on pictures that rewards have ranked,"),
+        ("rank_dpo", {"labels.aggregation": "random"}, "rs", "on pictures that chance has ranked,"),
+        (
+            "weighted_sft",
+            {},
+            ["r", "human"],
+            "weighted by a reward's scores, on pictures that rewards have ranked,",
+        ),
+    ],
+)
+def test_a_card_says_by_what_it_was_trained_and_who_judged(
+    objective: str, labels: dict[str, Any], rewards_: list[str], said: str
+) -> None:
+    info = info_of(spec_of("sdxl"), objective={"name": objective, "beta": 1.0, "options": {}, "reward": "r"})
+    info["identity"] |= labels
+    info["data"]["rewards"] = [{"name": name, "revision": "x", "licence": None} for name in rewards_]
+    text = card.card(info, "pipeline", {})
+    assert said in text
+    tags = yaml.safe_load(text.split("---\n")[1])["tags"]
+    assert ("rankdpo" in tags) == (objective == "rank_dpo")
+
+
+def test_a_later_rounds_card_names_the_model_that_was_tuned_first(run: Path) -> None:
+    info = info_of(spec_of("sdxl"))
+    base = {key: info["model"][key] for key in ("source", "revision", "licence")}
+    before = {
+        "source": "/data/round-1/rankdpo/pipeline",
+        "revision": "sha256:ab",
+        "licence": None,
+        "base": base,
+    }
+    info["model"] |= before
+    card.write_cards(str(run), info)
+    texts = [(run / name).read_text() for name in ("pipeline/README.md", "README.md")]
+    fronts = [yaml.safe_load(text.split("---\n")[1]) for text in texts]
+    assert "# A pipeline tuned from stabilityai/stable-diffusion-xl-base-1.0\n" in texts[0]
+    assert "# LoRA adapters for a pipeline tuned from stabilityai/stable-diffusion-xl-base-1.0\n" in texts[1]
+    assert [front.get("base_model") for front in fronts] == ["stabilityai/stable-diffusion-xl-base-1.0", None]
+    assert [front["license"] for front in fronts] == ["openrail++"] * 2
+    for text in texts:
+        assert "| revision | 0123456789abcdef0123456789abcdef01234567 |" in text
+        assert "| went on from | /data/round-1/rankdpo/pipeline, sha256:ab |" in text
+    assert "from_pretrained('/data/round-1/rankdpo/pipeline'" in texts[1], "what the adapters fit"
+
+
+def test_what_goes_to_the_hub_has_no_places_of_this_machine(run: Path) -> None:
+    info = info_of(spec_of("sdxl"), lora_rank=0)
+    info["model"] |= {"source": "/home/me/models/own", "revision": "sha256:ab", "licence": None}
+    info["identity"] |= {"dataset": "/home/me/set", "model.source": "/home/me/models/own"}
+    info["datasets"] = [
+        {"dataset": "/home/me/set", "weight": 1.0},
+        {"dataset": "s3://bucket/more", "weight": 3.0},
+    ]
+    text = card.public_card(str(run), info)
+    assert text is not None
+    assert "/home" not in text
+    assert "# A pipeline tuned from own\n" in text
+    assert "| dataset | 1 × set + 3 × s3://bucket/more: 1,834 prompts |" in text
+    card.write_cards(str(run), info)
+    assert "| dataset | 1 × /home/me/set + 3" in (run / "pipeline" / "README.md").read_text()
+    (run / "pipeline" / "README.md").write_text("my notes\n")
+    assert card.public_card(str(run), info) is None
+
+
 def test_the_users_own_readme_stays(run: Path) -> None:
     (run / "README.md").write_text("my notes on rankray\n")
     for steps in (40, 41):
@@ -152,8 +279,7 @@ def test_a_summary_of_an_older_version_has_no_card(tmp_path: Path) -> None:
 
 
 def test_licences_are_of_the_tables_own_weights() -> None:
-    assert rewards.licence("qalign-aesthetic") == "mit"
-    assert rewards.licence("their_package:Reward") is None
+    assert rewards.REWARDS["qalign-aesthetic"].licence == "mit"
     other = targets.configured(
         GeneratorChoice(model="sdxl", source="/own"), generators.GENERATORS, "generator"
     )

@@ -23,11 +23,13 @@ from hypothesis import strategies as st
 from page_reader import Reader
 from PIL import Image
 
-from rankray import ranking, schema
+from rankray import ranking, schema, store
 from rankray.config import PricesConfig
+from rankray.data import rerank
 from rankray.data.cost import ActorUsage, ledger
 from rankray.report import dataset as report
 from rankray.report import pages
+from rankray.report.gallery import Query, open_gallery
 
 NAN = math.nan
 ODD = [
@@ -284,7 +286,7 @@ def test_what_is_sought_is_shown_and_then_what_its_files_hold_while_it_is_cheap(
 
 
 def figures_of(rows: list[dict], names: list[str], rewards: list[str]) -> report.Figures:
-    figures = report.Figures(names, rewards)
+    figures = report.Figures(names, rewards, {})
     for row in rows:
         figures.add(row)
     return figures
@@ -381,3 +383,43 @@ def test_what_was_left_out_is_said(tmp_path: Path) -> None:
         "2 prompts were left out by the block-list, for &lt;gun&gt; (2); dataset.json names the first of them."
         in page
     )
+
+
+def test_figures_are_of_what_the_ranking_compared(tmp_path: Path) -> None:
+    """Of a dataset with rewards r, s and t, of which t orders the candidates of `a` otherwise than r and s."""
+    dataset = store.read(small_dataset.write(tmp_path / "d"))
+
+    def figures(how: dict[str, Any]) -> report.Figures:
+        found = report.Figures(["one", "two"], ["r", "s", "t"], how)
+        for row in dataset.rows():
+            found.add(row)
+        return found
+
+    # Without t: one's two samples beat two's in `a` by both rewards, 4 of 4; in `b` one loses and one ties.
+    found = figures({"aggregation": "win_probability", "weights": {"t": 0.0}})
+    assert found.wins.tolist() == [[0.0, 4.0], [2.0, 0.0]]
+    assert found.compared.tolist() == [[0.0, 8.0], [8.0, 0.0]]
+    assert report.tie_share(found) == pytest.approx(0.25)
+    assert found.unanimity[schema.prompt_id("a")] == 1.0
+    assert np.array_equal(found.agreement, figures({}).agreement), (
+        "how rewards agree is no matter of the ranking"
+    )
+    # r >= 2 leaves out the last of `a`, the first of `b`, whose others tie three times, and what has no picture of `c`.
+    found = figures({"least": {"r": 2.0}})
+    assert found.wins.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert found.compared.tolist() == [[0.0, 3.0], [3.0, 0.0]]
+
+
+def test_the_page_says_how_a_dataset_was_ranked(tmp_path: Path) -> None:
+    source = small_dataset.write(tmp_path / "d")
+    report.write_report(source, store.read(source).info)
+    assert "ranked by the share of comparisons won (φ)." in (tmp_path / "d" / "report.html").read_text()
+    how = rerank.Reranking(weights={"t": 0.0}, aggregation="mean_z")
+    rerank.run(source, str(tmp_path / "o"), how, lambda line: None, report.write_report)
+    page = (tmp_path / "o" / "report.html").read_text()
+    assert "ranked by the mean of z-scores within the prompt, by weight: r 1, s 1, t 0 (φ)." in page
+    assert "unanimity 100.0 %" in page
+    # r and s order every pair of `a` alike, and of `b` and `c` what they order at all, which is not every pair.
+    gallery = open_gallery(str(tmp_path / "o"))
+    assert [gallery.row(n)["prompt"] for n in gallery.find(Query(mind="one"))] == ["a"]
+    assert open_gallery(source).find(Query(mind="one")).size == 0

@@ -151,6 +151,8 @@ def test_a_thousand_prompts_are_found_enlarged_and_compared(tmp_path: Path) -> N
         find = "f = document.querySelector('form.find'), f.{} = {}, f.dispatchEvent(new Event('input')), 0"
         await tab.js(find.format("text.value", "'ONERROR'"))
         assert await tab.js(count) == "1 of 1,000 prompts"
+        await tab.js(find.format("text.value", "'unanimity'"))
+        assert await tab.js(count) == "0 of 1,000 prompts", "a label of the page's, and no prompt"
         await tab.js(find.format("text.value", "''"))
         await tab.js(find.format("failed.checked", "true"))
         assert await tab.js(count) == "1 of 1,000 prompts"

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from rankray import schema
-from rankray.cluster.actors import GENERATED_TYPE, SCORED_TYPE, JobContext
-from rankray.config import ImagesConfig
-from rankray.synpic import stages
+from rankray.cluster.actors import GENERATED_TYPE, SCORED_TYPE, Actors, JobContext, Stage
+from rankray.config import GeneratorChoice, ImagesConfig, RewardChoice
+from rankray.synpic import job, stages
 
 
 def context() -> JobContext:
@@ -109,3 +109,23 @@ def test_a_threshold_leaves_candidates_out_and_keeps_their_scores() -> None:
     assert [c["score_errors"] for c in first] == [[None, None]] * 3
     assert [c["rank"] for c in second] == [0, 0, 0], "one that is alone has nothing to be compared with"
     assert second[1]["error"] == "s: ValueError: no"
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "licence"),
+    [
+        ("sdxl", None, "openrail++"),
+        ("sdxl", "someone/xl", None),
+        ("shapes-sd3", None, "apache-2.0"),
+        ("imagereward", None, "apache-2.0"),
+        ("imagereward", "someone/own", None),
+    ],
+)
+def test_a_dataset_says_the_licence_of_the_weights_that_ran(
+    model: str, source: str | None, licence: str | None
+) -> None:
+    """A row's licence is of its own weights, and another source has none that anybody read."""
+    kind = "reward" if model == "imagereward" else "generator"
+    choice = {"reward": RewardChoice, "generator": GeneratorChoice}[kind](model=model, source=source)
+    made = Stage(kind, stages._resolve(choice, look_up=False), Actors(1, 1, 1.0, 0.0))
+    assert job._described(choice, made)["licence"] == licence
