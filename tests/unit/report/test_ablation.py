@@ -116,6 +116,16 @@ def written(path: Path, info: dict[str, Any] = INFO) -> tuple[str, str]:
     return html, re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", content))
 
 
+def test_what_failed_is_said_where_it_is_counted(tmp_path: Path) -> None:
+    assert "failed (pictures or scores)" not in written(tmp_path)[1]
+    failures = {"total": 3, "by_part": {"synpic": {"x": 3}}, "worst_share": 0.125, "tolerance": 0.01}
+    _, text = written(tmp_path, INFO | {"failures": failures})
+    assert (
+        "3 items failed (pictures or scores); the worst model failed for 12.5 % of what it was given, and 1.0 % are "
+        "tolerated. ablation.json counts them by part." in text
+    )
+
+
 def test_rows_stand_in_their_tables_beside_the_papers(tmp_path: Path) -> None:
     _, text = written(tmp_path)
     four, _, five = text.partition("Table 5: objectives")
