@@ -76,13 +76,15 @@ def _rounds(config: AlignConfig, output: Output, say: Say, publish: Publishers) 
         say(f"round {number} of {config.rounds}: held-out prompts")
         after = _evaluate(config, output, name, source, part, publish.dataset)
         drawn |= {f"{name}/synpic": made, f"evaluation/{name}": after}
-        rounds.append(_round(made.info, trained.info, evaluation.difference(before.path, after.path)))
+        gain = evaluation.difference(before.path, after.path)
+        rounds.append(_round(made.info, trained.info, after.info, gain))
         say(evaluation.table(rounds[-1]["gain"]))
     failed = {name: synpic.failed(result) for name, result in drawn.items()}
     return {
         "rankray_version": rankray.__version__,
         "rounds": rounds,
         "failures": failures(failed, config.execution.tolerance),
+        "cost": _cost(before.info, rounds),
         "pipeline": source,
     }
 
@@ -144,12 +146,25 @@ def _evaluate(
     return synpic.run(config.evaluation(place, source), say, publish)
 
 
-def _round(dataset: dict[str, Any], trained: dict[str, Any], gain: dict[str, Any]) -> dict[str, Any]:
+def _round(
+    dataset: dict[str, Any], trained: dict[str, Any], measured: dict[str, Any], gain: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "rows": dataset["rows"],
         "images": dataset["images"],
         "steps": trained["steps"],
         "synpic_usd": dataset["cost"]["totals"]["usd"],
         "rankdpo_usd": trained["cost"]["usd"],
+        "evaluation_usd": measured["cost"]["totals"]["usd"],
         "gain": gain,
+    }
+
+
+def _cost(before: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str, float]:
+    """The whole bill, and what of it the comparison's first half took: held-out prompts by the model as it starts."""
+    before_usd = before["cost"]["totals"]["usd"]
+    parts = ("synpic_usd", "rankdpo_usd", "evaluation_usd")
+    return {
+        "usd": before_usd + sum(found[part] for found in rounds for part in parts),
+        "before_usd": before_usd,
     }

@@ -62,7 +62,6 @@ def run(info: Mapping[str, Any], path: str, wall_s: float) -> list[str]:
 def aligned(info: Mapping[str, Any], path: str, wall_s: float) -> list[str]:
     """Of `align.json`."""
     rounds = info["rounds"]
-    usd = sum(found["synpic_usd"] + found["rankdpo_usd"] for found in rounds)
     return _lines(
         (
             "made",
@@ -70,7 +69,7 @@ def aligned(info: Mapping[str, Any], path: str, wall_s: float) -> list[str]:
         ),
         ("failed", _failures(_by_part(info["failures"]))),
         ("gained", align.verdict(rounds[-1]["gain"])),
-        ("took", _took({"usd": usd}, wall_s)),
+        ("took", _took(info["cost"], wall_s)),
         ("model", info["pipeline"]),
         ("report", f"{path}/report.html"),
     )

@@ -17,6 +17,7 @@ from rankray.config.rankdpo import AlignConfig
 from rankray.data import place
 from rankray.data.prompts import read_prompts
 from rankray.models import generators, rewards
+from rankray.verbs.status import status
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DEMO = Path(__file__).parents[2] / "jobs" / "align-demo.toml"
@@ -84,8 +85,10 @@ def finished(settings: SynPicConfig, **changed: Any) -> store.RankedDataset:
 
 @pytest.fixture
 def whole(tmp_path: Path) -> AlignConfig:
-    """An alignment of a round whose parts are finished: no picture came of one of two's three, no score of t for one of
-    nine; afterwards none for two."""
+    """An alignment of a round whose parts are finished, for $1 and $0.50, and held-out pictures for $0.125 and $0.25.
+
+    No picture came of one of two's three, and no score of t for one of nine; of held-out ones for one, and two.
+    """
     tables = config.read_toml(str(DEMO)) | {"output": str(tmp_path / "o"), "rounds": 1}
     for name, rows in (("learnt", "a\nb\nc\n"), ("held", "d\ne\nf\n")):
         (tmp_path / name).with_suffix(".txt").write_text(rows)
@@ -99,7 +102,7 @@ def whole(tmp_path: Path) -> AlignConfig:
     tables["training"]["validation"] = {"share": 0.0, "stop": "none"}
     settings = config.build(AlignConfig, tables)
     first, run = tmp_path / "o" / "round-1", tmp_path / "o" / "round-1" / "rankdpo"
-    made = finished(settings.synpic(f"{first}/synpic", 1, None))
+    made = finished(settings.synpic(f"{first}/synpic", 1, None), cost={"totals": {"usd": 1.0}})
     (run / "pipeline").mkdir(parents=True)
     (run / "pipeline" / "model_index.json").write_text("{}")
     training = settings.rankdpo(made.path, str(run), None)
@@ -108,14 +111,14 @@ def whole(tmp_path: Path) -> AlignConfig:
     told |= {"identity": place.identity_of(training, of), "steps": 120, "cost": {"usd": 0.5}}
     (run / "run.json").write_text(json.dumps(store.sealed(told)))
     for name, source, count in (("before", None, 1), ("round-1", f"{run}/pipeline", 2)):
-        failed = {"total": count, "by_model": {"t": count}}
-        finished(settings.evaluation(f"{tmp_path}/o/evaluation/{name}", source), failures=failed)
+        failed, cost = {"total": count, "by_model": {"t": count}}, {"totals": {"usd": 0.125 * count}}
+        place_ = f"{tmp_path}/o/evaluation/{name}"
+        finished(settings.evaluation(place_, source), failures=failed, cost=cost)
     return settings
 
 
 def test_what_failed_in_its_parts_is_its_own(whole: AlignConfig, capsys: pytest.CaptureFixture[str]) -> None:
     """The worst is one of the three pictures that "two" was to draw."""
-
     answer = cli._align(whole)
     assert answer.code == 3
     said = "align: 33.3% of a model's items failed, more than execution.tolerance = 0.01 allows; align.json counts them"
@@ -130,3 +133,19 @@ def test_what_failed_in_its_parts_is_its_own(whole: AlignConfig, capsys: pytest.
         "worst_share": pytest.approx(1 / 3),
         "tolerance": 0.01,
     }
+
+
+def test_the_bill_is_of_all_that_was_drawn_and_trained(
+    whole: AlignConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In align.json, on the terminal, on the page, and by `rankray status`, which adds up the parts."""
+    cli._align(whole)
+    assert "took     " in (said := capsys.readouterr().out)
+    assert said.partition("took     ")[2].splitlines()[0].endswith(", $1.88")
+    info = json.loads(Path(whole.output, "align.json").read_text())
+    assert info["cost"] == {"usd": 1.875, "before_usd": 0.125}
+    assert info["rounds"][0]["evaluation_usd"] == 0.25
+    page = Path(whole.output, "report.html").read_text()
+    assert "All of it cost <b>$1.88</b>, of which $0.12 went into held-out pictures" in page
+    assert "$1.00 for the dataset, $0.50 for the training, $0.25 for held-out pictures." in page
+    assert status(whole.output)["usd"] == 1.875
