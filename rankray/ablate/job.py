@@ -71,7 +71,12 @@ def _made(bench: Bench, dataset: Mapping[str, Any]) -> dict[str, Any]:
     searches, start = _searched(bench, len(held_out))
     settings, tuned = _chosen(bench, searches, start, len(held_out))
     figures = _figures(bench, dataset, settings, held_out, tuned["power"])
-    info = {**figures, **tuned, "failures": failures(bench.failed, config.execution.tolerance)}
+    info = {
+        **figures,
+        **tuned,
+        "cpu_minutes": sum(bench.cpu_minutes.values()),
+        "failures": failures(bench.failed, config.execution.tolerance),
+    }
     parts = {table: tables.markdown(info, table) for table in info["tables"]}
     for table, text in parts.items():
         bench.say(f"\nTable {table}\n{text}")
@@ -320,7 +325,6 @@ def _figures(
         "rows": rows,
         "curves": [_curve(curve.model_dump(), by_name) for curve in config.curves],
         "along": _along(bench, settings),
-        "cpu_minutes": sum(outcome.cpu_minutes for outcome in came.values()),
     }
 
 

@@ -75,12 +75,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all trials of an ablation share, and what failed in them.
+    """What all trials of an ablation share, what failed in them, and what they took.
 
     Attributes:
         dataset: the ranked one's place.
         prompts: by their part's name; they are read once, as files may change within hours.
         failed: what has been drawn so far, by its place in the output.
+        cpu_minutes: of each trial so far, those that tune too, and of each measurement of the model as it starts.
     """
 
     config: AblationConfig
@@ -89,6 +90,7 @@ class Bench:
     say: Say
     prompts: Mapping[str, Sequence[str]]
     failed: dict[str, Failed] = dataclasses.field(default_factory=dict)
+    cpu_minutes: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def placed(self, name: str, config: RankDPOConfig) -> RankDPOConfig:
         """A trial's configuration with its dataset and output in place."""
@@ -113,8 +115,12 @@ def outcomes(
     placed = {name: bench.placed(name, config) for name, config in configs.items()}
     marks = {name: tuple(steps) for name, (_, steps) in trials.items()}
     if bench.config.trials == "actors":
-        return _by_actors(bench, placed, part, marks, tuning)
-    return _by_jobs(bench, placed, getattr(bench.config, part), marks)
+        came = _by_actors(bench, placed, part, marks, tuning)
+    else:
+        came = _by_jobs(bench, placed, getattr(bench.config, part), marks)
+    for name, outcome in came.items():
+        bench.cpu_minutes[f"{START} on {part}" if name == START else name] = outcome.cpu_minutes
+    return came
 
 
 def with_references(trials: Mapping[str, RankDPOConfig]) -> dict[str, RankDPOConfig]:

@@ -104,7 +104,7 @@ def ablated(info: Mapping[str, Any], path: str, wall_s: float) -> list[str]:
         ),
         *(("", text) for text in [*shown[:SHOWN], *more]),
         ("failed", _failures(_by_part(info.get("failures", {})))),  # which older files have not
-        ("took", f"{words.seconds(wall_s)}, {info['cpu_minutes']:,.1f} CPU minutes of training"),
+        ("took", f"{words.seconds(wall_s)}, {info['cpu_minutes']:,.1f} CPU minutes of all trainings"),
         ("tables", f"{path}/tables.md"),
         ("report", f"{path}/report.html"),
     )

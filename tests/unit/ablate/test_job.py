@@ -15,6 +15,7 @@ from rankray.ablate.tuning import Grid, choose
 from rankray.config import ConfigError
 from rankray.config.ablate import AblationConfig, TuningConfig
 from rankray.data import place
+from rankray.report import summary
 
 FILE = Path(__file__).parents[3] / "jobs" / "ablate-shapes.toml"
 
@@ -159,3 +160,11 @@ def test_what_failed_in_its_parts_is_its_own(trained: Bench, capsys: pytest.Capt
     assert cli._ablate(settings).code == 3
     said = "ablate: 50.0% of a model's items failed, more than execution.tolerance = 0.01 allows; ablation.json counts"
     assert said in capsys.readouterr().err
+
+
+def test_the_time_is_of_all_trainings(trained: Bench) -> None:
+    """Two of 10 minutes that tune, two of 20 of the row, one of 40 along it; the start, in one each, on two parts."""
+    info = ablation._made(trained, DATASET)
+    assert info["rows"][0]["cpu_minutes"] == 40.0
+    assert info["cpu_minutes"] == 2 * 10.0 + 2 * 20.0 + 40.0 + 2 * 1.0
+    assert "102.0 CPU minutes of all trainings" in "\n".join(summary.ablated(info, "/a", 60.0))

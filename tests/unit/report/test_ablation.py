@@ -116,6 +116,12 @@ def written(path: Path, info: dict[str, Any] = INFO) -> tuple[str, str]:
     return html, re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", content))
 
 
+def test_the_time_of_all_trainings_is_said(tmp_path: Path) -> None:
+    assert "2.0 h of CPU time, of all trainings, those that tune too" in re.sub(
+        " +", " ", written(tmp_path)[1]
+    )
+
+
 def test_what_failed_is_said_where_it_is_counted(tmp_path: Path) -> None:
     assert "failed (pictures or scores)" not in written(tmp_path)[1]
     failures = {"total": 3, "by_part": {"synpic": {"x": 3}}, "worst_share": 0.125, "tolerance": 0.01}
