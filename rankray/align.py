@@ -17,7 +17,7 @@ from typing import Any
 import rankray
 from rankray import words
 from rankray.cluster import terminal
-from rankray.cluster.job import Result, open_output
+from rankray.cluster.job import Result, failures, open_output
 from rankray.config import ConfigError, PromptsConfig
 from rankray.config.rankdpo import AlignConfig
 from rankray.data import owner, place
@@ -53,17 +53,19 @@ def run(config: AlignConfig, say: Say, publish: Publishers) -> Result:
         say(opening(config, output.uri))
         info = _rounds(config, output, say, publish)
         held.require()
-        return Result(output.uri, place.publish(output, "align.json", info, publish.align))
+        info = place.publish(output, "align.json", info, publish.align)
+        return Result(output.uri, info, info["failures"]["worst_share"])
 
 
 def _rounds(config: AlignConfig, output: Output, say: Say, publish: Publishers) -> dict[str, Any]:
     """All rounds, each found finished where it is; the contents of `align.json`."""
     part = terminal.aside(say)
     say("before: held-out prompts")
-    evaluations = [_evaluate(config, output, "before", None, part, publish.dataset)]
-    source, rounds = None, []
+    before = _evaluate(config, output, "before", None, part, publish.dataset)
+    drawn, rounds, source = {"evaluation/before": before}, [], None
     for number in range(1, config.rounds + 1):
-        place_ = output.uri_of(f"round-{number}")
+        name = f"round-{number}"
+        place_ = output.uri_of(name)
         say(f"round {number} of {config.rounds}: dataset")
         made = synpic.run(config.synpic(f"{place_}/synpic", number, source), part, publish.dataset)
         say(f"round {number} of {config.rounds}: training")
@@ -72,10 +74,19 @@ def _rounds(config: AlignConfig, output: Output, say: Say, publish: Publishers) 
         if trained.info.get("validation"):
             say(f"  the pipeline is {trained.info['validation']['decision']}")
         say(f"round {number} of {config.rounds}: held-out prompts")
-        evaluations.append(_evaluate(config, output, f"round-{number}", source, part, publish.dataset))
-        rounds.append(_round(made.info, trained.info, evaluation.difference(evaluations[0], evaluations[-1])))
+        after = _evaluate(config, output, name, source, part, publish.dataset)
+        drawn |= {f"{name}/synpic": made, f"evaluation/{name}": after}
+        gain = evaluation.difference(before.path, after.path)
+        rounds.append(_round(made.info, trained.info, after.info, gain))
         say(evaluation.table(rounds[-1]["gain"]))
-    return {"rankray_version": rankray.__version__, "rounds": rounds, "pipeline": source}
+    failed = {name: synpic.failed(result) for name, result in drawn.items()}
+    return {
+        "rankray_version": rankray.__version__,
+        "rounds": rounds,
+        "failures": failures(failed, config.execution.tolerance),
+        "cost": _cost(before.info, rounds),
+        "pipeline": source,
+    }
 
 
 def opening(config: AlignConfig, output: str) -> str:
@@ -131,18 +142,31 @@ def check(config: AlignConfig, output: str) -> None:
 
 def _evaluate(
     config: AlignConfig, output: Output, name: str, source: str | None, say: Say, publish: Publish
-) -> str:
-    """Pictures and scores of held-out prompts by the model at `source`; the dataset's place."""
+) -> Result:
+    """Pictures and scores of held-out prompts by the model at `source`."""
     place = output.uri_of("evaluation", name)
-    return synpic.run(config.evaluation(place, source), say, publish).path
+    return synpic.run(config.evaluation(place, source), say, publish)
 
 
-def _round(dataset: dict[str, Any], trained: dict[str, Any], gain: dict[str, Any]) -> dict[str, Any]:
+def _round(
+    dataset: dict[str, Any], trained: dict[str, Any], measured: dict[str, Any], gain: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "rows": dataset["rows"],
         "images": dataset["images"],
         "steps": trained["steps"],
         "synpic_usd": dataset["cost"]["totals"]["usd"],
         "rankdpo_usd": trained["cost"]["usd"],
+        "evaluation_usd": measured["cost"]["totals"]["usd"],
         "gain": gain,
+    }
+
+
+def _cost(before: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str, float]:
+    """The whole bill, and what of it the comparison's first half took: held-out prompts by the model as it starts."""
+    before_usd = before["cost"]["totals"]["usd"]
+    parts = ("synpic_usd", "rankdpo_usd", "evaluation_usd")
+    return {
+        "usd": before_usd + sum(found[part] for found in rounds for part in parts),
+        "before_usd": before_usd,
     }

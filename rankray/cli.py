@@ -23,7 +23,7 @@ from rankray.ablate import job as ablation
 from rankray.cluster import terminal
 from rankray.cluster.job import Result
 from rankray.cluster.terminal import say
-from rankray.config import Config, ConfigError, Strict, SynPicConfig, nearest
+from rankray.config import Config, ConfigError, DrawingJob, Strict, SynPicConfig, nearest
 from rankray.config.ablate import AblationConfig
 from rankray.config.evaluate import EvaluateConfig
 from rankray.config.rankdpo import AlignConfig, RankDPOConfig
@@ -200,12 +200,19 @@ def _rankdpo(settings: RankDPOConfig) -> Answer:
 
 def _align(settings: AlignConfig) -> Answer:
     publishers = align.Publishers(write_report, write_run_report, write_align_report)
-    return _answer(_ended("align", lambda: align.run(settings, say, publishers), summary.aligned))
+    result = _ended("align", lambda: align.run(settings, say, publishers), summary.aligned)
+    return _tolerated(result, settings, *_failed_parts("align", result, "align.json"))
 
 
 def _ablate(settings: AblationConfig) -> Answer:
     publishers = write_report, write_ablation_report
-    return _answer(_ended("ablate", lambda: ablation.run(settings, say, *publishers), summary.ablated))
+    result = _ended("ablate", lambda: ablation.run(settings, say, *publishers), summary.ablated)
+    return _tolerated(result, settings, *_failed_parts("ablate", result, "ablation.json"))
+
+
+def _failed_parts(prog: str, result: Result, marker: str) -> tuple[str, str]:
+    """What failed of a job that is made of others, and where it is counted."""
+    return f"{prog}: {result.failed_share:.1%} of a model's items failed", f"{marker} counts them by part"
 
 
 def _evaluate(settings: EvaluateConfig) -> Answer:
@@ -225,7 +232,7 @@ def _synpic(settings: SynPicConfig) -> Answer:
     )
 
 
-def _tolerated(result: Result, settings: SynPicConfig | EvaluateConfig, failed: str, where: str) -> Answer:
+def _tolerated(result: Result, settings: DrawingJob, failed: str, where: str) -> Answer:
     """The job's answer, with a code of its own and what `failed` where that is more than may."""
     allowed = settings.execution.tolerance
     if result.failed_share <= allowed:

@@ -28,7 +28,7 @@ from rankray import store
 from rankray.ablate import table as tables
 from rankray.ablate.trials import START, Bench, Outcome, outcomes, room
 from rankray.ablate.tuning import Choice, Grid, Place, Trial, best_point, choose, next_trials
-from rankray.cluster.job import Job, Result, connect, open_output
+from rankray.cluster.job import Job, Result, connect, failures, open_output
 from rankray.config import ConfigError, nearest
 from rankray.config.ablate import CHECKER, AblationConfig, Row, TuningConfig
 from rankray.config.rankdpo import WITHOUT_PAIRS
@@ -58,26 +58,39 @@ def run(config: AblationConfig, say: Say, publish_dataset: Publish, publish: Pub
 
     def work(_: None, meter: Any) -> dict[str, Any]:
         made = synpic.run(config.synpic(output.uri_of("synpic")), say, publish_dataset)
-        bench = Bench(config, output, made.path, say, prompts)
+        bench = Bench(config, output, made.path, say, prompts, {"synpic": synpic.failed(made)})
         say(plan_line(config))
-        held_out = prompts["held_out"]
-        searches, start = _searched(bench, len(held_out))
-        settings, tuned = _chosen(bench, searches, start, len(held_out))
-        figures = _figures(bench, made.info, settings, held_out, tuned["power"])
-        info = {**figures, **tuned, "identity": place.claimed(output)}
-        parts = {table: tables.markdown(info, table) for table in info["tables"]}
-        for table, text in parts.items():
-            say(f"\nTable {table}\n{text}")
-        written = {f"Table {table}": text for table, text in parts.items()}
-        if info["curves"]:
-            written["Along a quantity"] = tables.curves_markdown(info)
-        if info["along"] and info["along"]["points"]:
-            written[f"Along the training of {info['along']['row']}"] = tables.along_markdown(info)
-        written["Settings that were tried"] = tables.sweep_markdown(info)
-        output.write_text("tables.md", "".join(f"## {head}\n\n{text}\n\n" for head, text in written.items()))
-        return info
+        return {**_made(bench, made.info), "identity": place.claimed(output)}
 
-    return Result(output.uri, job.run(connect, work, publish))
+    info = job.run(connect, work, publish)
+    counted = info.get("failures", {})  # which older ones have not
+    return Result(output.uri, info, counted.get("worst_share", 0.0))
+
+
+def _made(bench: Bench, dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Trains and measures what is left on the dataset, writes the tables; the contents of `ablation.json`."""
+    config, held_out = bench.config, bench.prompts["held_out"]
+    searches, start = _searched(bench, len(held_out))
+    settings, tuned = _chosen(bench, searches, start, len(held_out))
+    figures = _figures(bench, dataset, settings, held_out, tuned["power"])
+    info = {
+        **figures,
+        **tuned,
+        "cpu_minutes": sum(bench.cpu_minutes.values()),
+        "failures": failures(bench.failed, config.execution.tolerance),
+    }
+    parts = {table: tables.markdown(info, table) for table in info["tables"]}
+    for table, text in parts.items():
+        bench.say(f"\nTable {table}\n{text}")
+    written = {f"Table {table}": text for table, text in parts.items()}
+    if info["curves"]:
+        written["Along a quantity"] = tables.curves_markdown(info)
+    if info["along"] and info["along"]["points"]:
+        written[f"Along the training of {info['along']['row']}"] = tables.along_markdown(info)
+    written["Settings that were tried"] = tables.sweep_markdown(info)
+    text = "".join(f"## {head}\n\n{part}\n\n" for head, part in written.items())
+    bench.output.write_text("tables.md", text)
+    return info
 
 
 def check(config: AblationConfig, output: str) -> tuple[str, dict[str, list[str]]]:
@@ -328,7 +341,6 @@ def _figures(
         "rows": rows,
         "curves": [_curve(curve.model_dump(), by_name) for curve in config.curves],
         "along": _along(bench, settings),
-        "cpu_minutes": sum(outcome.cpu_minutes for outcome in came.values()),
     }
 
 

@@ -18,7 +18,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ import ray
 from rankray import schema, store
 from rankray.ablate.table import Values
 from rankray.cluster.item_safe import ItemSafe, of_each
+from rankray.cluster.job import Failed
 from rankray.config import MAX_CANDIDATES, device_of
 from rankray.config.ablate import CHECKER, SEED_NAME, AblationConfig, DrawnConfig
 from rankray.config.rankdpo import REFERENCE_FREE, RankDPOConfig
@@ -74,14 +75,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all trials of an ablation share: `dataset` is the ranked one's place, and `prompts` are read once, by their
-    part's name, as files may change within hours."""
+    """What all trials of an ablation share, what failed in them, and what they took.
+
+    Attributes:
+        dataset: the ranked one's place.
+        prompts: by their part's name; they are read once, as files may change within hours.
+        failed: what has been drawn so far, by its place in the output.
+        cpu_minutes: of each trial so far, those that tune too, and of each measurement of the model as it starts.
+    """
 
     config: AblationConfig
     output: Output
     dataset: str
     say: Say
     prompts: Mapping[str, Sequence[str]]
+    failed: dict[str, Failed] = dataclasses.field(default_factory=dict)
+    cpu_minutes: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def placed(self, name: str, config: RankDPOConfig) -> RankDPOConfig:
         """A trial's configuration with its dataset and output in place."""
@@ -106,8 +115,12 @@ def outcomes(
     placed = {name: bench.placed(name, config) for name, config in configs.items()}
     marks = {name: tuple(steps) for name, (_, steps) in trials.items()}
     if bench.config.trials == "actors":
-        return _by_actors(bench, placed, part, marks, tuning)
-    return _by_jobs(bench, placed, getattr(bench.config, part), marks)
+        came = _by_actors(bench, placed, part, marks, tuning)
+    else:
+        came = _by_jobs(bench, placed, getattr(bench.config, part), marks)
+    for name, outcome in came.items():
+        bench.cpu_minutes[f"{START} on {part}" if name == START else name] = outcome.cpu_minutes
+    return came
 
 
 def with_references(trials: Mapping[str, RankDPOConfig]) -> dict[str, RankDPOConfig]:
@@ -179,8 +192,7 @@ def _by_actors(
 ) -> dict[str, Outcome]:
     config, prompts = bench.config, tuple(bench.prompts[part])
     drawn: DrawnConfig = getattr(config, part)
-    measured_on = repr((config.model, config.rewards, drawn, prompts))
-    start = f"{START}-{hashlib.sha256(measured_on.encode()).hexdigest()[:8]}"
+    start = start_name(config, drawn, prompts)
     found = {
         name: store.read_json(bench.output.at("trials", name, MARKER), bench.output.fs)
         for name in (start, *trials)
@@ -219,7 +231,31 @@ def _by_actors(
             for point in told["points"]
         }
         came[name] = Outcome(prompts, points, told["cpu_minutes"], told["failed"])
+        place = f"trials/{start if name == START else name}"
+        bench.failed[place] = failed_items(points.values(), config.model.label)
     return came
+
+
+def start_name(config: AblationConfig, drawn: DrawnConfig, prompts: tuple[str, ...]) -> str:
+    """What the model as it starts is called where actors measure it: another name on other prompts."""
+    measured_on = repr((config.model, config.rewards, drawn, prompts))
+    return f"{START}-{hashlib.sha256(measured_on.encode()).hexdigest()[:8]}"
+
+
+def failed_items(points: Iterable[Mapping[str, Values]], painter: str) -> Failed:
+    """What failed by the values of a trial's points: a picture without any is the painter's, any other its judge's.
+
+    Returns:
+        counts by model over all points; the worst one's share at a point.
+    """
+    counts, worst = collections.Counter[str](), 0.0
+    for values in points:
+        missing = {metric: np.isnan(each) for metric, each in values.items()}
+        undrawn = np.logical_and.reduce(list(missing.values()))
+        for name, gone in {painter: undrawn, **{n: each & ~undrawn for n, each in missing.items()}}.items():
+            counts[name] += int(gone.sum())
+            worst = max(worst, float(gone.mean()))
+    return {name: count for name, count in counts.items() if count}, worst
 
 
 class TrialActor:
@@ -405,7 +441,9 @@ def _measure_all(bench: Bench, drawn: DrawnConfig, models: Mapping[str, str | No
         place = bench.output.uri_of("evaluation", key)
         job = bench.config.evaluation(place, drawn, {name: models[name] for name in group})
         bench.say(f"measuring {len(group)} models: {', '.join(group)}")
-        found |= scores.by_model(synpic.run(job, say=lambda line: None).path)
+        made = synpic.run(job, say=lambda line: None)
+        bench.failed[f"evaluation/{key}"] = synpic.failed(made)
+        found |= scores.by_model(made.path)
     return found
 
 

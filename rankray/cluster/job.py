@@ -45,6 +45,27 @@ class Result:
     failed_share: float = 0.0
 
 
+Failed = tuple[Mapping[str, int], float]
+"""How often each model failed, and the worst one's share of what it was given."""
+
+
+def failures(parts: Mapping[str, Failed], tolerance: float) -> dict[str, Any]:
+    """`failures` of a job that is made of others: total, by_part (of those that have some, by model), worst_share (of
+    any part), tolerance.
+
+    Args:
+        parts: by their place in the output.
+        tolerance: `execution.tolerance`, the share that may fail.
+    """
+    by_part = {name: dict(counts) for name, (counts, _) in parts.items() if counts}
+    return {
+        "total": sum(sum(counts.values()) for counts in by_part.values()),
+        "by_part": by_part,
+        "worst_share": max((share for _, share in parts.values()), default=0.0),
+        "tolerance": tolerance,
+    }
+
+
 @dataclass(frozen=True)
 class Job:
     """One job on one output.

@@ -54,8 +54,14 @@ IO_THREADS = 16
 OWNER = "_owner."
 """How the names of marks begin that say who is at work on an output."""
 
-MARKERS = ("dataset.json", "run.json", "align.json", "results.json", "ablation.json")
-"""What jobs write last into their outputs."""
+MARKERS = {
+    "align.json": "alignment",
+    "results.json": "evaluation",
+    "ablation.json": "ablation",
+    "run.json": "training",
+    "dataset.json": "dataset",
+}
+"""What an output is, by the file that its job writes last into it."""
 
 NO_LONGER = frozenset({"objective.reference"})
 """Keys that identities once had: work that was begun with them goes on."""

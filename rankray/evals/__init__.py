@@ -57,6 +57,7 @@ class EvalSpec(Spec):
         read: "module:function": (path) -> list[Item]; raises ValueError that names the line.
         columns: "module:function": (items, judgements by prompt, None for a picture that failed) -> dict[str, Column].
         overall: the columns whose plain mean is the headline figure.
+        several: its path may name several files and directories, with commas between (`parts`).
         samples: pictures a prompt, as published.
         models: the judge's parts, each a hub repository, a directory or a URI.
         revisions: branch, tag or commit of each part; "main" where it names none.
@@ -73,6 +74,7 @@ class EvalSpec(Spec):
     models: Mapping[str, str]
     revisions: Mapping[str, str] = field(default_factory=dict)
     departures: str = ""
+    several: bool = False
     gpu_memory_gb: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -154,6 +156,7 @@ EVALS: dict[str, EvalSpec] = {
     "compbench": EvalSpec(
         target="rankray.evals.compbench_judge:CompBenchJudge",
         read="rankray.evals.compbench:read_items",
+        several=True,
         columns="rankray.evals.compbench:columns",
         overall=("color", "shape", "texture", "spatial", "non_spatial", "complex"),
         samples=10,
@@ -182,6 +185,11 @@ EVALS: dict[str, EvalSpec] = {
         num_cpus=0.05,
     ),
 }
+
+
+def parts(path: str) -> list[str]:
+    """The files and directories that the path of a benchmark which takes `several` names."""
+    return [part.strip() for part in path.split(",")]
 
 
 def read_lines(path: str) -> list[str]:

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rankray.evals import Item, by_category, read_lines
+from rankray.evals import Item, by_category, parts, read_lines
 from rankray.evals.phrases import LOCALITIES, Spatial, noun_phrases, parse_spatial, sentence_spatial
 from rankray.models.targets import Judgement
 from rankray.stats import Column
@@ -70,8 +70,8 @@ def read_items(path: str) -> list[Item]:
 
 
 def _files(path: str) -> Iterator[Path]:
-    for part in path.split(","):
-        place = Path(part.strip()).expanduser()
+    for part in parts(path):
+        place = Path(part).expanduser()
         if not place.is_dir():
             yield place
             continue

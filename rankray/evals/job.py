@@ -24,7 +24,7 @@ from ray.exceptions import RayTaskError
 from rankray import store
 from rankray.cluster import layout, terminal
 from rankray.cluster.job import Job, Result, connect, open_output
-from rankray.config import ConfigError, Faults
+from rankray.config import ConfigError, Faults, differing_keys, flatten
 from rankray.config.evaluate import LABEL, EvaluateConfig, EvaluatedModel, SetConfig
 from rankray.data import cost, place
 from rankray.data.place import Output, Publish
@@ -177,22 +177,37 @@ def _found(
 
 
 def _check_sets(output: Output, lists: Sequence[PromptList], models: Sequence[Model]) -> None:
-    """Refuses a model whose name is another's in this output: its sets are of other weights."""
+    """Refuses a model whose name is another's in this output: its sets are of other weights, or drawn otherwise."""
     for model in models:
-        if model.checkpoint:
-            continue  # `check_kept` looked at its place
-        revision = model.target.revision
         for prompts in lists:
             for marker in ("dataset.json", "_work/identity.json"):
-                place = output.at("sets", model.name, prompts.name, marker)
-                if not output.exists("sets", model.name, prompts.name, marker):
-                    continue
-                was = store.read_json(place, output.fs)["identity"].get(f"revision.{LABEL}", revision)
-                if was != revision:
-                    raise ConfigError(
-                        f"'{model.name}' was measured here with other weights ({was[:19]}, and they are "
-                        f"{revision[:19]} now); give it a name of its own, as in NAME={model.asked}"
-                    )
+                if output.exists("sets", model.name, prompts.name, marker):
+                    place = output.at("sets", model.name, prompts.name, marker)
+                    _require_same_model(model, store.read_json(place, output.fs)["identity"])
+
+
+def _require_same_model(model: Model, begun: Mapping[str, Any]) -> None:
+    """Whether a set of the identity `begun` is this model's. Pictures a prompt are the list's, and places may move.
+
+    Raises:
+        ConfigError: it is of other weights, or was drawn by other settings.
+    """
+    otherwise = f"give it a name of its own, as in NAME={model.asked}, or take another output"
+    if not model.checkpoint:  # of which `check_kept` looked at its place
+        revision = model.target.revision
+        was = begun.get(f"revision.{LABEL}", revision)
+        if was != revision:
+            raise ConfigError(
+                f"'{model.name}' was measured here with other weights ({was[:19]}, and they are {revision[:19]} now); "
+                f"{otherwise}"
+            )
+    settings, drawer = {"model": model.choice.model, **model.settings}, "generators.0."
+    of_set = {key.removeprefix(drawer): value for key, value in begun.items() if key.startswith(drawer)}
+    then = {key: value for key, value in of_set.items() if key.partition(".")[0] in settings}
+    if lines := differing_keys(then, dict(flatten(settings))):
+        raise ConfigError(
+            f"'{model.name}' was measured here with other settings ({'; '.join(lines)}); {otherwise}"
+        )
 
 
 def _check_cluster(plan: Plan, say: Say) -> None:
@@ -226,9 +241,21 @@ def _measured_already(plan: Plan) -> dict[str, Any] | None:
     if follow is not None:
         due = _known(plan)
         due += [last] if (last := _last(follow, due)) is not None else []
-    weights = {model.name: model.target.revision for model in due if not model.checkpoint}
-    same = {model["name"]: model["revision"] for model in info["models"]} == weights
-    return info if same and len(weights) == len(due) and info["baseline"] == plan.baseline else None
+    then = {model["name"]: model for model in info["models"]}
+    same = then.keys() == {model.name for model in due} and info["baseline"] == plan.baseline
+    return info if same and all(_is_as_measured(model, then[model.name]) for model in due) else None
+
+
+def _is_as_measured(model: Model, then: Mapping[str, Any]) -> bool:
+    """Whether the model is what its entry of results.json tells of; one that is not written out yet has none."""
+    if model.checkpoint:
+        return False
+    now = (model.choice.model, model.target.revision, model.settings)
+    return now == (
+        then["model"],
+        then["revision"],
+        then.get("settings", model.settings),
+    )  # older files have none
 
 
 def _rounds(plan: Plan, say: Say) -> Iterator[tuple[Model, ...]]:

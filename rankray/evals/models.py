@@ -31,6 +31,7 @@ from rankray.words import Say, first_line
 _NAME = re.compile(r"[^\w.-]+")
 _OWN_CLASS = re.compile(r"[\w.]+:\w+")
 _SETTINGS = frozenset(GeneratorChoice.model_fields) - {"model", "name", "samples", "source", "revision"}
+_DRAWING = _SETTINGS - {"pool", "batch_size", "seed_name"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Model:
     def target(self) -> Target:
         """What draws its pictures; its revision is what the datasets state."""
         return generators.resolve(self.choice)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its pictures beside its row, its weights and the seeds; None is as its row has it."""
+        return self.choice.model_dump(mode="json", include=set(_DRAWING))
 
 
 def parse(text: str) -> EvaluatedModel:
@@ -88,7 +94,9 @@ def resolve(asked: EvaluatedModel, written: Mapping[str, Model]) -> Model:
     if asked.source is not None:
         raise unknown_model("generator", text, GENERATORS)
     if text in written:
-        return replace(written[text], name=_safe(asked.name or written[text].name))
+        kept = written[text]
+        choice = kept.choice.model_copy(update=_given(asked))
+        return replace(kept, name=_safe(asked.name or kept.name), choice=choice)
     place = store.absolute(text).rstrip("/")
     if not _exists(text):
         if "/" in text:
@@ -164,8 +172,13 @@ def _config_of(run: str) -> RankDPOConfig:
 
 def _as_trained(asked: EvaluatedModel, run: RankDPOConfig, source: str | None) -> GeneratorChoice:
     """The run's own model with tuned weights; settings that were asked for win."""
-    given = {key: getattr(asked, key) for key in asked.model_fields_set & _SETTINGS}
-    return run.model.model_copy(update={"source": source, "revision": None, "samples": 1, **given})
+    own = {"source": source, "revision": None, "samples": 1}
+    return run.model.model_copy(update={**own, **_given(asked)})
+
+
+def _given(asked: EvaluatedModel) -> dict[str, Any]:
+    """The settings that were asked for."""
+    return {key: getattr(asked, key) for key in asked.model_fields_set & _SETTINGS}
 
 
 def _checked(model: Model) -> Model:
@@ -210,11 +223,17 @@ def as_pipeline(model: Model, output: Output, say: Say) -> Model:
     spec, _ = rankdpo.check_model(model.run.model)
     place = output.uri_of("pipelines", model.name)
     rankdpo.export_pipeline(spec, model.run, model.checkpoint, place)
-    choice = model.choice.model_copy(update={"source": place})
-    kept: dict[str, Any] = {"name": model.name, "asked": model.asked, "step": model.step}
-    kept["choice"] = choice.model_dump(mode="json", exclude_none=True)
+    kept = _kept(model, model.run, place)
     store.write_json(output.at("pipelines", f"{model.name}.json"), kept, output.fs)
-    return replace(model, choice=choice, checkpoint=None)
+    return replace(model, choice=model.choice.model_copy(update={"source": place}), checkpoint=None)
+
+
+def _kept(model: Model, run: RankDPOConfig, place: str) -> dict[str, Any]:
+    """What stays beside the pipeline of a checkpoint at `place`: its run's settings, without those that were asked for,
+    which are asked for each time."""
+    choice = _as_trained(EvaluatedModel(model=model.asked), run, place)
+    kept = choice.model_dump(mode="json", exclude_none=True)
+    return {"name": model.name, "asked": model.asked, "step": model.step, "choice": kept}
 
 
 def checkpoints(run: str) -> Iterator[EvaluatedModel]:

@@ -245,6 +245,7 @@ def described(model: Model, revision: str) -> dict[str, Any]:
         "model": model.choice.model,
         "source": model.choice.source,
         "revision": revision,
+        "settings": model.settings,
         "asked": model.asked,
         "run": run_of(model),
         "step": model.step,

@@ -31,6 +31,8 @@ def write_align_report(uri: str, info: dict[str, Any]) -> None:
     last = f"round-{len(rounds)}"
     values = {
         "rounds": rounds,
+        "failures": info.get("failures"),
+        "cost": info.get("cost"),  # which older files have not
         "verdict": verdict(info["rounds"][-1]["gain"]),
         "pairs": changed(f"{uri}/evaluation/before", f"{uri}/evaluation/{last}"),
     }

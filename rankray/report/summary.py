@@ -62,14 +62,14 @@ def run(info: Mapping[str, Any], path: str, wall_s: float) -> list[str]:
 def aligned(info: Mapping[str, Any], path: str, wall_s: float) -> list[str]:
     """Of `align.json`."""
     rounds = info["rounds"]
-    usd = sum(found["synpic_usd"] + found["rankdpo_usd"] for found in rounds)
     return _lines(
         (
             "made",
             f"{sum(found['images'] for found in rounds):,} images, {sum(found['steps'] for found in rounds):,} steps",
         ),
+        ("failed", _failures(_by_part(info["failures"]))),
         ("gained", align.verdict(rounds[-1]["gain"])),
-        ("took", _took({"usd": usd}, wall_s)),
+        ("took", _took(info["cost"], wall_s)),
         ("model", info["pipeline"]),
         ("report", f"{path}/report.html"),
     )
@@ -103,7 +103,8 @@ def ablated(info: Mapping[str, Any], path: str, wall_s: float) -> list[str]:
             f"{len(info['rows']):,} rows of tables {', '.join(info['tables'])}; gain in {info['metric']}, 95 %:",
         ),
         *(("", text) for text in [*shown[:SHOWN], *more]),
-        ("took", f"{words.seconds(wall_s)}, {info['cpu_minutes']:,.1f} CPU minutes of training"),
+        ("failed", _failures(_by_part(info.get("failures", {})))),  # which older files have not
+        ("took", f"{words.seconds(wall_s)}, {info['cpu_minutes']:,.1f} CPU minutes of all trainings"),
         ("tables", f"{path}/tables.md"),
         ("report", f"{path}/report.html"),
     )
@@ -116,6 +117,10 @@ def _lines(*rows: tuple[str, str]) -> list[str]:
 def _listed(found: Sequence[str]) -> str:
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return ", ".join(found[:SHOWN]) + more
+
+
+def _by_part(failures: Mapping[str, Any]) -> dict[str, int]:
+    return {part: sum(counts.values()) for part, counts in failures.get("by_part", {}).items()}
 
 
 def _failures(by_model: Mapping[str, int]) -> str:

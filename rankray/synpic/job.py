@@ -24,7 +24,7 @@ from rankray import schema, store, words
 from rankray.cluster import layout, overlays, seats, terminal
 from rankray.cluster.actors import JobContext, Stage
 from rankray.cluster.balance import Balance
-from rankray.cluster.job import Job, Result, connect, open_output
+from rankray.cluster.job import Failed, Job, Result, connect, open_output
 from rankray.cluster.progress import Laps, Reporter, start_line
 from rankray.cluster.streaming import stream
 from rankray.config import Faults, GeneratorChoice, ModelChoice, SynPicConfig
@@ -110,6 +110,11 @@ def failed_share(info: Mapping[str, Any]) -> float:
     given = {item["name"]: info["rows"] * item["samples"] for item in info["generators"]}
     given.update({item["name"]: info["candidates"] for item in info["rewards"]})
     return max((count / given[name] for name, count in info["failures"]["by_model"].items()), default=0.0)
+
+
+def failed(made: Result) -> Failed:
+    """How often each model of a finished dataset failed, and the worst one's share."""
+    return made.info["failures"]["by_model"], made.failed_share
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,13 @@ from rankray.config.ablate import AblationConfig
 from rankray.config.evaluate import EvaluateConfig, EvaluatedModel
 from rankray.config.rankdpo import AlignConfig, RankDPOConfig
 from rankray.data import place
-from rankray.data.prompts import HUB
+from rankray.data.prompts import HUB, SHAPES
 from rankray.endings import USAGE_EXIT
 from rankray.evals import models as evaluated_models
 from rankray.models import environments, generators, hub, rewards, targets
 from rankray.models.targets import Target
 from rankray.synpic.stages import overlay_of
-from rankray.verbs import Answer, painted, parser_of, say
+from rankray.verbs import Answer, inputs, painted, parser_of, say
 from rankray.words import first_line
 
 LIMIT_S, ASK_S = 8.0, 4.0
@@ -138,8 +138,9 @@ def _checks(settings: Strict | None) -> Iterator[Check]:
     claimed = _claimed(settings, choices)
     yield "GPU", partial(_gpus, claimed)
     yield "output", partial(_output, str(settings.output))  # type: ignore[attr-defined]
-    for about, path in _inputs(settings):
-        yield about, partial(_input, about, path)
+    for about, path in inputs.places(settings):
+        if not path.startswith((HUB, SHAPES)):
+            yield about, partial(_input, about, path)
     for choice in choices:
         yield f"weights of {choice.label}", partial(_weights, choice)
     for name in sorted({name for choice in choices if (name := _environment(choice)) is not None}):
@@ -387,15 +388,6 @@ def _overlay(name: str, settings: Strict) -> list[Finding]:
         return [Finding(about, OK, f"{status.fault}; the job builds it (execution.build_environments)")]
     remedy = f"rankray envs build {name}, or execution.build_environments = true"
     return [Finding(about, FAULT, status.fault, remedy)]
-
-
-def _inputs(settings: Strict) -> Iterator[tuple[str, str]]:
-    """(key, place) of what a job reads: prompts, datasets."""
-    for key, value in config.flatten(settings.model_dump(mode="json")):
-        leaf = key.rpartition(".")[2]
-        is_place = isinstance(value, str) and leaf in ("path", "dataset", "reuse")
-        if is_place and not value.startswith((HUB, "shapes:")):
-            yield key, value
 
 
 def _input(about: str, path: str) -> list[Finding]:

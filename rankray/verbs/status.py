@@ -19,20 +19,14 @@ from rankray import store, words
 from rankray.config import ConfigError, PricesConfig, parse_toml
 from rankray.data import cost, place, running
 from rankray.data import owner as owners
-from rankray.data.place import Output
+from rankray.data.place import MARKERS, Output
 from rankray.verbs import Answer, painted, parser_of, say
-
-MARKERS = {
-    "align.json": "alignment",
-    "results.json": "evaluation",
-    "ablation.json": "ablation",
-    "run.json": "training",
-    "dataset.json": "dataset",
-}
-"""What a finished output is, by the file that its job writes last."""
 
 PARTS = ("evaluation/*", "round-*/synpic", "round-*/rankdpo", "sets/*/*", "synpic", "trials/*")
 """Jobs within a job: of alignments, evaluations, ablations."""
+
+CONFIGURED = {"dataset": "training", "objectives": "ablation", "evals": "evaluation"}
+"""What an unfinished output is, by a key that its configuration alone has."""
 
 UNFINISHED = (
     ("trials", "ablation"),
@@ -40,6 +34,8 @@ UNFINISHED = (
     ("round-1", "alignment"),
     ("evaluation", "alignment"),
 )
+"""What one without a configuration is, by a folder in it."""
+
 QUIET_S = 60.0
 WATCH_S = 5.0
 DAY_S = 86400.0
@@ -151,16 +147,17 @@ def _folders(output: Output, name: str) -> list[str]:
 
 def _part(output: Output) -> dict[str, Any]:
     """One job: kind (None: unknown), state, usd, failures; while it runs `models`, or `step` and `steps`."""
-    for marker, kind in MARKERS.items():
-        if output.exists(marker):
-            info = store.read_json(output.at(marker), output.fs)
-            if info.get("complete", True):
-                return {"kind": kind, "state": "finished", "last_word_s": None, **_finished(info)}
+    marker = next((name for name in MARKERS if output.exists(name)), None)
+    if marker is not None:
+        info = store.read_json(output.at(marker), output.fs)
+        # Somebody at work there measures further models into it, or trains further rounds.
+        if info.get("complete", True) and not owners.lives(output, QUIET_S):
+            return {"kind": MARKERS[marker], "state": "finished", "last_word_s": None, **_finished(info)}
     settings = _settings(output)
     if output.exists("metrics.jsonl"):
         return _training(output, settings)
-    begun = "training" if "dataset" in settings else "dataset" if output.exists("_work") else None
-    found: dict[str, Any] = {"kind": begun, "prompts": None, "models": []}
+    kind = _begun(output, settings) if marker is None else MARKERS[marker]
+    found: dict[str, Any] = {"kind": kind, "prompts": None, "models": []}
     if output.exists("_work", "staged.json"):
         found["prompts"] = store.read_json(output.at("_work", "staged.json"), output.fs)["rows"]
     seen = running.progress(output)
@@ -173,6 +170,12 @@ def _part(output: Output) -> dict[str, Any]:
     usd = cost.ledger(usage, PricesConfig(**settings.get("prices", {})))["totals"]["usd"] if usage else None
     failures = sum(model["failures"] for model in found["models"])
     return {**found, "state": _state(output), "last_word_s": last_s, "usd": usd, "failures": failures}
+
+
+def _begun(output: Output, settings: dict[str, Any]) -> str | None:
+    """The kind of a job that is not finished; None where nothing at this level tells."""
+    known = next((kind for key, kind in CONFIGURED.items() if key in settings), None)
+    return known or ("dataset" if output.exists("_work") else None)
 
 
 def _state(output: Output) -> str:

@@ -28,7 +28,7 @@ from rankray import words
 from rankray.config import ConfigError, Strict, flatten
 from rankray.data import place
 from rankray.endings import FAULT_EXIT
-from rankray.verbs import Answer, say
+from rankray.verbs import Answer, inputs, say
 from rankray.words import first_line
 
 MOST_FILES, MOST_BYTES = 1000, 100 * 10**6
@@ -151,7 +151,8 @@ def _needs_directory(settings: Strict, config: Path | None) -> bool:
         elif leaf == "model" and ":" in value and "://" not in value and beside is not None:
             package = value.partition(":")[0].partition(".")[0]
             needed |= (beside / f"{package}.py").exists() or (beside / package).is_dir()
-        elif leaf in ("path", "block", "dataset", "reuse") and _is_relative(value):
+    for key, value in inputs.places(settings):
+        if _is_relative(value):
             if beside is None or not (beside / value).exists():
                 raise ConfigError(
                     f"{key} '{value}' is relative, and a submitted job sees what lies beside its configuration alone "

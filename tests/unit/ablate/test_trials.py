@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,3 +78,15 @@ def test_a_training_that_is_measured_on_its_way_keeps_what_it_is_there() -> None
     assert trials.kept(trial, [100]) is trial, "its pipeline is its last step's"
     found = trials.kept(trial, [40, 60]).checkpoints
     assert (found.every, found.keep) == (20, 5)
+
+
+def test_a_picture_that_nobody_could_score_failed_itself_and_any_other_its_judge() -> None:
+    """Of four: at the first step one has no values and another none of b; at the second two have none of b."""
+    nan = float("nan")
+    points = [
+        {"a": np.array([[1.0, nan], [1.0, 1.0]]), "b": np.array([[2.0, nan], [nan, 2.0]])},
+        {"a": np.array([[1.0, 1.0], [1.0, 1.0]]), "b": np.array([[nan, 2.0], [nan, 2.0]])},
+    ]
+    assert trials.failed_items(points, "sdxl") == ({"sdxl": 1, "b": 3}, 0.5)
+    assert trials.failed_items(points[:1], "sdxl") == ({"sdxl": 1, "b": 1}, 0.25)
+    assert trials.failed_items([{"a": np.ones((2, 2))}], "sdxl") == ({}, 0.0)

@@ -13,10 +13,12 @@ import tomli_w
 
 from rankray.cli import parse_evaluate
 from rankray.config import ConfigError, GeneratorChoice
+from rankray.config.evaluate import EvaluatedModel
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.data import place as output
 from rankray.evals import job as evaluate
 from rankray.evals import models as evaluated_models
+from rankray.evals import results
 from rankray.evals.models import Model, parse, resolve
 from rankray.rankdpo.train_job import SNAPSHOT, CheckpointState, RunState
 
@@ -80,6 +82,25 @@ def test_what_was_written_out_outlives_its_checkpoint(run: Path, tmp_path: Path)
     model = resolve(parse(f"{run}/checkpoints/gone"), written)
     assert (model.name, model.step, model.checkpoint) == ("step-50", 50, None)
     assert model.choice.source == str(run / "pipeline")
+
+
+def test_settings_asked_for_a_checkpoint_are_asked_for_once_it_is_a_pipeline_too(
+    run: Path, tmp_path: Path
+) -> None:
+    """The run draws by 7 steps at its row's guidance, and what it was first asked for is not its own."""
+    place, output_ = f"{run}/checkpoints/checkpoint_1", tmp_path / "o" / "pipelines"
+    first = resolve(EvaluatedModel(model=place, guidance=9.0), {})
+    assert (first.choice.steps, first.choice.guidance) == (7, 9.0)
+    assert first.run is not None
+    output_.mkdir(parents=True)
+    kept = evaluated_models._kept(first, first.run, "/o/pipelines/x")
+    (output_ / f"{first.name}.json").write_text(json.dumps(kept))
+    found = evaluated_models.written(output.open_output(str(tmp_path / "o"), in_job=False))
+    again = resolve(EvaluatedModel(model=place, guidance=9.0), found)
+    assert again.settings == first.settings
+    assert (again.choice.source, again.checkpoint) == ("/o/pipelines/x", None)
+    other = resolve(EvaluatedModel(model=place, steps=20, batch_size=3), found)
+    assert (other.choice.steps, other.choice.guidance, other.choice.batch_size) == (20, None, 3)
 
 
 @pytest.mark.parametrize(
@@ -190,3 +211,47 @@ def test_a_name_that_was_another_models_is_refused(run: Path, marker: str) -> No
     ):
         checked(run, "--model", "shapes-sdxl")
     assert [model.name for model in checked(run, "--model", "now=shapes-sdxl").models] == ["now"]
+
+
+@pytest.mark.parametrize("marker", ["dataset.json", "_work/identity.json"])
+def test_a_model_that_was_measured_by_other_settings_is_refused(run: Path, marker: str) -> None:
+    """One line says which; pictures a prompt are the list's to tell, and pools change nothing."""
+
+    def asked(settings: str) -> tuple[str, ...]:
+        return ("--models", f'[{{model="shapes-sdxl", options={{vae_tiling=true}}, {settings}}}]')
+
+    plan = checked(run, *asked("guidance=5.0"))
+    settings = evaluate._settings(plan, plan.models[0], plan.lists[0])
+    place = run.parent / "o" / "sets" / "shapes-sdxl" / "shapes" / marker
+    place.parent.mkdir(parents=True)
+    revision = plan.models[0].target.revision
+    place.write_text(json.dumps({"identity": {**settings.identity(), "revision.model": revision}}))
+    assert (
+        checked(run, *asked("guidance=5, batch_size=3"), "--prompts.shapes.samples", "3")
+        .models[0]
+        .choice.batch_size
+        == 3
+    )
+    with pytest.raises(ConfigError) as error:
+        checked(run, *asked('guidance=9, dtype="float16"'))
+    assert str(error.value) == (
+        "'shapes-sdxl' was measured here with other settings (dtype: None there, 'float16' here; guidance: 5.0 there, "
+        "9.0 here); give it a name of its own, as in NAME=shapes-sdxl, or take another output"
+    )
+
+
+def test_an_evaluation_is_complete_only_for_the_settings_that_it_measured(run: Path) -> None:
+    """Its pictures may be gone; what results.json had not told before counts as it did."""
+    plan = checked(run, "--models", '[{model="shapes-sdxl", steps=4}]')
+    (run.parent / "o").mkdir()
+    marker = run.parent / "o" / "results.json"
+    entry = results.described(plan.models[0], plan.models[0].target.revision)
+    assert entry["settings"]["steps"] == 4
+    info = {"baseline": None, "models": [entry]}
+    marker.write_text(json.dumps(info))
+    assert evaluate._measured_already(plan) == info
+    other = checked(run, "--models", '[{model="shapes-sdxl", steps=5}]')
+    assert evaluate._measured_already(other) is None
+    del entry["settings"]
+    marker.write_text(json.dumps(info))
+    assert evaluate._measured_already(other) == info

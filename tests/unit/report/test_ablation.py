@@ -116,6 +116,22 @@ def written(path: Path, info: dict[str, Any] = INFO) -> tuple[str, str]:
     return html, re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", content))
 
 
+def test_the_time_of_all_trainings_is_said(tmp_path: Path) -> None:
+    assert "2.0 h of CPU time, of all trainings, those that tune too" in re.sub(
+        " +", " ", written(tmp_path)[1]
+    )
+
+
+def test_what_failed_is_said_where_it_is_counted(tmp_path: Path) -> None:
+    assert "failed (pictures or scores)" not in written(tmp_path)[1]
+    failures = {"total": 3, "by_part": {"synpic": {"x": 3}}, "worst_share": 0.125, "tolerance": 0.01}
+    _, text = written(tmp_path, INFO | {"failures": failures})
+    assert (
+        "3 items failed (pictures or scores); the worst model failed for 12.5 % of what it was given, and 1.0 % are "
+        "tolerated. ablation.json counts them by part." in text
+    )
+
+
 def test_rows_stand_in_their_tables_beside_the_papers(tmp_path: Path) -> None:
     _, text = written(tmp_path)
     four, _, five = text.partition("Table 5: objectives")

@@ -77,19 +77,21 @@ def test_a_run() -> None:
 
 def test_an_alignment() -> None:
     rounds = [
-        {"images": 800, "steps": 100, "synpic_usd": 1.0, "rankdpo_usd": 0.5, "gain": {}},
-        {
-            "images": 800,
-            "steps": 20,
-            "synpic_usd": 1.0,
-            "rankdpo_usd": 0.5,
-            "gain": {"checker": gain(0.5, 0.2, 0.1, 0.3)},
-        },
+        {"images": 800, "steps": 100, "gain": {}},
+        {"images": 800, "steps": 20, "gain": {"checker": gain(0.5, 0.2, 0.1, 0.3)}},
     ]
-    assert summary.aligned({"rounds": rounds, "pipeline": "/a/p"}, "/a", 60.0) == [
+    failures = {"by_part": {"round-1/synpic": {"t": 1}, "round-2/synpic": {"t": 1, "two": 2}}}
+    info = {
+        "rounds": rounds,
+        "failures": failures,
+        "cost": {"usd": 4.5, "before_usd": 0.5},
+        "pipeline": "/a/p",
+    }
+    assert summary.aligned(info, "/a", 60.0) == [
         "  made     1,600 images, 120 steps",
+        "  failed   round-2/synpic 3, round-1/synpic 1",
         "  gained   checker: 50.0% before, 70.0% after: better",
-        "  took     60.0 s, $3.00",
+        "  took     60.0 s, $4.50",
         "  model    /a/p",
         "  report   /a/report.html",
     ]
@@ -114,6 +116,9 @@ def test_an_ablation_of_many_rows_names_the_best() -> None:
     assert len(lines) <= summary.LINES
     assert lines[1] == "           +0.390 (-0.100 to +0.300)  row 39"
     assert lines[7] == "           ... and 34 more rows"
+    assert not any("failed" in line for line in lines)
+    failures = {"by_part": {"trials/rank-seed0": {"sdxl": 2}}}
+    assert "  failed   trials/rank-seed0 2" in summary.ablated({**info, "failures": failures}, "/a", 60.0)
 
 
 def test_nothing_is_longer_than_the_screen_allows() -> None:

@@ -65,6 +65,32 @@ def test_a_configuration_that_does_not_fit(tmp_path: Path, capsys: pytest.Captur
     assert "-> `rankray init shapes .` writes some to begin from" in capsys.readouterr().out
 
 
+def test_each_file_of_a_benchmark_is_looked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list of words too, which a job needs as it does prompts."""
+    (tmp_path / "color_val.txt").write_text("a red cat")
+    path = tmp_path / "evaluate.toml"
+    names = ("color_val.txt", "shape_val.txt")
+    files = ", ".join(str(tmp_path / name) for name in names)
+    path.write_text(
+        f'''
+        output = "{tmp_path}/o"
+        models = [{{ model = "shapes-sdxl" }}]
+        evals = [{{ model = "compbench", models = {{ vqa = "/v", detector = "/d", clip = "/c" }} }}]
+        metrics = [{{ model = "shapes-mps", on = ["mine"] }}]
+        prompts.compbench.path = "{files}"
+        prompts.mine = {{ path = "shapes:heldout", block = "{tmp_path}/none.txt" }}
+        '''
+    )
+    verbs.main(["doctor", "--json", "--config", str(path)])
+    found = json.loads(capsys.readouterr().out)["findings"]
+    told = [(one["about"], one["state"], one["found"]) for one in found if one["about"].startswith("prompts")]
+    assert told == [
+        ("prompts.compbench.path", "ok", str(tmp_path / "color_val.txt")),
+        ("prompts.compbench.path", "fault", f"nothing is at {tmp_path}/shape_val.txt"),
+        ("prompts.mine.block", "fault", f"nothing is at {tmp_path}/none.txt"),
+    ]
+
+
 @pytest.fixture
 def silent() -> Iterator[str]:
     """An address that accepts and never answers."""

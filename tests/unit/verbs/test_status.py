@@ -14,13 +14,16 @@ from pathlib import Path
 import pytest
 import small_dataset
 
-from rankray import verbs
+from rankray import config, verbs
 from rankray.cluster.progress import ModelProgress, as_json
-from rankray.config import ConfigError
+from rankray.config import ConfigError, Strict
+from rankray.config.ablate import AblationConfig
+from rankray.config.evaluate import EvaluateConfig
 from rankray.data import owner, place, running
 from rankray.data.cost import ActorUsage
 from rankray.verbs.status import status
 
+JOBS = Path(__file__).parents[3] / "jobs"
 USAGE = ActorUsage("sdxl", "generator", "a", 3000.0, 60.0, 3600.0, 40, 1, 0, 2.0, 1.0)
 PRICED = "[prices]\ngpu_usd_per_hour = 1.5\n"
 
@@ -165,6 +168,48 @@ def test_an_alignment_is_its_parts(tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out)["parts"]["evaluation/before"]["rows"] == 3
     (tmp_path / "align.json").write_text('{"rounds": []}')
     assert status(str(tmp_path))["state"] == "finished"
+
+
+WHOLES = [
+    (AblationConfig, "ablate-shapes.toml", "ablate", "ablation", "ablation.json"),
+    (EvaluateConfig, "evaluate-shapes.toml", "evaluate", "evaluation", "results.json"),
+]
+
+
+@pytest.mark.parametrize(("model", "file", "verb", "kind", "marker"), WHOLES)
+def test_an_evaluation_and_an_ablation_are_called_that_from_their_first_moment(
+    tmp_path: Path, model: type[Strict], file: str, verb: str, kind: str, marker: str
+) -> None:
+    output = place.open_output(str(tmp_path / "o"), in_job=False)
+    tables = config.read_toml(JOBS / file) | {"output": output.uri}
+    tables |= {"models": [{"model": "shapes-sdxl"}]} if model is EvaluateConfig else {}
+    with owner.owned(output, verb):
+        place.claim(output, marker, {"seed": 1}, config.build(model, tables))  # type: ignore[arg-type]
+        assert (status(output.uri)["kind"], status(output.uri)["state"]) == (kind, "running")
+        output.write_text(marker, '{"complete": false}')  # of a run that is followed
+        assert (status(output.uri)["kind"], status(output.uri)["state"]) == (kind, "running")
+    assert (status(output.uri)["kind"], status(output.uri)["state"]) == (kind, "quiet")
+
+
+def test_a_finished_evaluation_runs_while_somebody_measures_more_into_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = place.open_output(str(tmp_path), in_job=False)
+    small_dataset.write(tmp_path / "sets" / "one" / "shapes")
+    output.write_text("results.json", '{"complete": true, "cost": {"totals": {"usd": 7.0}}}')
+    assert (status(str(tmp_path))["kind"], status(str(tmp_path))["state"]) == ("evaluation", "finished")
+    further = begun(tmp_path / "sets" / "two" / "shapes")
+    running.keep_usage(further, "r", [USAGE])
+    with owner.owned(output, "evaluate"), owner.owned(further, "synpic"):
+        found = status(str(tmp_path))
+        assert (found["kind"], found["state"]) == ("evaluation", "running")
+        assert found["usd"] == pytest.approx(
+            3.0 + 1 / 60
+        )  # the second set's two GPUs for an hour, the first's CPU
+        assert [part["state"] for part in found["parts"].values()] == ["finished", "running"]
+        assert verbs.main(["status", str(tmp_path)]) == 0
+        assert "evaluation" in (said := capsys.readouterr().out)
+        assert "stops it" in said
 
 
 def test_nothing_of_ours(tmp_path: Path) -> None:

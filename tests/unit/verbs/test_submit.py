@@ -14,6 +14,7 @@ import tomli_w
 
 from rankray import cli, config
 from rankray.config import ConfigError, SynPicConfig
+from rankray.config.evaluate import EvaluateConfig
 from rankray.data import place
 from rankray.synpic.stages import stages_of
 from rankray.verbs import submit
@@ -71,6 +72,25 @@ def test_paths_that_a_submitted_job_does_not_have_are_refused(tmp_path: Path) ->
         submit._needs_directory(settings(prompts={"path": "/p.txt", "block": "no.txt"}), path)
     with pytest.raises(ConfigError, match="output 'out' is relative"):
         submit._needs_directory(settings(output="out"), path)
+
+
+def test_a_benchmark_s_path_may_name_several_files_and_directories(tmp_path: Path) -> None:
+    """T2I-CompBench's alone: GenEval's is one file, whatever its name."""
+    path = tmp_path / "c.toml"
+    (tmp_path / "color_val.txt").write_text("a red cat")
+    (tmp_path / "more").mkdir()
+
+    def benchmark(model: str, place: str) -> EvaluateConfig:
+        named = {"models": [{"model": "sdxl"}], "evals": [{"model": model, "name": "mine"}], "output": "/o"}
+        return config.build(EvaluateConfig, {**named, "prompts": {"mine": {"path": place}}})
+
+    assert submit._needs_directory(benchmark("compbench", "color_val.txt, more"), path)
+    assert submit._needs_directory(benchmark("compbench", "/d/shape_val.txt,more"), path)
+    assert not submit._needs_directory(benchmark("compbench", "/d/shape_val.txt,~/e"), path)
+    with pytest.raises(ConfigError, match=r"prompts\.mine\.path 'no\.txt' is relative"):
+        submit._needs_directory(benchmark("compbench", "color_val.txt,no.txt"), path)
+    with pytest.raises(ConfigError, match=r"prompts\.mine\.path 'color_val\.txt,more' is relative"):
+        submit._needs_directory(benchmark("geneval", "color_val.txt,more"), path)
 
 
 def test_what_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
