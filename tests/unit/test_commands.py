@@ -36,7 +36,7 @@ def test_rerank_convert_and_validate(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["validate", "E"], "no dataset there, as there is no dataset.json; give the output of a finished"),
         (["rerank", "D", "--output", "F"], "f is a file; give a directory"),
         (["rerank", "D", "--output", "F/o"], "f is a file; give a directory"),
-        (["rerank", "D", "--output", "s3:/b/o"], "an URI has two slashes: s3://BUCKET/NAME"),
+        (["rerank", "D", "--output", "s3:/b/o"], "a URI has two slashes: s3://BUCKET/NAME"),
         (["import", "D", "--output", "O", "--ties", "win"], "ties 'win'; allowed: drop, half"),
         (["import", "D", "--output", "O", "--pairs", "many"], "pairs 'many'; allowed: all, one"),
         (["import", "nowhere", "--output", "O"], "input 'nowhere' is not there"),
