@@ -184,10 +184,15 @@ def row_of(
     }
 
 
+def _figure(value: float | None, metric: str) -> str:
+    """A figure of a metric: the checker's is a share."""
+    return words.figure(value, metric == CHECKER)
+
+
 def power_line(found: Mapping[str, Any], metric: str) -> str:
     """What an ablation can show, in one line."""
     planned, by = found["planned"], "points " if metric == CHECKER else f"of {metric} "
-    difference, gain = (words.figure(found[key], metric == CHECKER) for key in ("difference", "gain"))
+    difference, gain = (_figure(found[key], metric) for key in ("difference", "gain"))
     return (
         f"with {planned['seeds']} seeds a row on {planned['prompts']:,} prompts with {planned['pictures']} pictures "
         f"each, two rows must be {difference} {by}apart to be told apart four times in five, and a row's gain be {gain}"
@@ -217,7 +222,7 @@ def markdown(info: Mapping[str, Any], table: str) -> str:
                 _line(metric, row["label"], [None] * len(names), None, row["failed"][0], "", "", *paper)
             )
             continue
-        seeds = ", ".join(words.figure(value, metric == CHECKER) for value in row["seeds"])
+        seeds = ", ".join(_figure(value, metric) for value in row["seeds"])
         if row["failed"]:
             seeds += f"; {len(row['failed'])} diverged"
         found = row["gain"]
@@ -251,16 +256,12 @@ def order(info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[st
 def points(found: Mapping[str, float], metric: str) -> str:
     """A `Difference` of a metric: "+4.2 [+1.0, +7.5]", the checker's in points."""
     values = (found["gain"], found["low"], found["high"])
-    gain, low, high = (
-        f"{'-' if value < 0 else '+'}{words.figure(abs(value), metric == CHECKER)}" for value in values
-    )
+    gain, low, high = (f"{'-' if value < 0 else '+'}{_figure(abs(value), metric)}" for value in values)
     return f"{gain} [{low}, {high}]"
 
 
 def _line(metric: str, label: str, categories: Any, accuracy: float | None, *rest: str) -> list[str]:
-    cells = [
-        "" if value is None else words.figure(value, metric == CHECKER) for value in (*categories, accuracy)
-    ]
+    cells = ["" if value is None else _figure(value, metric) for value in (*categories, accuracy)]
     return [label, *cells, *rest]
 
 
@@ -271,7 +272,7 @@ def curves_markdown(info: Mapping[str, Any]) -> str:
         [
             curve["x_label"],
             f"{point['x']:g}",
-            words.figure(point["accuracy"], metric == CHECKER),
+            _figure(point["accuracy"], metric),
             points(point["gain"], metric),
         ]
         for curve in info["curves"]

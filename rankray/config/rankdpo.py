@@ -435,10 +435,8 @@ class RankDPOConfig(TrainingSettings):
             del content["labels"]["pairs"]  # likewise, and below
         if not self.encoding.reencode:
             del content["encoding"]["reencode"]
-        decides = {
-            "explode_at",
-            "export_dtype",
-        }  # which steps are taken, and what leaves; the others keep and show
+        # Which steps are taken, and what leaves; the others say what is kept and shown.
+        decides = {"explode_at", "export_dtype"}
         if changed := self.checkpoints.model_dump(mode="json", include=decides, exclude_defaults=True):
             content["checkpoints"] = changed
         if not self.validation.share:
