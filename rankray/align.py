@@ -24,7 +24,6 @@ from rankray.data import owner, place
 from rankray.data.place import Output, Publish
 from rankray.data.prompts import read_prompts
 from rankray.evals import scores as evaluation
-from rankray.rankdpo import feed
 from rankray.rankdpo import job as rankdpo
 from rankray.synpic import job as synpic
 from rankray.words import Say
@@ -123,9 +122,8 @@ def check(config: AlignConfig, output: str) -> None:
             f"rounds = {config.rounds} draw with pipelines of earlier rounds, which load from directories, and output "
             f"is '{output}'; give a directory that all nodes see, or rounds = 1"
         )
-    config.synpic(f"{output}/round-1/synpic", 1, None)
+    dataset = config.synpic(f"{output}/round-1/synpic", 1, None)
     rankdpo.check_model(config.model)
-    rankdpo.check_reward(config.training, [choice.label for choice in config.rewards])
     learnt, held_out = (read_prompts(part).rows for part in (config.prompts, config.held_out.prompts))
     if len(held_out) < 2:
         raise ConfigError("held_out.prompts: one prompt says nothing of others; give two or more")
@@ -134,8 +132,10 @@ def check(config: AlignConfig, output: str) -> None:
             f"{words.count(len(overlap), 'prompt')} of held_out.prompts also in prompts, first {min(overlap)!r}; "
             "what a model learns from cannot measure it, so give others"
         )
+    training = config.rankdpo(dataset.output, f"{output}/round-1/rankdpo", None)
     try:
-        feed.held_out(learnt, config.training.validation)
+        rankdpo.check_places(training)
+        rankdpo.check_ahead(training, dataset, learnt)
     except ConfigError as error:  # or all pictures would be drawn before a round's training says so
         raise ConfigError(f"[training] {error}") from None
 

@@ -38,7 +38,6 @@ from rankray.data.prompts import read_prompts
 from rankray.evals.shapes import categories as categories_of
 from rankray.evals.shapes import reads
 from rankray.rankdpo import job as rankdpo
-from rankray.rankdpo import labels
 from rankray.shapes.renderer import SIZE
 from rankray.synpic import job as synpic
 from rankray.words import Say
@@ -111,15 +110,12 @@ def check(config: AblationConfig, output: str) -> tuple[str, dict[str, list[str]
             f"metric '{config.metric}'{nearest(config.metric, (CHECKER, *names))}; allowed: "
             f"{CHECKER}, {', '.join(names)}"
         )
-    for tuned in config.objectives:
-        rankdpo.check_reward(config.trial(tuned, config.labels, tuned.first, 0), names)
-    drawn = {
-        "generators": [{"name": choice.label, "samples": choice.samples} for choice in config.generators],
-        "rewards": [{"name": name} for name in names],
-    }
-    for row in config.rows:
-        labels.resolve(drawn, 0, **config.labels_of(row).model_dump())
-    prompts = _prompts_of(config)
+    prompts, dataset = _prompts_of(config), config.synpic(f"{output}/synpic")
+    trials = [config.trial(tuned, config.labels, tuned.first, 0) for tuned in config.objectives]
+    trials += [config.trial_of(row, config.tuned(row.objective).first, 0) for row in config.rows]
+    rankdpo.check_places(trials[0].model_copy(update={"output": output}))
+    for trial in trials:
+        rankdpo.check_ahead(trial, dataset, prompts["prompts"])
     _check_prompts(config, (spec.width, spec.height), prompts)
     return revision, prompts
 

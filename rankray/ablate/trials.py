@@ -232,7 +232,7 @@ def _by_actors(
         }
         came[name] = Outcome(prompts, points, told["cpu_minutes"], told["failed"])
         place = f"trials/{start if name == START else name}"
-        bench.failed[place] = failed_items(points.values(), config.model.label)
+        bench.failed[place] = failed_items(told["points"], config.model.label)
     return came
 
 
@@ -242,19 +242,20 @@ def start_name(config: AblationConfig, drawn: DrawnConfig, prompts: tuple[str, .
     return f"{START}-{hashlib.sha256(measured_on.encode()).hexdigest()[:8]}"
 
 
-def failed_items(points: Iterable[Mapping[str, Values]], painter: str) -> Failed:
-    """What failed by the values of a trial's points: a picture without any is the painter's, any other its judge's.
+def failed_items(points: Iterable[Mapping[str, Any]], painter: str) -> Failed:
+    """What failed by the points of a trial (of `trial.json`): pictures are the painter's, scores their judge's.
 
     Returns:
         counts by model over all points; the worst one's share at a point.
     """
     counts, worst = collections.Counter[str](), 0.0
-    for values in points:
-        missing = {metric: np.isnan(each) for metric, each in values.items()}
-        undrawn = np.logical_and.reduce(list(missing.values()))
-        for name, gone in {painter: undrawn, **{n: each & ~undrawn for n, each in missing.items()}}.items():
-            counts[name] += int(gone.sum())
-            worst = max(worst, float(gone.mean()))
+    for point in points:
+        values = {metric: np.array(each, np.float64) for metric, each in point["values"].items()}
+        undrawn = len(point.get("undrawn", ()))  # trials of before it was kept say nothing of it
+        gone = {painter: undrawn}
+        gone |= {metric: int(np.isnan(each).sum()) - undrawn for metric, each in values.items()}
+        counts.update(gone)
+        worst = max(worst, max(gone.values()) / next(iter(values.values())).size)
     return {name: count for name, count in counts.items() if count}, worst
 
 
@@ -273,7 +274,7 @@ class TrialActor:
         self._judges: dict[str, Any] = {}
 
     def run(self, job: TrainJob | None, marks: Sequence[int], output: str) -> dict[str, Any]:
-        """The contents of `trial.json`: failed, cpu_minutes, and points of step and values (metric -> [P][S]).
+        """The contents of `trial.json`: failed, cpu_minutes, and points of step, values (metric -> [P][S]) and undrawn.
 
         Args:
             job: what is trained; None measures the model as it starts.
@@ -285,7 +286,7 @@ class TrialActor:
         begin_s = time.process_time()
         points, failed = [], None
         if job is None:
-            points.append({"step": 0, "values": self._values(self._painter())})
+            points.append({"step": 0, **self._measured(self._painter())})
         else:
             from safetensors.torch import save
 
@@ -297,7 +298,7 @@ class TrialActor:
                     if step in marks:
                         painter = self._painter()
                         place_weights(painter.pipe, job.spec, job.config, weights.items())
-                        points.append({"step": step, "values": self._values(painter)})
+                        points.append({"step": step, **self._measured(painter)})
                         if not self._tuning:
                             kept = save({name: value.contiguous() for name, value in weights.items()})
                             store.write_bytes(f"{place}/step-{step:06}.safetensors", kept, fs)
@@ -312,8 +313,9 @@ class TrialActor:
     def _painter(self) -> Any:
         return load(generators.resolve(self._config.model), self._device)
 
-    def _values(self, painter: Any) -> dict[str, list[list[float]]]:
-        """Every reward's scores, and the checker's verdicts, of pictures from the seeds that Syn-Pic would take."""
+    def _measured(self, painter: Any) -> dict[str, Any]:
+        """Pictures from the seeds that Syn-Pic would take: the `values` of every reward and of the checker, and which
+        places of P x S stayed `undrawn`."""
         items = [
             (text, schema.candidate_seed(self._drawn.seed, schema.prompt_id(text), SEED_NAME, sample))
             for text in self._prompts
@@ -344,7 +346,7 @@ class TrialActor:
             for n, result in zip(shown, results, strict=True):
                 values[n] = np.nan if isinstance(result, Exception) else result
             found[name] = values.reshape(len(self._prompts), -1).tolist()
-        return found
+        return {"values": found, "undrawn": [n for n in range(len(items)) if n not in shown]}
 
 
 def _score_by(judge: Any) -> Callable[[Sequence[Any]], list[float | Exception]]:

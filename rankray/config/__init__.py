@@ -225,6 +225,12 @@ class GeneratorChoice(ModelChoice):
         None, description="what pictures are guided away from; its row's unless given"
     )
 
+    def at(self, place: str | None) -> GeneratorChoice:
+        """The model with the weights of the pipeline that is exported to `place`, None where that is not settled: the
+        revision and the variant are those of the files that it started from, and stay behind."""
+        options = {key: value for key, value in self.options.items() if key != "variant"}
+        return self.model_copy(update={"source": place, "revision": None, "options": options})
+
 
 class RewardChoice(ModelChoice):
     """One reward."""

@@ -256,8 +256,14 @@ class AblationConfig(DrawingJob):
         return sizes
 
     def _check_training(self) -> None:
-        """What rows and objectives say of their own is not said under [training] too."""
+        """What rows and objectives say of their own is not said under [training] too, and trials share one encoded
+        set."""
         training = self.training
+        if training.encoding.mode == "stream":
+            raise ValueError(
+                "training.encoding.mode = 'stream' encodes anew in each run, and trials share what is encoded once; "
+                "take 'store'"
+            )
         for key, table, instead in (
             ("seed", training, "rows are trained from seeds 0, 1, 2, ...; give `seeds`"),
             ("labels", training, "give [labels], or a row's own"),
@@ -339,7 +345,7 @@ class AblationConfig(DrawingJob):
         """Pictures and scores of several models by name, from the same seeds; None is the model as it starts."""
         alike = self.model.model_copy(update={"samples": drawn.samples, "seed_name": SEED_NAME})
         choices = [
-            alike.model_copy(update={"name": name, **({} if source is None else {"source": source})})
+            (alike if source is None else alike.at(source)).model_copy(update={"name": name})
             for name, source in models.items()
         ]
         return self.drawing(MeasuredConfig, output, drawn.seed, drawn.prompts, choices, rewards=self.rewards)

@@ -109,7 +109,9 @@ class ObjectiveConfig(Strict):
 class LabelsConfig(Strict):
     """Whose judgement of which candidates is learnt from (`rankdpo.labels`); by default the dataset's own ranking."""
 
-    rewards: tuple[str, ...] = Field((), description="rank by these rewards' stored scores; all if empty")
+    rewards: tuple[str, ...] = Field(
+        (), description="rank by these rewards' stored scores; if empty, as the dataset itself does"
+    )
     aggregation: Literal["win_probability", "borda", "majority", "mean_z", "random"] = Field(
         "win_probability", description="how scores become a ranking; random asks no reward"
     )
@@ -497,8 +499,7 @@ class AlignConfig(DrawingJob):
         return self.drawing(SynPicConfig, output, held.seed, held.prompts, [model], rewards=self.rewards)
 
     def _tuned(self, source: str | None) -> GeneratorChoice:
-        return self.model if source is None else self.model.model_copy(update={"source": source})
+        return self.model if source is None else self.model.at(source)
 
     def _current(self, choice: GeneratorChoice, source: str | None) -> GeneratorChoice:
-        ours = source is not None and choice.label == self.model.label
-        return choice.model_copy(update={"source": source}) if ours else choice
+        return choice if source is None or choice.label != self.model.label else choice.at(source)

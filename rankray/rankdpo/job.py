@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ import ray
 from rankray import schema, store
 from rankray.cluster import terminal
 from rankray.cluster.job import Job, Result, connect, open_output
-from rankray.config import ConfigError, Faults, GeneratorChoice, device_of, nearest
+from rankray.config import ConfigError, Faults, GeneratorChoice, SynPicConfig, device_of, nearest
 from rankray.config.rankdpo import (
     REFERENCE_FREE,
     SCORED,
@@ -137,8 +137,7 @@ def check(config: RankDPOConfig) -> Plan:
     with faults.kept():
         spec, revision = check_model(config.model)
     with faults.kept():
-        if config.encoding.place is not None:
-            open_output(config.encoding.place)
+        check_places(config)
     found: list[Source] = []
     for one in config.sets:
         with faults.kept(), place.as_written(store.absolute(one.dataset)):
@@ -148,7 +147,6 @@ def check(config: RankDPOConfig) -> Plan:
     faults.raise_any()
     with place.as_written(*(source.dataset.path for source in found)):
         reward = check_reward(config, [item["name"] for item in found[0].dataset.info["rewards"]])
-        trackers.check(config.checkpoints, config.output)
         device = device_of(config.workers.num_gpus, config.rehearse)
         for source in found:
             _check_pairs(source.dataset, source.labelling, config.objective)
@@ -165,6 +163,34 @@ def check(config: RankDPOConfig) -> Plan:
                 "so no pair says which step is best; raise validation.share, or take stop = 'none'"
             )
     return plan
+
+
+def check_ahead(config: RankDPOConfig, dataset: SynPicConfig, prompts: Iterable[str]) -> None:
+    """What `check` can ask of a run before the job `dataset` has made what it learns from, a row of each prompt.
+
+    Raises:
+        ConfigError: as `check` does.
+    """
+    names = [choice.label for choice in dataset.rewards]
+    check_reward(config, names)
+    drawn = {
+        "generators": [{"name": choice.label, "samples": choice.samples} for choice in dataset.generators],
+        "rewards": [{"name": name} for name in names],
+    }
+    labelling = labels.resolve(drawn, config.seed, **config.labels.model_dump())
+    ids = [schema.prompt_id(prompt) for prompt in prompts]
+    feed.held_out(ids if labelling is None else labelling.taken(ids), config.validation)
+
+
+def check_places(config: RankDPOConfig) -> None:
+    """Whether a run can write to where it writes beside its output: the encoded set's place, and trackers.
+
+    Raises:
+        ConfigError: it cannot, or a tracker's package is missing.
+    """
+    if config.encoding.place is not None:
+        open_output(config.encoding.place)
+    trackers.check(config.checkpoints, config.output)
 
 
 def _parted(sources: Sequence[Source], config: RankDPOConfig) -> tuple[Source, ...]:

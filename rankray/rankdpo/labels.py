@@ -37,6 +37,7 @@ class Labelling:
         seed: of random labels.
         pairs: "all", or those "within" one generator's pictures or "across" two generators' alone.
         generators: of each place in a row, by number.
+        weights: of `rewards`; alike where there are none.
     """
 
     candidates: tuple[int, ...]
@@ -46,6 +47,7 @@ class Labelling:
     seed: int
     pairs: str = "all"
     generators: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
     def comparable(self, count: int) -> npt.NDArray[np.bool_] | None:
         """Which of a row's first `count` places may be compared: bool[K, K]; None where all may."""
@@ -100,7 +102,7 @@ class Labelling:
             digest = hashlib.sha256(f"random label\0{self.seed}\0{prompt_id}".encode()).digest()
             drawn = np.random.default_rng(int.from_bytes(digest[:8], "big")).random((len(scores), 1))
             return ranking.win_probability(drawn)
-        return ranking.strength(self.aggregation, scores)
+        return ranking.strength(self.aggregation, scores, self.weights or None)
 
 
 def resolve(
@@ -114,7 +116,8 @@ def resolve(
     pairs: str = "all",
 ) -> Labelling | None:
     """The labelling that these settings (`[labels]`) mean on the dataset whose `dataset.json` is `info`; None for the
-    dataset's own.
+    dataset's own. What names neither rewards nor another aggregation ranks as the dataset does, by its aggregation and
+    weights: a filter that has no vote there gets none here.
 
     Raises:
         ConfigError: a name that the dataset lacks (nearest named), more samples than it has, one candidate alone, or no
@@ -140,9 +143,13 @@ def resolve(
         )
     columns = tuple(names.index(name) for name in rewards or names)
     drawn = tuple(n for n, item in enumerate(info["generators"]) for _ in range(int(item.get("samples", 1))))
-    found = Labelling(places, columns, aggregation, prompt_share, seed, pairs, drawn)
-    comparable, own = found.comparable(len(drawn)), np.eye(len(drawn), dtype=bool)
-    if comparable is not None and not (comparable & ~own)[np.ix_(places, places)].any():
+    how: Mapping[str, Any] = {"aggregation": aggregation, "weights": {}}
+    if not rewards and aggregation == WIN_PROBABILITY:
+        how = info.get("ranking", how)
+    weights = tuple(float(how["weights"].get(name, 1.0)) for name in rewards or names)
+    found = Labelling(places, columns, how["aggregation"], prompt_share, seed, pairs, drawn, weights)
+    comparable, same = found.comparable(len(drawn)), np.eye(len(drawn), dtype=bool)
+    if comparable is not None and not (comparable & ~same)[np.ix_(places, places)].any():
         needed = "two samples of one generator" if pairs == "within" else "samples of two generators"
         raise ConfigError(
             f"labels.pairs = '{pairs}' compares {needed}, and none take part; name more of them"

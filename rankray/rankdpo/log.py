@@ -43,7 +43,7 @@ class RunLog:
         self._cpu_s = time.process_time()
         self._flushed_s = self._said_s = time.monotonic()
         self._lines: list[dict[str, Any]] = []
-        self._usd_before = self._usd(state)
+        self._usd_before = state.usd(self._job.config)
         if self._writes:
             kept = store.read_json_lines(f"{self._output}/metrics.jsonl", self._fs)
             self._lines = [line for line in kept if line["step"] <= state.step]

@@ -119,7 +119,8 @@ class Training:
         for batch in micro:
             computed = some(needed(objective.name, batch.without_errors(), objective.options))
             ref_error = model.ref_errors(self.engine, batch, computed)
-            inputs = batch.inputs(model.errors(self.engine, batch, computed), ref_error)
+            model_error = model.errors(self.engine, batch, computed)
+            inputs = batch.inputs(model_error, ref_error)
             apart = loss_parts(objective.name, inputs, beta=objective.beta, options=objective.options)
             loss = torch.stack(tuple(apart.values())).sum(0)
             sums = metric_sums(inputs, loss, beta=objective.beta, computed=computed, parts=apart)
@@ -127,7 +128,8 @@ class Training:
             if batch is micro[-1]:
                 found = _all_reduced(total)
                 if not found["loss"] <= job.config.checkpoints.explode_at * max(found["prompts"], 1.0):
-                    loss, found["loss"] = loss * torch.nan, math.nan
+                    # By the errors themselves: of a micro-batch without a pair no parameter hears through its loss.
+                    loss, found["loss"] = loss + math.nan * model_error.sum(), math.nan
             self.engine.backward(loss.sum() * (self.world / max(count.item(), 1.0)), scale_wrt_gas=False)
             if batch is not micro[-1]:
                 self.engine.step()

@@ -81,6 +81,43 @@ def test_too_few_prompts_to_validate_on_are_refused_before_anything_is_drawn(tmp
     align.check(config.build(AlignConfig, tables), str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"labels": {"rewards": ["shapes-pikscore"]}}, r"no reward 'shapes-pikscore'.*'shapes-pickscore'"),
+        ({"labels": {"samples": {"shapes-sdxl": 3}}}, r"labels\.samples\.shapes-sdxl = 3; the dataset has 1"),
+        ({"labels": {"pairs": "within"}}, "compares two samples of one generator, and none take part"),
+        ({"labels": {"prompt_share": 0.5}}, r"validation would hold 64 of \d+ prompts out"),
+        ({"encoding": {"place": "s3:/typo"}}, "s3:/typo"),
+        ({"checkpoints": {"mlflow_uri": "http://127.0.0.1:1"}}, "names a place, and no experiment"),
+    ],
+)
+def test_what_a_training_refuses_is_refused_before_anything_is_drawn(
+    tmp_path: Path, training: dict[str, Any], said: str
+) -> None:
+    tables = config.read_toml(str(DEMO))
+    tables["training"] |= training
+    with pytest.raises(ConfigError, match=rf"^\[training\] .*{said}"):
+        align.check(config.build(AlignConfig, tables), str(tmp_path))
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_later_models_leave_behind_what_was_of_the_first_ones_files(rounds: int) -> None:
+    """Its content's digest and its files' variant: an export has neither."""
+    tables = config.read_toml(str(DEMO)) | {"rounds": rounds}
+    first = {"source": "s3://b/base", "revision": f"sha256:{'0' * 64}"}
+    tables["model"] |= {**first, "options": {"variant": "fp16", "fused": False}}
+    tables["generators"][0] |= {**first, "options": {"variant": "fp16"}}
+    settings = config.build(AlignConfig, tables)
+    (drawn,) = settings.evaluation("-", "/p").generators
+    later = settings.rankdpo("-", "-", "/p").model, drawn, settings.synpic("-", 2, "/p").generators[0]
+    assert [(one.source, one.revision, one.options.get("variant")) for one in later] == [
+        ("/p", None, None)
+    ] * 3
+    assert drawn.options == {"fused": False}
+    assert settings.rankdpo("-", "-", None).model.revision == first["revision"]
+
+
 def finished(settings: SynPicConfig, **changed: Any) -> store.RankedDataset:
     """The small dataset's rows where the job of `settings` would leave them; `changed` are keys of its summary."""
     folder, rows = Path(settings.output), read_prompts(settings.prompts).rows

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankray.config import ConfigError
-from rankray.models import weights
+from rankray.models import hub, weights
 from rankray.models.generators import GeneratorSpec
 from rankray.words import first_line
 
@@ -161,6 +161,8 @@ def _read_json(spec: GeneratorSpec, name: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(_read(spec, name))
+    except ConfigError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"'{spec.source}' is no diffusers pipeline, it has no {name}; give a directory or a hub "
@@ -181,5 +183,9 @@ def _read(spec: GeneratorSpec, name: str) -> bytes:
     if place.exists():
         return (place / name).read_bytes()
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    return Path(hf_hub_download(spec.source, name, revision=spec.revision)).read_bytes()
+    try:
+        return Path(hf_hub_download(spec.source, name, revision=spec.revision)).read_bytes()
+    except LocalEntryNotFoundError:  # a FileNotFoundError by its class, of a file that the hub may well have
+        raise ConfigError(hub.unreachable(spec.source)) from None

@@ -7,6 +7,7 @@ parameters a trainer holds 2.6.
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -273,6 +274,11 @@ def export(
         if pipe.components.get(part) is not None:
             # As published: transformers would write the weights' dtype into it, and then load them so unasked.
             shutil.copyfile(place / part / "config.json", directory / part / "config.json")
+    for file in (directory / "model_index.json", *directory.glob("*/config.json")):
+        # Where each was loaded from, which nothing reads: a place of this machine, and pipelines go to a hub.
+        content = json.loads(file.read_text())
+        if content.pop("_name_or_path", None) is not None:
+            file.write_text(f"{json.dumps(content, indent=2)}\n")
 
 
 def _published(spec: GeneratorSpec) -> Path:

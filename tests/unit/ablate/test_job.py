@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rankray import cli, config, store
@@ -93,7 +94,11 @@ def trial(bench: Bench, name: str, cpu_minutes: float, *values: list[list[float]
     """A finished training that was measured after each step, or every second of the long one."""
     every = 2 if name.startswith("along") else 1
     points = [
-        {"step": every * n, "values": {"checker": each, "shapes-mps": each}}
+        {
+            "step": every * n,
+            "values": {"checker": each, "shapes-mps": each},
+            "undrawn": np.flatnonzero(np.isnan(each)).tolist(),
+        }
         for n, each in enumerate(values, 1)
     ]
     folder = Path(bench.output.path, "trials", name)

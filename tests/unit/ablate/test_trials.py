@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,13 +80,15 @@ def test_a_training_that_is_measured_on_its_way_keeps_what_it_is_there() -> None
     assert (found.every, found.keep) == (20, 5)
 
 
-def test_a_picture_that_nobody_could_score_failed_itself_and_any_other_its_judge() -> None:
-    """Of four: at the first step one has no values and another none of b; at the second two have none of b."""
+def test_a_picture_that_was_not_drawn_failed_its_painter_and_any_other_its_judge() -> None:
+    """Of four: at the first step one was not drawn and another has no b; at the second two have none of b."""
     nan = float("nan")
-    points = [
-        {"a": np.array([[1.0, nan], [1.0, 1.0]]), "b": np.array([[2.0, nan], [nan, 2.0]])},
-        {"a": np.array([[1.0, 1.0], [1.0, 1.0]]), "b": np.array([[nan, 2.0], [nan, 2.0]])},
+    points: list[dict[str, Any]] = [
+        {"values": {"a": [[1.0, nan], [1.0, 1.0]], "b": [[2.0, nan], [nan, 2.0]]}, "undrawn": [1]},
+        {"values": {"a": [[1.0, 1.0], [1.0, 1.0]], "b": [[nan, 2.0], [nan, 2.0]]}, "undrawn": []},
     ]
     assert trials.failed_items(points, "sdxl") == ({"sdxl": 1, "b": 3}, 0.5)
     assert trials.failed_items(points[:1], "sdxl") == ({"sdxl": 1, "b": 1}, 0.25)
-    assert trials.failed_items([{"a": np.ones((2, 2))}], "sdxl") == ({}, 0.0)
+    assert trials.failed_items([{"values": {"a": [[1.0], [1.0]]}, "undrawn": []}], "sdxl") == ({}, 0.0)
+    alone = [{"values": {"a": [[nan], [1.0]]}, "undrawn": []}]  # settings are tried by one judge
+    assert trials.failed_items(alone, "sdxl") == ({"a": 1}, 0.5)

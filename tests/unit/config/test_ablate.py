@@ -144,6 +144,7 @@ def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) 
     [
         ({"seed": 1}, "'seed' would not be used; rows are trained from seeds 0, 1, 2"),
         ({"labels": {"rewards": ["shapes-mps"]}}, "'labels' would not be used; give"),
+        ({"encoding": {"mode": "stream"}}, "'stream' encodes anew in each run, and trials share what"),
         ({"encoding": {"reencode": True}}, "'reencode' would not be used; give a row's own"),
         ({"objective": {"beta": 3.0}}, "'beta' would not be used; give an objective's betas"),
         ({"optimizer": {"learning_rate": 0.1}}, "'learning_rate' would not be used"),

@@ -12,6 +12,8 @@ from hub_server import TOKEN, Hub, serving
 from huggingface_hub import constants
 
 from rankray.config import ConfigError, GeneratorChoice, RewardChoice
+from rankray.models import denoisers
+from rankray.models.generators import GeneratorSpec
 from rankray.models.generators import resolve as resolve_generator
 from rankray.models.rewards import resolve as resolve_reward
 from rankray.models.targets import Target, require_resolved
@@ -191,3 +193,15 @@ def test_the_token_goes_to_no_other_host(hub: Hub, monkeypatch: pytest.MonkeyPat
     pointing = f"HTTP/1.1 307 OK\r\nLocation: {there}\r\nContent-Length: 0\r\n\r\n".encode()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{fuzz_servers.answering(pointing)}")
     assert refused("me/mine").startswith("there is no hub repository 'me/mine', or it is private")
+
+
+def test_a_trained_models_pipeline_is_not_called_none_where_the_hub_is_silent(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = GeneratorSpec(source="owner/open", pipeline="StableDiffusionXLPipeline", steps=1, guidance=1.0)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ConfigError,
+        match=r"^hub repository .owner/open. is not in the local cache, and HF_HUB_OFFLINE is set",
+    ):
+        denoisers.check_family(spec)

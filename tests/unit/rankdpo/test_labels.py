@@ -36,6 +36,26 @@ def test_the_datasets_own_ranking_needs_no_labelling() -> None:
     assert labels.resolve(INFO, 0, **LabelsConfig().model_dump()) is None
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"prompt_share": 0.999999}, {"pairs": "within"}, {"samples": {"one": 2, "two": 1, "three": 1}}],
+)
+def test_what_asks_nobody_else_ranks_as_the_dataset_does(changes: dict[str, object]) -> None:
+    """A dataset that `rerank --weights r=0` made, by another aggregation: its r votes in no part of it either."""
+    for aggregation in ("win_probability", "mean_z"):
+        how = {"aggregation": aggregation, "weights": {"r": 0.0, "s": 1.0}}
+        given = config.build(LabelsConfig, changes).model_dump()
+        found = labels.resolve({**INFO, "ranking": how}, 0, **given)
+        assert found is not None
+        phi, rank = found(ID, SCORES, RANK)
+        due = ranking.strength(aggregation, SCORES, [0.0, 1.0])
+        assert phi.tolist() == due.astype(np.float32).tolist()
+        assert rank.tolist() == [3, 2, 1, 4]
+        named = labels.resolve({**INFO, "ranking": how}, 0, **{**given, "rewards": ("r", "s")})
+        assert named is not None
+        assert named(ID, SCORES, RANK)[0].tolist() == pytest.approx(ranking.win_probability(SCORES).tolist())
+
+
 def test_one_reward_ranks_by_its_scores() -> None:
     phi, rank = resolved(rewards=["s"])(ID, SCORES, RANK)
     assert rank.tolist() == [3, 2, 1, 4]

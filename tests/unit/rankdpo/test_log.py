@@ -46,7 +46,10 @@ def test_all_that_workers_are_held_for_is_paid_for_once(
     (step,) = training.steps(rows)
     state = RunState(step=1, elapsed_s=3600.0, cpu_s=3600.0)
     run = log.RunLog(training, state, time.monotonic() - 3600.0)
+    told: dict[str, float] = {}
+    monkeypatch.setattr(log.metrics, "tell", lambda place, totals, now: told.update(totals))
     run.step(state, step)
+    assert told["usd"] == pytest.approx(2.0, abs=0.04), "an hour of loading, in the live metric too"
     now = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: now() + 3600.0)
     point = Point(1, 0.5, 0.1, 0.0, 0.7, 0.2, 0.2, 0.0, 0.0)

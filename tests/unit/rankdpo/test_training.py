@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -237,6 +238,33 @@ def test_whether_a_step_explodes_does_not_depend_on_how_its_batch_is_cut(
     exploded = taken_step(0.999 * mean)
     assert exploded.bad
     assert math.isnan(exploded.sums["loss"])
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_step_that_exploded_is_not_taken_by_a_last_part_without_a_pair(
+    make: Make, tmp_path: Path, stage: int
+) -> None:
+    """Its loss reaches no parameter, and what is said of the whole batch is said in its backward pass."""
+    bounds = {"checkpoints__explode_at": 1e-3, "optimizer__learning_rate": 1e-2, "workers__micro_batch": 1}
+    job = make(steps=1, tuned__dtype="float32", workers__zero_stage=stage, **bounds)
+    (whole,) = feed(Rows(job), 0, 1, 4, job.config.seed, 0, 1)
+    table = pq.read_table(job.sets[0].files[0])
+    phi = [
+        [0.5] * len(old) if row == whole.rows[-1].prompt_id else old
+        for row, old in zip(table["prompt_id"].to_pylist(), table["win_probability"].to_pylist(), strict=True)
+    ]
+    place = table.column_names.index("win_probability")
+    column = pa.array(phi, table.schema.field(place).type)
+    file = tmp_path / "rows.parquet"
+    pq.write_table(table.set_column(place, table.schema.field(place), column), file, row_group_size=1)
+    job = replace(job, sets=(replace(job.sets[0], files=(str(file),)),))
+    zero.alone()
+    rows = Rows(job)
+    training = begin(job, rows)
+    before = zero.gather(training.engine)
+    (step,) = training.steps(rows)
+    assert step.bad
+    assert all(torch.equal(value, before[name]) for name, value in zero.gather(training.engine).items())
 
 
 @pytest.mark.parametrize("stage", [0, 2])
