@@ -285,8 +285,14 @@ class RankedDataset:
 
 def row_ids(file: str, fs: pafs.FileSystem) -> list[str]:
     """The prompt ids of a Parquet file's rows, in their order; nothing else of it is read."""
-    ids: list[str] = pq.read_table(file, columns=["prompt_id"], filesystem=fs)["prompt_id"].to_pylist()
+    ids: list[str] = read_columns(file, fs, ["prompt_id"])["prompt_id"].to_pylist()
     return ids
+
+
+def read_columns(file: str, fs: pafs.FileSystem, columns: Sequence[str] | None = None) -> pa.Table:
+    """Columns of a Parquet file, all by default, read by the calling thread: where Arrow has one thread of its own, as
+    on nodes with OMP_NUM_THREADS=1, it takes all files' requests one after another, an encoded set's one a row."""
+    return pq.ParquetFile(file, filesystem=fs).read(columns, use_threads=False)
 
 
 def read_table(file: str, fs: pafs.FileSystem, images: bool = False) -> pa.Table:

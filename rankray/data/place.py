@@ -522,8 +522,8 @@ def _ids_by_file(output: Output, *parts: str) -> list[tuple[str, list[str]]]:
         return list(zip(files, ids, strict=True))
 
 
-def drop_repeats(output: Output, *parts: str, row_group_size: int | None = None) -> int:
-    """Removes rows whose id stands in an earlier file; returns how many.
+def drop_repeats(output: Output, *parts: str, row_group_size: int | None = None) -> tuple[int, int]:
+    """Removes rows whose id stands in an earlier file; returns how many, and how many stay.
 
     Ray Data's checkpoint writes a row once. What it cannot see is a writing task of a killed driver that
     outlives it by a second and commits after the next run has read the checkpoint.
@@ -545,7 +545,7 @@ def drop_repeats(output: Output, *parts: str, row_group_size: int | None = None)
         passing = f"{path}.tmp"
         pq.write_table(table, passing, filesystem=output.fs, row_group_size=row_group_size)
         output.fs.move(passing, path)
-    return dropped
+    return dropped, len(seen)
 
 
 def require_rows(output: Output, rows: int, row_group_size: int | None = None) -> int:
@@ -554,11 +554,10 @@ def require_rows(output: Output, rows: int, row_group_size: int | None = None) -
     Raises:
         RuntimeError: rows are missing although Ray Data says that it wrote them.
     """
-    repeats = drop_repeats(output, "data", row_group_size=row_group_size)
-    missing = rows - len(finished_ids(output, "data"))
-    if missing:
+    repeats, found = drop_repeats(output, "data", row_group_size=row_group_size)
+    if found != rows:
         raise RuntimeError(
-            f"{missing} of {rows} rows are missing in {output.uri}/data; run the command again"
+            f"{rows - found} of {rows} rows are missing in {output.uri}/data; run the command again"
         )
     return repeats
 

@@ -224,13 +224,13 @@ def test_repeats_are_dropped_from_the_later_file(place: Output) -> None:
     write_ids(place, "2", "b", "c")
     write_ids(place, "3", "a", "c")
     write_ids(place, "4", "d")
-    assert output.drop_repeats(place, "data") == 3
+    assert output.drop_repeats(place, "data") == (3, 4)
     assert output.finished_ids(place, "data") == ["a", "b", "c", "d"]
     assert len(place.files("data")) == 3
     assert output.require_rows(place, 4) == 0
     with pytest.raises(RuntimeError, match=r"1 of 5 rows are missing in .*/data; run the command again"):
         output.require_rows(place, 5)
-    assert output.drop_repeats(place, "data") == 0
+    assert output.drop_repeats(place, "data") == (0, 4)
 
 
 def candidate(

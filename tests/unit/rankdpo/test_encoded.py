@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
+from rankray import store
+from rankray.data import place
 from rankray.rankdpo.encoded import (
     EncodedRow,
     Layout,
@@ -19,6 +26,7 @@ from rankray.rankdpo.encoded import (
     decoded_row,
     encoded_table,
     index,
+    read_reference,
 )
 
 LAYOUT = Layout((4, 8, 8), {"text": (3, 5), "pooled": (7,)}, "float32", (64, 64))
@@ -77,3 +85,74 @@ def test_rows_are_read_alone_and_in_any_order(tmp_path: Path, group: int) -> Non
     wanted = [7, 0, 9, 3, 3]
     found = reader.read([places[n] for n in wanted])
     assert found == [whole.slice(n, 1).to_pylist()[0] for n in wanted]
+
+
+class Far(LocalFileSystem):
+    """A store that takes 5 ms an answer, and knows how many were waited for at once."""
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = self.most = 0
+        self.lock = threading.Lock()
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any) -> Any:
+        return FarFile(self, open(path, mode))
+
+
+@dataclass
+class FarFile:
+    far: Far
+    file: Any
+
+    def read(self, size: int = -1) -> bytes:
+        with self.far.lock:
+            self.far.waiting += 1
+            self.far.most = max(self.far.most, self.far.waiting)
+        time.sleep(0.005)
+        with self.far.lock:
+            self.far.waiting -= 1
+        return bytes(self.file.read(size))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Arrow as on nodes whose launcher says OMP_NUM_THREADS=1."""
+    before = pa.cpu_count()
+    pa.set_cpu_count(1)
+    yield
+    pa.set_cpu_count(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_files_of_a_store_are_asked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoded set has a row group a row, and each is a request of its own."""
+    (tmp_path / "data").mkdir()
+    names = [f"{n:02}" for n in range(24)]
+    for n in range(0, 24, 3):
+        made, _, _ = table(names[n : n + 3])
+        errors = pa.array([[[0.5] * 3]] * 3)
+        file = tmp_path / "data" / f"{n:02}.parquet"
+        pq.write_table(made.append_column("ref_error", errors), file, row_group_size=1)
+    output = place.open_output(str(tmp_path), in_job=False)
+
+    def far() -> pafs.PyFileSystem:
+        return pafs.PyFileSystem(pafs.FSSpecHandler(Far()))
+
+    def most(fs: pafs.PyFileSystem) -> int:
+        return int(fs.handler.fs.most)
+
+    there = far()
+    assert [one.prompt_id for one in index(output.tables("data"), there)] == names
+    assert most(there) >= 4
+    there = far()
+    monkeypatch.setattr(store, "filesystem", lambda uri: (there, uri))
+    assert sorted(read_reference(str(tmp_path))) == names
+    assert most(there) >= 4
+    there = far()
+    found = place.finished_ids(replace(output, fs=there), "data")
+    assert (sorted(found), most(there) >= 4) == (names, True)
