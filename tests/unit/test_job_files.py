@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from rankray import config
 from rankray.config import PromptsConfig, SynPicConfig
@@ -136,3 +137,18 @@ def test_all_else_is_the_machines() -> None:
 )
 def test_job_files_are_valid(path: Path) -> None:
     config.build(SynPicConfig, config.read_toml(path))
+
+
+def test_generators_may_have_every_gpu_of_the_launchers_cluster_and_a_list_has_blocks_for_them() -> None:
+    """One generator draws at a time; GenEval's list is the shortest of those that are published, 553 prompts."""
+    cluster = yaml.safe_load((JOBS.parent / "cluster" / "aws.yaml").read_text())
+    gpus = sum(
+        node["max_workers"] * node["resources"].get("GPU", 0)
+        for name, node in cluster["available_node_types"].items()
+        if name != cluster["head_node_type"]
+    )
+    assert gpus == 32
+    drawn = config.build(SynPicConfig, config.read_toml(JOBS / "synpic.toml"))
+    measured = config.build(EvaluateConfig, config.read_toml(JOBS / "evaluate.toml"))
+    assert [choice.pool.max_size for choice in (*drawn.generators, *measured.models)] == [gpus] * 6
+    assert 553 / measured.execution.rows_per_block >= 4 * gpus
