@@ -11,14 +11,17 @@ A judge is a stage like a reward: constructed `Class(spec=..., items={prompt: da
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
+
+from rankray import store
 from rankray.config import ConfigError, EvalChoice
 from rankray.data.prompts import open_text
 from rankray.models.targets import (
@@ -192,14 +195,32 @@ def parts(path: str) -> list[str]:
     return [part.strip() for part in path.split(",")]
 
 
+def files_of(path: str, pattern: str) -> list[str] | None:
+    """The files of a directory, or of a URI that is one, whose names match, by name; None where it is none.
+
+    Raises:
+        ValueError: the place cannot be asked.
+    """
+    try:
+        fs, place = store.filesystem(path)
+        if fs.get_file_info(place).type != pafs.FileType.Directory:
+            return None
+        found = fs.get_file_info(pafs.FileSelector(place))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    names = sorted(info.base_name for info in found if info.type == pafs.FileType.File)
+    return [f"{path.rstrip('/')}/{name}" for name in names if fnmatch.fnmatch(name, pattern)]
+
+
 def read_lines(path: str) -> list[str]:
-    """Lines of a metadata file.
+    """Lines of a metadata file, at a path or a URI.
 
     Raises:
         ValueError: there is no such file, or it is no UTF-8, nor UTF-16 or UTF-32 that can be told.
     """
     try:
-        with Path(path).expanduser().open("rb") as stream:
+        fs, place = store.filesystem(path)
+        with fs.open_input_file(place) as stream:
             # Not splitlines(): a JSON line or a quoted field may hold any of Unicode's other line ends.
             lines = list(open_text(stream))
         "".join(lines).encode("utf-8")  # what could not be decoded cannot be encoded either

@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from rankray.evals import Item, by_category, parts, read_lines
+from rankray.evals import Item, by_category, files_of, parts, read_lines
 from rankray.evals.phrases import LOCALITIES, Spatial, noun_phrases, parse_spatial, sentence_spatial
 from rankray.models.targets import Judgement
 from rankray.stats import Column
@@ -59,34 +59,35 @@ def read_items(path: str) -> list[Item]:
     """
     found: list[Item] = []
     for file in _files(path):
-        reader = _own if file.suffix == ".jsonl" else _published
-        for number, line in enumerate(read_lines(str(file)), 1):
+        lines, name = read_lines(file), PurePosixPath(file)
+        reader = _own if name.suffix == ".jsonl" else _published(file)
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    found.append(reader(line.strip(), file))
+                    found.append(reader(line.strip()))
                 except (ValueError, TypeError, KeyError) as error:
-                    raise ValueError(f"{file.name}, line {number}: {error}") from None
+                    raise ValueError(f"{name.name}, line {number}: {error}") from None
     return found
 
 
-def _files(path: str) -> Iterator[Path]:
+def _files(path: str) -> Iterator[str]:
     for part in parts(path):
-        place = Path(part).expanduser()
-        if not place.is_dir():
-            yield place
+        inside = files_of(part, "*[-_ ]val.txt")
+        if inside is None:
+            yield part
             continue
-        files = [file for file in sorted(place.glob("*[-_ ]val.txt")) if _category(file)]
+        files = [file for file in inside if _category(file)]
         if not files:
-            raise ValueError(f"{place} holds none of {', '.join(f'{name}_val.txt' for name in CATEGORIES)}")
+            raise ValueError(f"{part} holds none of {', '.join(f'{name}_val.txt' for name in CATEGORIES)}")
         yield from files
 
 
-def _category(file: Path) -> str | None:
+def _category(file: str) -> str | None:
     """By the words of its name: of `color_val.txt`, `anything-colour.txt`, `Non-Spatial_val.txt`.
 
     None of names that say none, and of T2I-CompBench++'s `3d_spatial`.
     """
-    words = [word for word in re.split(r"[\W_]+", file.stem.lower()) if word]
+    words = [word for word in re.split(r"[\W_]+", PurePosixPath(file).stem.lower()) if word]
     if words[-1:] in (["val"], ["train"]):
         words.pop()
     words = re.sub(r"\bnon ?spatial$", "non_spatial", " ".join(words)).replace("colour", "color").split()
@@ -95,17 +96,23 @@ def _category(file: Path) -> str | None:
     return words[-1]
 
 
-def _published(prompt: str, file: Path) -> Item:
+def _published(file: str) -> Callable[[str], Item]:
+    """What a line of the authors' file asks."""
     category = _category(file)
-    if category is None:
-        raise ValueError(
-            f"the file's name says no category; call it {', '.join(f'{one}_val.txt' for one in CATEGORIES)}"
-        )
-    kind = _kind(prompt, file) if category == "complex" else None
-    return Item(prompt, _data(prompt, category, kind, {}))
+    lists = _lists(file) if category == "complex" else {}
+
+    def item(prompt: str) -> Item:
+        if category is None:
+            raise ValueError(
+                f"the file's name says no category; call it {', '.join(f'{one}_val.txt' for one in CATEGORIES)}"
+            )
+        kind = _kind(prompt, lists) if category == "complex" else None
+        return Item(prompt, _data(prompt, category, kind, {}))
+
+    return item
 
 
-def _own(line: str, file: Path) -> Item:
+def _own(line: str) -> Item:
     entry = parse_json(line)
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise ValueError("no 'prompt'")
@@ -137,15 +144,22 @@ def _data(prompt: str, category: str, kind: str | None, own: Mapping[str, Any]) 
     return data if kind is None else {**data, "kind": kind}
 
 
-def _kind(prompt: str, file: Path) -> Kind:
-    """Which of the lists beside the file holds the prompt, compared as the authors do: up to the first full stop."""
-    wanted, lists = prompt.partition(".")[0].lower(), 0
-    for kind in ("spatial", "action"):
-        beside = file.with_name(f"{file.stem}_{kind}.txt")
-        if not beside.is_file():
-            continue
-        lists += 1
-        if wanted in {line.strip().partition(".")[0].lower() for line in read_lines(str(beside))}:
+def _lists(file: str) -> dict[Kind, set[str]]:
+    """The lists beside the file of complex prompts: their prompts up to the first full stop, as the authors compare."""
+    name = PurePosixPath(file).stem
+    beside: dict[Kind, str] = {"spatial": f"{name}_spatial.txt", "action": f"{name}_action.txt"}
+    there = {PurePosixPath(one).name: one for one in files_of(file.rpartition("/")[0] or ".", "*.txt") or ()}
+    return {
+        kind: {line.strip().partition(".")[0].lower() for line in read_lines(there[one])}
+        for kind, one in beside.items()
+        if one in there
+    }
+
+
+def _kind(prompt: str, lists: Mapping[Kind, set[str]]) -> Kind:
+    wanted = prompt.partition(".")[0].lower()
+    for kind, prompts in lists.items():
+        if wanted in prompts:
             return kind
     return "both" if lists else guessed_kind(prompt)
 

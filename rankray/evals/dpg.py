@@ -21,10 +21,9 @@ import csv
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rankray.evals import Item, read_lines
+from rankray.evals import Item, files_of, read_lines
 from rankray.models.targets import Judgement
 from rankray.stats import Column
 from rankray.store import parse_json
@@ -115,14 +114,12 @@ def read_items(path: str, *, keep_first: bool = False) -> list[Item]:
     Raises:
         ValueError: there is no such file, or it is of another form; it names the line.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
-        tables = sorted(place.glob("*.csv"))
-        if len(tables) != 1:
-            raise ValueError(f"{path} holds {len(tables)} .csv files; name DPG-Bench's table of questions")
-        place = tables[0]
-    lines = read_lines(str(place))
-    if place.suffix != ".jsonl":
+    tables = files_of(path, "*.csv")
+    if tables is not None and len(tables) != 1:
+        raise ValueError(f"{path} holds {len(tables)} .csv files; name DPG-Bench's table of questions")
+    (place,) = tables or [path]
+    lines = read_lines(place)
+    if not place.endswith(".jsonl"):
         return read(lines, keep_first=keep_first)
     return [_item(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,7 +136,8 @@ b,Two owls,,1,0,entity,whole,entity - whole (owls),Are there owls?
 
 def test_dpg_columns(tmp_path: Path) -> None:
     (tmp_path / "dpg_bench.csv").write_text(TABLE)
-    assert [len(item.data["questions"]) for item in items_of(EVALS["dpg"], str(tmp_path))] == [1]
+    for place in (str(tmp_path), tmp_path.as_uri()):
+        assert [len(item.data["questions"]) for item in items_of(EVALS["dpg"], place)] == [1]
     mended = replace(EVALS["dpg"], options={**EVALS["dpg"].options, "keep_first": True, "all_pictures": True})
     items = items_of(mended, str(tmp_path / "dpg_bench.csv"))
     seen = {
@@ -187,7 +189,9 @@ def test_dpg_json_lines(tmp_path: Path) -> None:
         items_of(EVALS["dpg"], str(tmp_path))
 
 
-def test_compbench_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [str, Path.as_uri])
+def test_compbench_files(tmp_path: Path, form: Callable[[Path], str]) -> None:
+    """At a path, or in a store, where the clusters that have no shared disk read them."""
     files = {
         "color_val.txt": "a teal drum and a pink kettle\n\n",
         "spatial_val.txt": "a girl on the top of a crate\n",
@@ -200,7 +204,7 @@ def test_compbench_files(tmp_path: Path) -> None:
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    items = {item.prompt: item.data for item in items_of(EVALS["compbench"], str(tmp_path))}
+    items = {item.prompt: item.data for item in items_of(EVALS["compbench"], form(tmp_path))}
     assert items["a teal drum and a pink kettle"] == {
         "category": "color", "phrases": ["a teal drum", "a pink kettle"],
     }  # fmt: skip
@@ -214,7 +218,7 @@ def test_compbench_files(tmp_path: Path) -> None:
     }  # fmt: skip
     assert [items[prompt]["kind"] for prompt in ("The cat naps.", "The dog ran.")] == ["action", "both"]
     assert len(items) == 6
-    two = f"{tmp_path / 'color_val.txt'},{tmp_path / 'spatial_val.txt'}"
+    two = f"{form(tmp_path / 'color_val.txt')},{form(tmp_path / 'spatial_val.txt')}"
     assert [item.data["category"] for item in items_of(EVALS["compbench"], two)] == ["color", "spatial"]
     seen = {
         "a teal drum and a pink kettle": [Judgement(0.5, {}), None],
