@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, distributed
 
 from rankray import schema, store
-from rankray.cluster.item_safe import each_alone
+from rankray.cluster.item_safe import BrokenModelError, ItemSafe
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.models.denoisers import parts
 from rankray.models.generators import GeneratorSpec
@@ -84,6 +84,8 @@ def keep_grid(training: Training, step: int) -> None:
         return
     with training.averaged():
         drawing = painter(job, zero.each(training.engine))
+    # What is drawn beside them would be thrown away, and a full batch's pictures need memory that training holds.
+    drawing.batch_size = min(drawing.batch_size, -(-len(prompts) * COLUMNS // training.world))
     grid = draw_grid(job.spec, drawing, prompts, training.rank, training.world).to(drawing.pipe.device)
     distributed.all_reduce(grid)
     if training.rank == 0:
@@ -103,7 +105,8 @@ def draw_grid(spec: GeneratorSpec, painter: Any, prompts: Sequence[str], rank: i
     """A worker's share of `COLUMNS` pictures of each prompt, a row a prompt, black where others draw: uint8[H, W, 3].
 
     Seeds are always the same, and a picture depends on its prompt and seed alone, whichever worker draws it. One that
-    fails is black.
+    fails is black; where there is no memory for a batch it is halved, and where there is none for one picture, that is
+    said and training goes on.
     """
     cells = [(row, column) for row in range(len(prompts)) for column in range(COLUMNS)][rank::world]
     items = [
@@ -116,7 +119,12 @@ def draw_grid(spec: GeneratorSpec, painter: Any, prompts: Sequence[str], rank: i
 
     height, width = spec.height, spec.width
     grid = torch.zeros(len(prompts) * height, COLUMNS * width, 3, dtype=torch.uint8)
-    for (row, column), picture in zip(cells, each_alone(paint, items), strict=True):
+    try:
+        pictures = ItemSafe(painter, "grid of samples").run(paint, items)
+    except BrokenModelError as error:
+        print(f"[rankray] {error} Or draw no grid: checkpoints.sample_every = 0.", flush=True)
+        return grid
+    for (row, column), picture in zip(cells, pictures, strict=True):
         if not isinstance(picture, Exception):
             pixels = torch.from_numpy(np.array(picture.convert("RGB")))
             grid[row * height : (row + 1) * height, column * width : (column + 1) * width] = pixels

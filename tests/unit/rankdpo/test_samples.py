@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rankray.config import GeneratorChoice
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.models.denoisers import parts
 from rankray.models.generators import GENERATORS
 from rankray.models.generators.diffusers_pipeline import DiffusersGenerator
-from rankray.rankdpo.samples import place_weights
+from rankray.rankdpo.samples import draw_grid, place_weights
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 
@@ -38,3 +39,26 @@ def test_fused_projections_are_of_the_trained_weights(name: str) -> None:
         drawn[fused] = np.asarray(after)
         assert np.abs(drawn[fused].astype(int) - np.asarray(before).astype(int)).max() > 1
     assert np.array_equal(drawn[True], drawn[False])
+
+
+@dataclass
+class Small:
+    """A device with memory for so many pictures at once."""
+
+    most: int
+    batch_size: int = 8
+
+    def generate(self, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+        if self.batch_size > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [Image.new("RGB", (8, 8), (255, 255, 255)) for _ in prompts]
+
+
+@pytest.mark.parametrize(("most", "white"), [(8, 1.0), (2, 1.0), (0, 0.0)])
+def test_a_grid_takes_the_memory_that_is_left_and_ends_no_training(
+    most: int, white: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = replace(GENERATORS["shapes-sdxl"], height=8, width=8)
+    grid = draw_grid(spec, Small(most), ["a red circle", "a blue ring"], 0, 1)
+    assert float((grid == 255).float().mean()) == white
+    assert ("checkpoints.sample_every = 0" in capsys.readouterr().out) == (most == 0)
