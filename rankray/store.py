@@ -15,11 +15,11 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -32,6 +32,8 @@ from rankray.words import first_line
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 IMAGES = "images"
 """The directory within a dataset that holds its pictures, where rows name them and do not hold them."""
@@ -401,21 +403,24 @@ def validate(path: str) -> Validation:
         )
     seen: set[str] = set()
     rows = candidates = images = failures = 0
-    for file in dataset.files:
-        table = read_table(file, dataset.fs, images=True)
-        name = file.rpartition("/")[2]
-        faults += _schema_faults(table.schema, dataset.info, name)
-        if table.schema.names[:3] != ["prompt_id", "prompt", "candidates"]:
-            continue
-        for row in located(table.to_pylist(), dataset.path):
-            if row["prompt_id"] in seen:
-                faults.append(f"{name}: prompt_id {row['prompt_id']} stands twice")
-            seen.add(row["prompt_id"])
-            faults += [f"{name}: {row['prompt_id']}: {fault}" for fault in _row_faults(row, dataset.info)]
-            rows += 1
-            candidates += len(row["candidates"])
-            images += sum(candidate["image"] is not None for candidate in row["candidates"])
-            failures += _failures(row["candidates"], dataset.info)
+    with ThreadPoolExecutor() as pool:
+        read_file = functools.partial(read_table, fs=dataset.fs, images=True)
+        for file, table in one_ahead(read_file, dataset.files, pool):
+            name = file.rpartition("/")[2]
+            faults += _schema_faults(table.schema, dataset.info, name)
+            if table.schema.names[:3] != ["prompt_id", "prompt", "candidates"]:
+                continue
+            found = located(table.to_pylist(), dataset.path)
+            of_rows = pool.map(lambda row: list(_row_faults(row, dataset.info)), found)
+            for row, own in zip(found, of_rows, strict=True):
+                if row["prompt_id"] in seen:
+                    faults.append(f"{name}: prompt_id {row['prompt_id']} stands twice")
+                seen.add(row["prompt_id"])
+                faults += [f"{name}: {row['prompt_id']}: {fault}" for fault in own]
+                rows += 1
+                candidates += len(row["candidates"])
+                images += sum(candidate["image"] is not None for candidate in row["candidates"])
+                failures += _failures(row["candidates"], dataset.info)
     counted = {"rows": rows, "candidates": candidates, "images": images}
     for key, count in counted.items():
         if dataset.info[key] != count:
@@ -428,6 +433,17 @@ def validate(path: str) -> Validation:
         more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
         raise DatasetError("\n".join([f"{dataset.path} is not valid:", *faults[:MAX_FAULTS], *more]))
     return Validation(rows, candidates, images, failures)
+
+
+def one_ahead(
+    call: Callable[[Item], Result], items: Sequence[Item], pool: ThreadPoolExecutor
+) -> Iterator[tuple[Item, Result]]:
+    """Items with what `call` makes of them, the next one's made while one is looked at."""
+    due = [pool.submit(call, item) for item in items[:1]]
+    for n, item in enumerate(items):
+        result = due.pop().result()
+        due += [pool.submit(call, following) for following in items[n + 1 : n + 2]]
+        yield item, result
 
 
 def well_formed(dataset: RankedDataset) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -126,16 +127,19 @@ class EncodeActor:
             if candidate["image"] is not None
         ]
         latents: list[list[Any]] = [[None] * len(row["candidates"]) for row in rows]
+        batches = [drawn[start : start + job.batch_size] for start in range(0, len(drawn), job.batch_size)]
+
+        def decoded(batch: list[tuple[int, int]]) -> list[Image.Image]:
+            return [picture_of(rows[b], k, job.dataset, (spec.height, spec.width)) for b, k in batch]
+
         shape = (1, 1, 1)
-        for start in range(0, len(drawn), job.batch_size):
-            batch = drawn[start : start + job.batch_size]
-            pictures = [picture_of(rows[b], k, job.dataset, (spec.height, spec.width)) for b, k in batch]
-            if job.reencode:
-                pictures = self._parts.reconstructed(self._pipe, pictures)
-            mean, std = (value.cpu().numpy() for value in self._parts.encode_images(self._pipe, pictures))
-            shape = mean.shape[1:]
-            for n, (b, k) in enumerate(batch):
-                latents[b][k] = (mean[n], std[n])
+        with ThreadPoolExecutor(1) as ahead:  # of the device: 33 ms a 1024-pixel PNG, in which it would wait
+            for batch, pictures in store.one_ahead(decoded, batches, ahead):
+                given = self._parts.reconstructed(self._pipe, pictures) if job.reencode else pictures
+                mean, std = (value.cpu().numpy() for value in self._parts.encode_images(self._pipe, given))
+                shape = mean.shape[1:]
+                for n, (b, k) in enumerate(batch):
+                    latents[b][k] = (mean[n], std[n])
         text = self._text([row["prompt"] for row in rows])
         shapes = {name: value.shape[1:] for name, value in text.items()}
         layout = Layout(shape, shapes, job.stored_dtype, (spec.height, spec.width))

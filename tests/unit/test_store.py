@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -430,3 +431,21 @@ def test_a_store_is_asked_as_often_by_whom_it_is_sent_to(monkeypatch: pytest.Mon
                 each.get_file_info(path)
             counts.append(len(asked))
     assert counts == [4, 4]
+
+
+def test_one_is_made_ahead_and_no_more() -> None:
+    """Files of a hundred megabytes, and their pictures' pixels: one at work, one waiting."""
+    begun = {n: threading.Event() for n in range(5)}
+
+    def make(n: int) -> int:
+        begun[n].set()
+        return n * n
+
+    with ThreadPoolExecutor() as pool:
+        for n, square in store.one_ahead(make, range(5), pool):
+            assert square == n * n
+            assert n == 4 or begun[n + 1].wait(10)
+            time.sleep(0.01)
+            assert [m for m in begun if begun[m].is_set()] == list(range(min(n + 2, 5)))
+    with ThreadPoolExecutor() as pool, pytest.raises(ZeroDivisionError):
+        list(store.one_ahead(lambda n: 1 // n, [1, 0, 2], pool))
