@@ -23,7 +23,7 @@ import math
 import os
 import re
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -520,6 +520,12 @@ def _ids_by_file(output: Output, *parts: str) -> list[tuple[str, list[str]]]:
     with ThreadPoolExecutor(IO_THREADS) as pool:
         ids = pool.map(functools.partial(store.row_ids, fs=output.fs), files)
         return list(zip(files, ids, strict=True))
+
+
+def files_with(output: Output, ids: Iterable[str], *parts: str) -> list[str]:
+    """The Parquet files in a directory of the output that hold a row of `ids`, in their order."""
+    wanted = set(ids)
+    return [file for file, found in _ids_by_file(output, *parts) if not wanted.isdisjoint(found)]
 
 
 def drop_repeats(output: Output, *parts: str, row_group_size: int | None = None) -> tuple[int, int]:

@@ -250,15 +250,16 @@ class _Making:
         before = running.kept_usage(output, run_id)
         with Reporter(context.meter, output.uri, totals, every_s, config.prices, keep, before, note):
             if left:
-                self._stream(phase, context, len(left))
+                self._stream(phase, context, left)
         if not phase.last and not phase.again:
             output.write_text(f"_work/done-{phase.name}", "\n".join(one.target.name for one in phase.stages))
         if phase.before and not phase.last:
             output.remove(*phase.source)
         return sum(count for (kind, _), count in totals.items() if kind == "generator"), len(left)
 
-    def _stream(self, phase: Phase, context: JobContext, rows: int) -> None:
-        """One Ray Data pipeline: read -> the phase's stages -> write, checkpointed by row."""
+    def _stream(self, phase: Phase, context: JobContext, left: Sequence[str]) -> None:
+        """One Ray Data pipeline: read -> the phase's stages -> write, checkpointed by row; files of which nothing is
+        `left` to do are not read, as Ray Data would read them, pictures and all, to leave their rows out."""
         output = self.output
         final = None
         if phase.last:
@@ -274,9 +275,11 @@ class _Making:
                 dataset = stages.model_stage(dataset, stage, context, size)
             return stages.rank_stage(dataset, context, final) if final is not None else dataset
 
-        source = output.tables(*phase.source)
+        source = place.files_with(output, left, *phase.source)
         arrow_args = {} if final is None else {"schema": final}
-        balanced = functools.partial(Balance, phase.stages, replace(phase.work, rows=rows), context.meter)
+        balanced = functools.partial(
+            Balance, phase.stages, replace(phase.work, rows=len(left)), context.meter
+        )
         stream(source, output.fs, output, phase.sink, phase.checkpoint, build, arrow_args, balanced)
 
 

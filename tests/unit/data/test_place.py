@@ -231,6 +231,8 @@ def test_repeats_are_dropped_from_the_later_file(place: Output) -> None:
     with pytest.raises(RuntimeError, match=r"1 of 5 rows are missing in .*/data; run the command again"):
         output.require_rows(place, 5)
     assert output.drop_repeats(place, "data") == (0, 4)
+    with_rows = output.files_with(place, ["c", "d", "z"], "data")
+    assert [file.rpartition("/")[2] for file in with_rows] == ["2.parquet", "4.parquet"]
 
 
 def candidate(
