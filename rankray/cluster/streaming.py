@@ -18,9 +18,9 @@ from ray.data.checkpoint import CheckpointConfig
 
 from rankray.cluster import balance
 from rankray.cluster.actors import Actors
+from rankray.cluster.item_safe import cause
 from rankray.cluster.seats import IO_CPUS
 from rankray.data.place import Output
-from rankray.words import first_line
 
 CHECKPOINT_FILTER_BYTES = 256 * 1024**2
 """Memory that Ray reserves for the actor that filters finished ids (its default is 1 GiB): 58,000 ids are 4 MB."""
@@ -31,15 +31,10 @@ NOISE = ("Specifying both num_cpus and num_gpus for map tasks is experimental", 
 CPUs for coding pictures beside the GPU, and bars would fill a log."""
 
 
-BROKEN_STARTS = 3
-"""Actors of a pool in a row that may end before their model is loaded, each replaced: a node that joins with a broken
-GPU or without network would else end the work of all others. A model that loads nowhere is told after four."""
-
-
 def _of_use(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and "died during initialization" in record.getMessage():
-        record.msg, record.args = f"{record.getMessage()} {first_line(error)}", ()
+        record.msg, record.args = f"{record.getMessage()} {cause(error)}", ()
         record.exc_info = None  # 40 lines, most of them Ray's
     return not record.getMessage().startswith(NOISE)
 
@@ -127,7 +122,7 @@ def stream(
     context.use_datasource_v2 = False
     # A block may take an hour (64 pictures by a judge), and so may nodes; what hangs is for `lost_calls` to tell.
     context.execution_no_progress_timeout_s = -1
-    context.max_consecutive_actor_init_deaths = BROKEN_STARTS
+    context.max_consecutive_actor_init_deaths = balance.BROKEN_STARTS  # a `Balance` counts for itself
     context.enable_progress_bars = sys.stdout.isatty()  # in a log they are 30 lines every 10 s
     context.issue_detectors_config.detectors = []  # advice about memory, 20 lines every 30 s
     balance.follow(context, balanced)
