@@ -46,6 +46,11 @@ def hush() -> None:
     logging.getLogger("ray.data._internal.progress").addFilter(_of_use)
 
 
+STILL_S = 24 * 3600.0
+"""After so long without a block encoding or reference errors have failed: nobody watches their actors' calls. A block
+is a file of the dataset, and the errors of one with ten thousand prompts may take half of that."""
+
+
 WAITING_FOR_SLOT = 2
 """Blocks queued at an actor for each that is in it. Ray Data lets a pool grow where queued and running blocks together
 are 1.75 times what runs: with 1.5 a pool stayed at its least size for ever, 4 images/s on one node and 4 on four."""
@@ -105,6 +110,9 @@ def stream(
 
     Rows are known by `prompt_id`; those that the checkpoint names are not read again. `balanced` makes what sizes the
     pools while they run; without it Ray Data does.
+
+    Raises:
+        ExecutionTimeoutError: without `balanced` no block moved for `STILL_S`; with it nodes are waited for.
     """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     hush()
@@ -120,8 +128,8 @@ def stream(
     # Version 2 of the reader lists files in a task of a whole CPU, which on two CPUs never starts beside the
     # checkpoint's filter, an actor of a whole CPU; it also makes one block of all small files.
     context.use_datasource_v2 = False
-    # A block may take an hour (64 pictures by a judge), and so may nodes; what hangs is for `lost_calls` to tell.
-    context.execution_no_progress_timeout_s = -1
+    # In a `Balance`'s pools a block may take an hour (64 pictures by a judge); what hangs is for `lost_calls` to tell.
+    context.execution_no_progress_timeout_s = STILL_S if balanced is None else -1
     context.max_consecutive_actor_init_deaths = balance.BROKEN_STARTS  # a `Balance` counts for itself
     context.enable_progress_bars = sys.stdout.isatty()  # in a log they are 30 lines every 10 s
     context.issue_detectors_config.detectors = []  # advice about memory, 20 lines every 30 s
