@@ -335,7 +335,10 @@ class ScoreActor:
     ) -> list[tuple[float, str | None] | Exception]:
         """(score, details as JSON) of each picture; of one that could not be decoded the reason."""
         there = [(image, prompt) for image, prompt in items if not isinstance(image, Exception)]
-        scores = iter(self._scores(there) if there else [])
+        found = self._scores(there) if there else []
+        if len(found) != len(there):
+            raise ValueError(f"{len(found)} results for {len(there)} items")
+        scores = iter(found)
         return [image if isinstance(image, Exception) else next(scores) for image, _ in items]
 
     def _scores(self, items: Sequence[tuple[Image.Image, str]]) -> list[tuple[float, str | None] | Exception]:
