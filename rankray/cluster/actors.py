@@ -62,6 +62,9 @@ Result = TypeVar("Result")
 HEARTBEAT_S = 2.0
 """How often an idle actor says that it is alive, and so how exactly its lifetime is known for the bill."""
 
+RELOAD_S = 30.0
+"""How long an actor that was lost, and whose model did not load where it came up again, waits for another start."""
+
 REPORT_S = 10.0
 """How long a finished block waits at most for the meter, which answers in a millisecond or two."""
 
@@ -159,8 +162,12 @@ class _Metered:
         self._watched = Watched(context.meter, self._actor_id, context.item_timeout_s)
         # First of all, as minutes of loading are paid for too, whether or not they come to a model.
         threading.Thread(target=self._beat, name="rankray-heartbeat", daemon=True).start()
-        environments.require_pins()
-        self.model = load(stage.target, stage.actors.device)
+        try:
+            environments.require_pins()
+            self.model = load(stage.target, stage.actors.device)
+        except Exception as error:
+            _start_anew(stage.target.name, error)
+            raise
         self._safe = ItemSafe(self.model, stage.target.name)
         self._load_s = time.perf_counter() - self._started_s
         self._report()
@@ -328,7 +335,10 @@ class ScoreActor:
     ) -> list[tuple[float, str | None] | Exception]:
         """(score, details as JSON) of each picture; of one that could not be decoded the reason."""
         there = [(image, prompt) for image, prompt in items if not isinstance(image, Exception)]
-        scores = iter(self._scores(there) if there else [])
+        found = self._scores(there) if there else []
+        if len(found) != len(there):
+            raise ValueError(f"{len(found)} results for {len(there)} items")
+        scores = iter(found)
         return [image if isinstance(image, Exception) else next(scores) for image, _ in items]
 
     def _scores(self, items: Sequence[tuple[Image.Image, str]]) -> list[tuple[float, str | None] | Exception]:
@@ -376,6 +386,26 @@ def candidates_of(table: pa.Table, context: JobContext) -> list[list[dict[str, A
         for row, entries in zip(rows, table[f"generated:{name}"].to_pylist(), strict=True):
             row.extend({**entry, "generator": name} for entry in entries)
     return rows
+
+
+def _start_anew(name: str, error: Exception) -> None:
+    """Ends this process where its actor was lost before, so that Ray starts the actor again, wherever there is room.
+
+    By the error that is raised otherwise Ray takes it for dead for ever, and the blocks that wait for it with it; an
+    actor's first start may fail so, as it has no blocks, and `Balance` decides.
+    """
+    if not _restarted():
+        return
+    what = f"'{name}' was lost, and did not load where it came up again"
+    print(f"rankray: {what} ({describe(error)}); it tries again", file=sys.stderr, flush=True)
+    time.sleep(RELOAD_S)
+    os._exit(1)
+
+
+def _restarted() -> bool:
+    """Whether this is an actor that Ray has started more than once."""
+    context = ray.get_runtime_context()
+    return context.worker.mode == ray.WORKER_MODE and bool(context.was_current_actor_reconstructed)
 
 
 def _gpu() -> dict[str, Any]:

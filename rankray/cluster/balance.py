@@ -11,9 +11,10 @@ joins its `_backpressure_policies`. Bringing nodes stays with Ray, which sees ea
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -22,8 +23,10 @@ from ray.data._internal.actor_autoscaler import ActorPoolScalingRequest
 from ray.data._internal.execution.backpressure_policy import BackpressurePolicy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from rankray.cluster import layout, seats
+from rankray import words
+from rankray.cluster import layout, seats, terminal
 from rankray.cluster.actors import GenerateActor, ScoreActor, Stage
+from rankray.cluster.item_safe import cause
 from rankray.cluster.layout import Work
 from rankray.cluster.seats import Node
 
@@ -36,6 +39,22 @@ ACTORS = (GenerateActor.__name__, ScoreActor.__name__)
 
 GAIN = 0.1
 """Of the time that is left: what another plan must gain, beside an actor's start."""
+
+BROKEN_STARTS = 3
+"""Actors of a pool in a row that may end before their model is loaded, each replaced at once. After one more the pool
+goes on with what it has; a model that loads nowhere is told then."""
+
+AGAIN_S = 600.0
+"""After so long such a pool tries again on the same nodes: what was broken may have been a hub that did not answer."""
+
+
+@dataclass(frozen=True)
+class _Deaths:
+    """Of a pool's actors in a row that ended before their model was loaded: how many, the last one's error and time."""
+
+    in_a_row: int
+    error: Exception
+    at_s: float
 
 
 class Balance(ExecutionCallback, BackpressurePolicy):
@@ -51,7 +70,10 @@ class Balance(ExecutionCallback, BackpressurePolicy):
         self._starts: list[float] = []
         self._seen: Any = None
         self._due_s = self._planned_s = 0.0
-        self._asked: dict[Any, tuple[Stage, float]] = {}  # an actor that is on its way: whose, and since when
+        self._asked: dict[Any, tuple[Stage, Any, float]] = {}  # an actor on its way: whose, and since when
+        self._nodes: list[Node] = []
+        self._deaths: dict[Any, _Deaths] = {}  # by operator
+        self._told: set[tuple[str, str]] = set()
 
     def before_execution_starts(self, executor: Any) -> None:
         self._topology = executor._topology
@@ -64,6 +86,8 @@ class Balance(ExecutionCallback, BackpressurePolicy):
                 f"{len(self._pools)} pools for {len(self._stages)} stages; this Ray is not known here"
             )
         self._sizes = {op: pool.initial_size() for op, pool in self._pools}
+        for stage, (op, pool) in zip(self._stages, self._pools, strict=True):
+            op._on_actor_init_death = functools.partial(self._died, stage, op, pool)
         executor._actor_autoscaler = self
         executor._backpressure_policies.append(self)
 
@@ -81,18 +105,52 @@ class Balance(ExecutionCallback, BackpressurePolicy):
             self._due_s = time.monotonic() + LOOK_EVERY_S
             self._measure()
             nodes = seats.alive_nodes()
+            if nodes != self._nodes:
+                self._nodes = nodes
+                self._deaths.clear()
             seen = (nodes, [self._finishing(op) for op, _ in self._pools])
             if seen != self._seen or time.monotonic() > self._planned_s + PLAN_EVERY_S:
                 self._seen, self._planned_s = seen, time.monotonic()
                 self._plan(nodes)
         for op, pool in self._pools:
             size = 0 if self._finishing(op) else self._sizes[op]
-            if pool.current_size() < size:
-                delta = size - pool.current_size()
-                pool.scale(ActorPoolScalingRequest.upscale(delta=delta, reason="planned"))
+            if (delta := size - pool.current_size()) > 0:
+                if self._may_start(op, pool):
+                    pool.scale(ActorPoolScalingRequest.upscale(delta=delta, reason="planned"))
             elif (delta := size - pool.num_alive_actors() - pool.num_pending_actors()) < 0:
                 pool.scale(ActorPoolScalingRequest.downscale(delta=delta, force=True, reason="planned"))
         self._time_starts()
+
+    def _died(self, stage: Stage, op: Any, pool: Any, error: Exception) -> None:
+        """Takes the place of Ray Data's count of actors that end while they start, by which a broken GPU ends the work
+        of all others: where those are taken, it is the free one, and gets every replacement.
+        """
+        before = self._deaths.get(op)
+        deaths = _Deaths(1 if before is None else before.in_a_row + 1, error, time.monotonic())
+        self._deaths[op] = deaths
+        name, why = stage.target.name, cause(error)
+        say = terminal.note if (name, why) in self._told else terminal.say
+        self._told.add((name, why))
+        say(f"warning: an actor of '{name}' did not load its model: {why}")
+        if deaths.in_a_row == BROKEN_STARTS + 1 and pool.current_size():
+            terminal.say(
+                f"warning: {deaths.in_a_row} actors of '{name}' in a row did not; it goes on with "
+                f"{words.count(pool.current_size(), 'actor')}, and starts others when nodes join or leave, or in "
+                f"{words.hours(AGAIN_S)}"
+            )
+
+    def _may_start(self, op: Any, pool: Any) -> bool:
+        """Whether the pool may start an actor on these nodes, now.
+
+        Raises:
+            RayError: its actors end while they start, and none is left.
+        """
+        deaths = self._deaths.get(op)
+        if deaths is None or deaths.in_a_row <= BROKEN_STARTS:
+            return True
+        if not pool.current_size():
+            raise deaths.error
+        return time.monotonic() > deaths.at_s + AGAIN_S
 
     def _finishing(self, op: Any) -> bool:
         """Whether the operator has got its last block."""
@@ -150,21 +208,32 @@ class Balance(ExecutionCallback, BackpressurePolicy):
             self._sizes.update({op: size for (_, op, *_), size in zip(working, wanted, strict=True)})
 
     def _time_starts(self) -> None:
-        """Tells the meter how long actors took from being asked for until they were ready, models and all."""
+        """Tells the meter how long actors took from being asked for until they were ready, models and all; one that
+        ended before says nothing of that.
+        """
         now, coming = time.monotonic(), set()
-        for stage, (_, pool) in zip(self._stages, self._pools, strict=True):
+        for stage, (op, pool) in zip(self._stages, self._pools, strict=True):
             for ref in pool.get_pending_actor_refs():
                 coming.add(ref)
-                self._asked.setdefault(ref, (stage, now))
+                self._asked.setdefault(ref, (stage, op, now))
         for ref in self._asked.keys() - coming:
-            stage, since = self._asked.pop(ref)
-            if ray.wait([ref], timeout=0)[0]:
+            stage, op, since = self._asked.pop(ref)
+            if _came_up(ref):
+                self._deaths.pop(op, None)
                 self._starts.append(now - since)
                 self._meter.started.remote(stage.kind, stage.target.name, now - since)
 
     def _start_s(self) -> float:
         """Of an actor: the mean of those that were seen, else what was planned with."""
         return sum(self._starts) / len(self._starts) if self._starts else self._work.start_s
+
+
+def _came_up(ready: Any) -> bool:
+    """Whether the actor behind what Ray Data waits for was ready; it may have been given up before, or have ended."""
+    try:
+        return bool(ray.wait([ready], timeout=0)[0]) and ray.get(ready) is not None
+    except ray.exceptions.RayError:
+        return False
 
 
 def follow(context: ray.data.DataContext, balanced: Callable[[], Balance] | None) -> None:

@@ -190,6 +190,14 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
 
 
+def cause(error: BaseException) -> str:
+    """What ended an actor, as `describe` has it: Ray tells it last, behind words of its own and a traceback."""
+    lines = [line for line in secret.masked(str(error)).splitlines() if line.strip()]
+    frames = [number for number, line in enumerate(lines) if line.startswith("  File ")]
+    told = (line for line in lines[frames[-1] + 1 :] if not line.startswith(" ")) if frames else iter(())
+    return next(told, lines[-1] if lines else type(error).__name__).strip()[:300]
+
+
 def _batch_size(model: Any) -> int | None:
     """What a model says that it computes at once, None where it says nothing."""
     size = getattr(model, "batch_size", None)

@@ -260,11 +260,17 @@ def _show_until(stop: threading.Event, interval_s: float, rows: Callable[[], lis
 def counted(
     output: str, name: str, done: Callable[[], int], total: int, interval_s: float = 10.0
 ) -> Iterator[None]:
-    """Shows within how many blocks are done of a stage without a meter, and then how long it took."""
+    """Shows within how many blocks are done of a stage without a meter, and then how long it took.
+
+    Of a place that does not answer the last count is shown.
+    """
     before, begun_s, stop = done(), time.monotonic(), threading.Event()
+    count = before
 
     def rows() -> list[ModelProgress]:
-        count = done()
+        nonlocal count
+        with contextlib.suppress(OSError):
+            count = done()
         rate = (count - before) / max(time.monotonic() - begun_s, 1e-6)
         metrics.tell((output, "blocks", name), {"items": count - before}, {"left": total - count})
         return [ModelProgress("blocks", name, count, 0, total, rate)]

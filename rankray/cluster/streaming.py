@@ -18,9 +18,9 @@ from ray.data.checkpoint import CheckpointConfig
 
 from rankray.cluster import balance
 from rankray.cluster.actors import Actors
+from rankray.cluster.item_safe import cause
 from rankray.cluster.seats import IO_CPUS
 from rankray.data.place import Output
-from rankray.words import first_line
 
 CHECKPOINT_FILTER_BYTES = 256 * 1024**2
 """Memory that Ray reserves for the actor that filters finished ids (its default is 1 GiB): 58,000 ids are 4 MB."""
@@ -31,15 +31,10 @@ NOISE = ("Specifying both num_cpus and num_gpus for map tasks is experimental", 
 CPUs for coding pictures beside the GPU, and bars would fill a log."""
 
 
-BROKEN_STARTS = 3
-"""Actors of a pool in a row that may end before their model is loaded, each replaced: a node that joins with a broken
-GPU or without network would else end the work of all others. A model that loads nowhere is told after four."""
-
-
 def _of_use(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and "died during initialization" in record.getMessage():
-        record.msg, record.args = f"{record.getMessage()} {first_line(error)}", ()
+        record.msg, record.args = f"{record.getMessage()} {cause(error)}", ()
         record.exc_info = None  # 40 lines, most of them Ray's
     return not record.getMessage().startswith(NOISE)
 
@@ -49,6 +44,11 @@ def hush() -> None:
     for name in ("map_operator", "actor_pool_map_operator"):
         logging.getLogger(f"ray.data._internal.execution.operators.{name}").addFilter(_of_use)
     logging.getLogger("ray.data._internal.progress").addFilter(_of_use)
+
+
+STILL_S = 24 * 3600.0
+"""After so long without a block encoding or reference errors have failed: nobody watches their actors' calls. A block
+is a file of the dataset, and the errors of one with ten thousand prompts may take half of that."""
 
 
 WAITING_FOR_SLOT = 2
@@ -110,6 +110,9 @@ def stream(
 
     Rows are known by `prompt_id`; those that the checkpoint names are not read again. `balanced` makes what sizes the
     pools while they run; without it Ray Data does.
+
+    Raises:
+        ExecutionTimeoutError: without `balanced` no block moved for `STILL_S`; with it nodes are waited for.
     """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     hush()
@@ -125,9 +128,9 @@ def stream(
     # Version 2 of the reader lists files in a task of a whole CPU, which on two CPUs never starts beside the
     # checkpoint's filter, an actor of a whole CPU; it also makes one block of all small files.
     context.use_datasource_v2 = False
-    # A block may take an hour (64 pictures by a judge), and so may nodes; what hangs is for `lost_calls` to tell.
-    context.execution_no_progress_timeout_s = -1
-    context.max_consecutive_actor_init_deaths = BROKEN_STARTS
+    # In a `Balance`'s pools a block may take an hour (64 pictures by a judge); what hangs is for `lost_calls` to tell.
+    context.execution_no_progress_timeout_s = STILL_S if balanced is None else -1
+    context.max_consecutive_actor_init_deaths = balance.BROKEN_STARTS  # a `Balance` counts for itself
     context.enable_progress_bars = sys.stdout.isatty()  # in a log they are 30 lines every 10 s
     context.issue_detectors_config.detectors = []  # advice about memory, 20 lines every 30 s
     balance.follow(context, balanced)

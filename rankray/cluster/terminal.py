@@ -39,7 +39,9 @@ ALOUD = re.compile(
 )
 """Lines of a part that are said aloud though the whole has lines of its own (`aside`)."""
 
-TROUBLE = re.compile(r"\(autoscaler.*(?:Error|Warning):|memory pressure|No space left|out of disk")
+TROUBLE = re.compile(
+    r"\(autoscaler.*(?:Error|Warning):|memory pressure|No space left|out of disk|died during initialization"
+)
 """What Ray says while a job waits or slows down without failing: said once of each kind."""
 
 LOG_COLUMNS = 100

@@ -31,6 +31,7 @@ from rankray.data.place import (
     head,
     open_output,
     settings_of,
+    wherever,
 )
 from rankray.data.prompts import HUB
 from rankray.words import Say
@@ -152,13 +153,13 @@ def _settings(
         for kind, known in found.items():
             for item in source.info[kind]:
                 label = item["name"]
-                # As the hub has them, where places are cut; revisions say which weights these are.
+                # As the hub has them, where places are cut; `_names` compares revisions.
                 own = hub.public(settings_of(source.info["identity"], kind, label)) or item.get(
                     "settings", {}
                 )
                 own.pop("revision", None)
                 first, theirs = known.setdefault(label, (name, own)) if own else (name, own)
-                if lines := differing_keys(theirs, own):
+                if lines := differing_keys(*(wherever(each, item["revision"]) for each in (theirs, own))):
                     raise ConfigError(
                         f"{kind[:-1]} '{label}' was set otherwise in {first} than here, in {name} "
                         f"({'; '.join(lines)}); the same label is due to mean the same model: {_REMEDY[kind]}"

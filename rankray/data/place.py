@@ -245,6 +245,17 @@ def settings_of(identity: Mapping[str, Any], kind: str, label: str) -> dict[str,
     return {}
 
 
+_CONTENT = re.compile(r"sha256:[0-9a-f]+|[0-9a-f]{40}")
+"""A revision that identifies weights by itself: their hash, or a commit."""
+
+
+def wherever(settings: Mapping[str, Any], revision: str) -> dict[str, Any]:
+    """A model's settings without the place of weights that `revision` identifies, wherever they lie; a server's place
+    stays, and that of weights of which nothing is known."""
+    identified = _CONTENT.fullmatch(revision) is not None
+    return {key: value for key, value in settings.items() if not (identified and key == "source")}
+
+
 def complete(
     output: Output,
     marker: str,

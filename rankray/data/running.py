@@ -34,9 +34,22 @@ def kept_usage(output: Output, run_id: str) -> list[ActorUsage]:
     return _usage_of(output, path) if output.exists("_work", f"usage-{run_id}.json") else []
 
 
+def _left(output: Output, path: str) -> dict[str, Any] | None:
+    """What a job left at `path`; None of a file that a power cut left empty or cut short, which is no reason not to go
+    on: what that run cost until then is in no bill.
+    """
+    try:
+        return store.read_json(path, output.fs)
+    except store.DatasetError:
+        return None
+
+
 def _usage_of(output: Output, path: str) -> list[ActorUsage]:
+    found = _left(output, path)
+    if found is None:
+        return []
     with as_written(path):
-        return TypeAdapter(list[ActorUsage]).validate_python(store.read_json(path, output.fs)["usage"])
+        return TypeAdapter(list[ActorUsage]).validate_python(found["usage"])
 
 
 def all_usage(output: Output) -> tuple[list[ActorUsage], int]:
@@ -54,6 +67,4 @@ def keep_progress(output: Output, models: Sequence[Mapping[str, Any]]) -> None:
 
 def progress(output: Output) -> dict[str, Any] | None:
     """What `keep_progress` wrote last: `at` (seconds since 1970) and `models`; None where there is nothing."""
-    if not output.exists("_work", PROGRESS):
-        return None
-    return store.read_json(output.at("_work", PROGRESS), output.fs)
+    return _left(output, output.at("_work", PROGRESS)) if output.exists("_work", PROGRESS) else None

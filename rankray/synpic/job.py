@@ -74,6 +74,8 @@ def run(
         models = stages_of(config, given.judges if given else {})
     with faults.kept():
         given = given or PromptsAndJudges(read_prompts(config.prompts), {})
+    with faults.kept():
+        forecast.of_actors(config.execution.measured, ())
     faults.raise_any()
     revisions = {stage.target.name: stage.target.revision for stage in models}
     output = open_output(config.output)

@@ -84,8 +84,8 @@ def laid_out(
 ) -> tuple[WorkOf, list[Node], Layout]:
     """What is known of any stages' work on any nodes; the nodes, once they have come; the layout of `plan[done:]`."""
     left = plan[done:]
-    nodes = layout.wait_for_nodes(left, config.execution.wait_for_nodes_s, say)
     own, start_s = forecast.of_actors(config.execution.measured, running.all_usage(output)[0])
+    nodes = layout.wait_for_nodes(left, config.execution.wait_for_nodes_s, say)
     work_of = functools.partial(forecast.job_work, config, models, rows, own, start_s)
     if end := begun(output, len(plan), done):
         going_on = layout.together(plan[done:end], nodes, work_of(plan[done:end], nodes))

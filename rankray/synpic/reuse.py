@@ -21,7 +21,7 @@ from rankray import schema, store
 from rankray.cluster.actors import GENERATED_TYPE, SCORED_TYPE, JobContext, Stage
 from rankray.config import ConfigError, SynPicConfig, differing_keys
 from rankray.data.pictures import image_key, stored
-from rankray.data.place import settings_of
+from rankray.data.place import settings_of, wherever
 from rankray.schema import score_errors
 
 FILE, ROW = "reused_file", "reused_row"
@@ -140,7 +140,8 @@ def _compared(
         taken[kind] = [choice.label for choice in choices if choice.label in held]
         for label in taken[kind]:
             sides = [settings_of(identity, kind, label) for identity in (theirs, ours)]
-            lines += [f"{kind}.{label}.{line}" for line in differing_keys(*sides)]
+            apart = [wherever(side, str(side.get("revision"))) for side in sides]
+            lines += [f"{kind}.{label}.{line}" for line in differing_keys(*apart)]
     return lines, taken
 
 

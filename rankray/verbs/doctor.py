@@ -396,7 +396,7 @@ def _input(about: str, path: str) -> list[Finding]:
     if not pattern and fs.get_file_info(at).type.name == "NotFound":
         remedy = f"put it there, or give --{about} PATH"
         return [Finding(about, FAULT, f"nothing is at {store.absolute(path)}", remedy)]
-    if about.rpartition(".")[2] in ("dataset", "reuse") and not store.complete(path):
+    if about.rpartition(".")[2] in ("dataset", "reuse", "measured") and not store.complete(path):
         return [Finding(about, FAULT, f"{store.absolute(path)} is not finished", "run its job again first")]
     return [Finding(about, OK, store.absolute(path))]
 

@@ -8,7 +8,7 @@ from rankray import evals
 from rankray.config import Strict, flatten
 from rankray.config.evaluate import EvaluateConfig
 
-READ = ("path", "block", "dataset", "reuse")
+READ = ("path", "block", "dataset", "reuse", "measured", "follow")
 """The last words of keys that name such a place."""
 
 

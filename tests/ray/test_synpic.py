@@ -270,11 +270,31 @@ def test_an_actor_that_does_not_load_is_replaced_and_a_long_block_is_waited_for(
     way = [*toy_options(toys.prompts, "--prompts.limit", "4"), "--generators", f"[{slow}, {late}]"]
     ended = finish(start(cluster.address, "synpic", "--output", str(tmp_path / "o"), *way))
     assert ended.code in (0, 3), ended.text  # the toys' prompts are not all paintable
-    assert (
-        "will be replaced" in (tmp_path / "o" / "logs" / os.listdir(tmp_path / "o" / "logs")[0]).read_text()
-    )
+    why = "OSError: the weights could not be fetched"
+    assert f"warning: an actor of 'late' did not load its model: {why}\n" in ended.text
     assert (tmp_path / "mark").exists()
     assert len(rows(tmp_path / "o")) == 4
+
+
+def test_a_broken_gpu_does_not_end_the_work_of_others(cluster: Cluster, toys: Toys, tmp_path: Path) -> None:
+    """A pool of two, one a node: it is the second's GPU that is free, and gets every replacement."""
+    marks, failures = tmp_path / "marks", 4
+    marks.mkdir()
+    node = cluster.add_node(num_cpus=2, num_gpus=7)
+    try:
+        bad = {"bad": node.node_id, "marks": str(marks), "times": failures}
+        two = model("Rooted", "rooted", "num_gpus=5, min_size=2, max_size=2", 2, **bad)
+        # More blocks than one actor takes at once: a pool that has its last ones asks for no other.
+        blocks = ("--prompts.limit", "12", "--execution.rows_per_block", "1")
+        way = [*toy_options(toys.prompts, *blocks), "--generators", f"[{two}]"]
+        ended = finish(start(cluster.address, "synpic", "--output", str(tmp_path / "o"), *way))
+    finally:
+        cluster.remove_node(node)
+    assert ended.code == 0, ended.text
+    assert len(rows(tmp_path / "o")) == 12
+    assert len(list(marks.iterdir())) == failures
+    assert "'rooted' did not load its model: OSError: the driver does not answer\n" in ended.text
+    assert "warning: 4 actors of 'rooted' in a row did not; it goes on with 1 actor, " in ended.text
 
 
 def test_a_model_that_always_fails_stops_the_job_and_loses_nothing(

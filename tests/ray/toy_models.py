@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import ray
 from PIL import Image
 
 
@@ -48,6 +49,33 @@ class Late(Noise):
         except FileExistsError:
             return
         raise OSError("the weights could not be fetched")
+
+
+class Rooted(Noise):
+    """As on a cluster with a broken GPU: on the node `bad` it does not load, once it has loaded elsewhere; there it
+    draws nothing before it has failed `times` times. Each failure leaves a file in `marks`."""
+
+    def __init__(self, device: str, bad: str, marks: str, times: int) -> None:
+        super().__init__(device, delay_s=0.2)
+        self.marks, self.times = Path(marks), times
+        up = self.marks.parent / "up"
+        if ray.get_runtime_context().get_node_id() != bad:
+            up.touch()
+            return
+        self.wait(up.exists)
+        time.sleep(2.0)  # until the job knows it
+        (self.marks / f"{time.time_ns()}").touch()
+        raise OSError("the driver does not answer")
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        self.wait(lambda: len(list(self.marks.iterdir())) >= self.times)
+        return super().generate(prompts, seeds)
+
+    @staticmethod
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.1)
 
 
 class Broken:

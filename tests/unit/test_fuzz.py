@@ -26,7 +26,7 @@ import small_dataset
 
 from rankray import config, store, verbs
 from rankray.config import ConfigError, PromptsConfig
-from rankray.data import pictures, place, prompts, running
+from rankray.data import cost, pictures, place, prompts, running
 from rankray.models import hub, weights
 from rankray.rankdpo import encoded, encoding, zero
 from rankray.rankdpo import job as rankdpo
@@ -293,6 +293,21 @@ def test_an_output_that_is_gone_on_with_and_was_changed(name: str, value: object
 
     with pytest.raises(DatasetError, match=f"{tmp_path}/{name} is not as rankray wrote it"):
         go_on()
+
+
+@pytest.mark.parametrize("left", ["", '{"usage": [{"mod', "\0" * 40])
+def test_usage_that_a_power_cut_left_empty_is_no_reason_not_to_go_on(left: str, tmp_path: Path) -> None:
+    output = place.open_output(str(tmp_path), in_job=False)
+    output.make("_work")
+    running.keep_usage(
+        output, "1", [cost.ActorUsage("a", "generator", "1", 30.0, 5.0, 60.0, 4, 0, 0, 0.5, 1.0)]
+    )
+    (tmp_path / "_work" / "usage-2.json").write_text(left)
+    (tmp_path / "_work" / running.PROGRESS).write_text(left)
+    usage, runs = running.all_usage(output)
+    assert ([one.model for one in usage], runs) == (["a"], 2)
+    assert running.kept_usage(output, "2") == []
+    assert running.progress(output) is None
 
 
 def state(**changes: object) -> str:

@@ -21,7 +21,7 @@ from rankray.cluster import actors
 from rankray.config import ImagesConfig, PricesConfig
 from rankray.data import pictures
 from rankray.data.cost import ActorUsage, ledger
-from rankray.models.targets import Target
+from rankray.models.targets import Judgement, Target
 
 
 class Narrow:
@@ -129,6 +129,62 @@ def test_loading_is_told_while_it_lasts_whether_or_not_it_comes_to_a_model(
     assert second["load_s"] == second["alive_s"] >= first["alive_s"] + 0.05
     bill = ledger([ActorUsage(**second)], PricesConfig(gpu_usd_per_hour=3600.0))
     assert bill["totals"]["usd"] == pytest.approx(second["alive_s"])
+
+
+def test_an_actor_that_was_lost_and_does_not_load_again_is_started_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it raised would end the actor for good, and the job by the blocks that wait for it."""
+    codes: list[int] = []
+    monkeypatch.setattr(actors, "_restarted", lambda: True)
+    monkeypatch.setattr(actors.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(actors.os, "_exit", codes.append)
+    own, meter = actors.Actors(1, 1, 1.0, 1.0), LocalMeter()
+    context = actors.JobContext(0, ImagesConfig(), "", (), ("scores",), 100, meter)
+    stage = actors.Stage("reward", Target("scores", f"{__name__}:Away"), own)
+    with pytest.raises(OSError, match="503"):
+        actors.ScoreActor(stage, context)
+    assert codes == [1]
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "rankray: 'scores' was lost, and did not load where it came up again (OSError: 503, try later); it tries again"
+    )
+
+
+class Away(Narrow):
+    """A model whose weights cannot be fetched."""
+
+    def __init__(self, device: str) -> None:
+        raise OSError("503, try later")
+
+
+class TooFew:
+    """A reward that loses a result where one picture fails, and a judge that answers for the first alone."""
+
+    def __init__(self, device: str, judges: bool = False) -> None:
+        if judges:
+            self.judge = lambda images, prompts: [Judgement(1.0, {})]
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float | Exception]:
+        return [1.0, ValueError("a bad picture"), 2.0]
+
+
+@pytest.mark.parametrize(("judges", "due"), [(False, "3 results for 1 items"), (True, None)])
+def test_a_wrong_number_of_results_is_nobody_s(judges: bool, due: str | None) -> None:
+    """The results would else be given out in order, to pictures that they are not of."""
+    own, meter = actors.Actors(1, 1, 1.0, 0.0), LocalMeter()
+    context = actors.JobContext(0, ImagesConfig(), "", (("draws", 1),), ("scores",), 100, meter)
+    target = Target("scores", f"{__name__}:TooFew", {"judges": judges})
+    picture = pictures.encode_image(Image.new("RGB", (2, 2)), ImagesConfig())
+    entry = {"seed": 1, "image": picture, "path": None, "width": 2, "height": 2, "error": None}
+    drawn = pa.table(
+        {"prompt_id": ["0" * 32, "1" * 32], "prompt": ["a", "b"], "generated:draws": [[entry]] * 2}
+    )
+    found = actors.ScoreActor(actors.Stage("reward", target, own), context)(drawn)[
+        "scored:scores"
+    ].to_pylist()
+    assert [row[0]["error"] for row in found] == [due and f"ValueError: {due}"] * 2
+    # By two the judge answers for one, so each is asked for alone.
+    assert meter.begun[0] == [0, 1]
 
 
 class Lazy:

@@ -124,6 +124,25 @@ def test_a_stage_without_a_meter_counts_its_blocks(capsys: pytest.CaptureFixture
     assert line.split()[:4] == ["encoding", "4", "8", "blocks"]
 
 
+def test_a_listing_that_fails_once_ends_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    """The place of an encoded set is a bucket, which may not answer for a minute."""
+    asked = iter(range(100))
+
+    def done() -> int:
+        if (count := next(asked)) == 1:
+            raise OSError("When listing objects: AWS Error NETWORK_CONNECTION")
+        return count
+
+    said = ""
+    with counted("/o", "encoding", done, 8, interval_s=0.02):
+        deadline = time.monotonic() + 30
+        while said.count("done") < 2 and time.monotonic() < deadline:
+            said += capsys.readouterr().out
+            time.sleep(0.02)
+    lines = [line.split() for line in said.splitlines()]
+    assert [line[1] for line in lines if line[0] == "encoding"][:2] == ["0", "2"]
+
+
 def test_what_metrics_are_told_of_a_phase() -> None:
     """Two generators and a reward, which has one of the two blocks that the second has finished."""
     rows = [

@@ -1,9 +1,11 @@
 """What a user is spared of Ray Data's warnings, and what not."""
 
 import logging
+import traceback
 
 import pytest
 from ray.data._internal.execution.operators.map_operator import _canonicalize_ray_remote_args
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from rankray.cluster import streaming
 
@@ -26,17 +28,34 @@ def test_a_pool_that_claims_cpus_and_gpus_is_no_news(caplog: pytest.LogCaptureFi
     assert "a worker is lost" in caplog.text
 
 
+def died_of(error: OSError) -> ActorDiedError:
+    """As Ray tells it: behind words of its own and a traceback."""
+    try:
+        raise error
+    except OSError:
+        told = traceback.format_exc()
+    return ActorDiedError(RayTaskError("MapWorker.__init__", told, error, pid=1, ip="x"))
+
+
 def test_an_actor_that_is_replaced_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("ray.data._internal.execution.operators.actor_pool_map_operator")
     streaming.hush()
     with caplog.at_level(logging.WARNING, logger=logger.name):
         logger.addHandler(caplog.handler)
         try:
-            raise OSError("no such weights\nand much more")
-        except OSError as error:
-            logger.warning("Pool: an actor died during initialization and will be replaced.", exc_info=error)
+            for error in (
+                died_of(OSError("no such weights\nand much more, with https://me:secret@x.org/")),
+                died_of(OSError("no weights at https://me:secret@x.org/")),
+                OSError("no such weights"),
+            ):
+                logger.warning("An actor died during initialization and will be replaced.", exc_info=error)
         finally:
             logger.removeHandler(caplog.handler)
             logger.removeFilter(streaming._of_use)
-    assert caplog.messages[-1].endswith("will be replaced. no such weights")
+    # Each comes twice, by its logger and by the root's.
+    assert list(dict.fromkeys(line.partition("be replaced. ")[2] for line in caplog.messages)) == [
+        "OSError: no such weights",
+        "OSError: no weights at https://***@x.org/",
+        "no such weights",
+    ]
     assert "Traceback" not in caplog.text

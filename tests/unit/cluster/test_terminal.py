@@ -39,6 +39,8 @@ try:
         print("\\x1b[36m(RayTrainWorker pid=12)\\x1b[0m [rankray] step 1/4  loss 0.7")
         print("(autoscaler +5s) Error: No available node types can fulfill resource request {'GPU': 8}")
         print("(autoscaler +9s) Error: No available node types can fulfill resource request {'GPU': 8}")
+        for count in (1, 2):
+            print(f"Pool: an actor died during initialization ({count} so far). OSError: no weights")
         terminal.note("for the log")
         terminal.say("a prompt with \\x1b[31mred\\x07")
         if sys.argv[2] == "fault":
@@ -53,6 +55,7 @@ SAID = [
     "begun",
     "[rankray] step 1/4  loss 0.7",
     "(autoscaler +5s) Error: No available node types can fulfill resource request {'GPU': 8}",
+    "Pool: an actor died during initialization (1 so far). OSError: no weights",
     "a prompt with red\\x07",
 ]
 KEPT = [

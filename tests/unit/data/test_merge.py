@@ -191,6 +191,24 @@ def test_a_label_that_was_set_otherwise_is_not_taken_for_the_same(
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("revision", ["sha256:" + "0f" * 32, "0f" * 20])
+def test_weights_are_the_same_wherever_they_lie(tmp_path: Path, revision: str) -> None:
+    """By their hash or commit, which is in both; a server of the same name elsewhere is another."""
+    places = [
+        set_up(tmp_path / name, "generators", "one", steps=50, source=f"/{name}/{name}") for name in "ab"
+    ]
+    with pytest.raises(ConfigError, match="source: 'a' there, 'b' here"):
+        merge.run(places, str(tmp_path / "o"), quiet)
+    for place in map(Path, places):
+        info = store.read(str(place)).info
+        next(item for item in info["generators"] if item["name"] == "one")["revision"] = revision
+        info["identity"]["revision.one"] = revision
+        (place / "dataset.json").write_text(json.dumps(info))
+    info = merge.run(places, str(tmp_path / "o"), quiet)
+    (settings,) = [item["settings"] for item in info["generators"] if "settings" in item]
+    assert settings == {"model": "m", "name": "one", "steps": 50, "source": "a"}
+
+
 def test_what_does_not_go_together_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     places = {"D": small_dataset.write(tmp_path / "d"), "E": other(tmp_path / "e", rewards="rs")}
     places["F"] = other(tmp_path / "f")

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from rankray import config
 from rankray.cluster.actors import Actors, Stage
+from rankray.config import ConfigError, SynPicConfig
 from rankray.data import place as outputs
 from rankray.models.targets import Target
-from rankray.synpic import phases
+from rankray.synpic import job, phases
 from rankray.synpic.phases import Phase
 
 
@@ -55,3 +57,28 @@ def test_the_phase_that_was_begun(tmp_path: Path, begun: list[str], done: int, e
         assert phases.begun(output, 4, done) is None, "an empty checkpoint has nothing to lose"
         (tmp_path / "_work" / name / "0.parquet").touch()
     assert phases.begun(output, 4, done) == end
+
+
+def test_speeds_that_are_not_there_are_told_before_nodes_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And beside what else is wrong with the job."""
+
+    def waited(*_given: object) -> None:
+        raise AssertionError("nodes, which cost")
+
+    monkeypatch.setattr(phases.layout, "wait_for_nodes", waited)
+    tables = {
+        "prompts": {"path": str(tmp_path / "none.txt")},
+        "generators": [{"model": "shapes-sdxl", "samples": 2}],
+        "rewards": [{"model": "shapes-mps"}],
+        "output": str(tmp_path / "o"),
+        "execution": {"measured": str(tmp_path / "speeds")},
+    }
+    settings = config.build(SynPicConfig, tables)
+    output = outputs.open_output(settings.output, in_job=False)
+    with pytest.raises(ConfigError, match=r"nothing measured: .*speeds"):
+        phases.laid_out(settings, [stage("a")], [stage("a")], 0, output, 4, print)
+    with pytest.raises(ConfigError, match=r"none\.txt(?s:.*)nothing measured: .*speeds"):
+        job.run(settings)
+    assert not (tmp_path / "o").exists()

@@ -80,6 +80,19 @@ def test_what_decides_a_score_is_refused_where_it_differs(tmp_path: Path) -> Non
     assert str(caught.value).splitlines()[1:] == ["  rewards.t.dtype: None there, 'float32' here"]
 
 
+def test_weights_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
+    """By their hash or commit; of others the place decides."""
+    path = made_by(tmp_path / "d", job({"source": "/a/w"}))
+    there = job({"source": "/b/w"})
+    with pytest.raises(ConfigError, match="source: '/a/w' there, '/b/w' here"):
+        reuse.find(there, REVISIONS, ["a", "d"], path)
+    hashed = {**REVISIONS, "t": "sha256:" + "0f" * 32}
+    info = json.loads((tmp_path / "d" / "dataset.json").read_text())
+    info["identity"]["revision.t"] = hashed["t"]
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps(info))
+    assert reuse.find(there, hashed, ["a", "d"], path).rewards == ("r", "s", "t")
+
+
 def test_a_threshold_alone_is_nothing_to_make(tmp_path: Path) -> None:
     path = made_by(tmp_path / "d", job({}))
     with pytest.raises(

@@ -65,6 +65,21 @@ def test_a_configuration_that_does_not_fit(tmp_path: Path, capsys: pytest.Captur
     assert "-> `rankray init shapes .` writes some to begin from" in capsys.readouterr().out
 
 
+def test_speeds_are_looked_for_as_other_datasets_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "synpic.toml"
+    speeds = f"[execution]\nmeasured = '{tmp_path}/speeds'\n"
+    path.write_text(init.shipped("synpic-shapes.toml").replace("[execution]\n", speeds))
+    assert findings(capsys, "--config", str(path))["execution.measured"]["found"] == (
+        f"nothing is at {tmp_path}/speeds"
+    )
+    (tmp_path / "speeds").mkdir()
+    assert findings(capsys, "--config", str(path))["execution.measured"]["found"] == (
+        f"{tmp_path}/speeds is not finished"
+    )
+
+
 def test_each_file_of_a_benchmark_is_looked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A list of words too, which a job needs as it does prompts."""
     (tmp_path / "color_val.txt").write_text("a red cat")

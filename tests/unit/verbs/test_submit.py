@@ -70,6 +70,15 @@ def test_paths_that_a_submitted_job_does_not_have_are_refused(tmp_path: Path) ->
         submit._needs_directory(settings(prompts={"path": "prompts.txt"}), path)
     with pytest.raises(ConfigError, match=r"prompts\.block 'no\.txt' is relative"):
         submit._needs_directory(settings(prompts={"path": "/p.txt", "block": "no.txt"}), path)
+    with pytest.raises(ConfigError, match=r"execution\.measured 'speeds' is relative"):
+        submit._needs_directory(settings(execution={"measured": "speeds"}), path)
+    followed = {
+        "follow": "run",
+        "evals": [{"model": "shapes"}],
+        "prompts": {"shapes": {"path": "shapes:heldout"}},
+    }
+    with pytest.raises(ConfigError, match=r"follow 'run' is relative"):
+        submit._needs_directory(config.build(EvaluateConfig, {"output": "/o", **followed}), path)
     with pytest.raises(ConfigError, match="output 'out' is relative"):
         submit._needs_directory(settings(output="out"), path)
 
