@@ -33,7 +33,8 @@ from rankray.words import first_line
 if TYPE_CHECKING:
     from PIL import Image
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 IMAGES = "images"
 """The directory within a dataset that holds its pictures, where rows name them and do not hold them."""
