@@ -188,10 +188,14 @@ def read_json_lines(path: str, fs: pafs.FileSystem) -> list[dict[str, Any]]:
 
 
 def write_bytes(path: str, data: bytes, fs: pafs.FileSystem) -> None:
-    """Writes a file whole: under a passing name first, so that no reader sees half of it."""
+    """Writes a file whole: under a passing name first, so that no reader sees half of it, and on this machine's disk
+    before it has its own, so that a power cut leaves none that is empty."""
     passing = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     with fs.open_output_stream(passing) as stream:
         stream.write(data)
+    if isinstance(fs, pafs.LocalFileSystem):
+        with open(passing, "rb") as written:
+            os.fsync(written.fileno())
     fs.move(passing, path)
 
 

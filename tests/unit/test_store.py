@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import small_dataset
@@ -449,3 +450,19 @@ def test_one_is_made_ahead_and_no_more() -> None:
             assert [m for m in begun if begun[m].is_set()] == list(range(min(n + 2, 5)))
     with ThreadPoolExecutor() as pool, pytest.raises(ZeroDivisionError):
         list(store.one_ahead(lambda n: 1 // n, [1, 0, 2], pool))
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut may else keep the name, which was written last, and not what the file holds."""
+    synced: list[tuple[int, list[str]]] = []
+    sync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_size, os.listdir(tmp_path)))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    store.write_bytes(str(tmp_path / "dataset.json"), b"{}", pafs.LocalFileSystem())
+    ((size, names),) = synced
+    assert (size, [name.endswith(".tmp") for name in names]) == (2, [True])
+    assert (tmp_path / "dataset.json").read_bytes() == b"{}"
