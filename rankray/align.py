@@ -113,15 +113,9 @@ def check(config: AlignConfig, output: str) -> None:
     """Finds what is wrong with any phase before the first begins.
 
     Raises:
-        ConfigError: prompts are both learnt from and held out, or too few for a training to validate on; or later
-            rounds read the pipelines of earlier ones as directories, and output is a URI; or the model does not train,
-            or the cluster is too small.
+        ConfigError: prompts are both learnt from and held out, or too few for a training to validate on; or the model
+            does not train, or what the training asks for is not there.
     """
-    if config.rounds > 1 and "://" in output:
-        raise ConfigError(
-            f"rounds = {config.rounds} draw with pipelines of earlier rounds, which load from directories, and output "
-            f"is '{output}'; give a directory that all nodes see, or rounds = 1"
-        )
     dataset = config.synpic(f"{output}/round-1/synpic", 1, None)
     rankdpo.check_model(config.model)
     learnt, held_out = (read_prompts(part).rows for part in (config.prompts, config.held_out.prompts))

@@ -141,11 +141,6 @@ def check(config: EvaluateConfig) -> Plan:
         raise ConfigError(f"models: '{twice[0]}' stands twice; give one another name, as in NAME=/its/place")
     if config.follow is not None:
         evaluated_models.check_run(config.follow, models)
-    if "://" in output.uri and (config.follow or any(model.checkpoint for model in models)):
-        raise ConfigError(
-            f"pipelines of checkpoints load from directories, and output is '{output.uri}'; give a directory that all "
-            "nodes see"
-        )
     evaluated_models.check_kept(models, written)
     require_resolved([model.target for model in models if not model.checkpoint])
     _check_sets(output, lists, models)

@@ -207,17 +207,9 @@ def written(output: Output) -> dict[str, Model]:
 
 
 def as_pipeline(model: Model, output: Output, say: Say) -> Model:
-    """The model as something that draws: a checkpoint is written out, any other is as it is.
-
-    Raises:
-        ConfigError: the output is no directory, from which alone pipelines load.
-    """
+    """The model as something that draws: a checkpoint is written out, any other is as it is."""
     if model.checkpoint is None or model.run is None:
         return model
-    if "://" in output.uri:
-        raise ConfigError(
-            f"pipelines load from directories, and output is '{output.uri}'; give a directory that all nodes see"
-        )
     say(f"writing the pipeline of {model.checkpoint}")
     spec, _ = rankdpo.check_model(model.run.model)
     place = output.uri_of("pipelines", model.name)

@@ -1,4 +1,4 @@
-"""Algorithm 3 end to end on pools that claim GPUs: one round that trains in this process; two by workers, killed; one
+"""Algorithm 3 end to end on pools that claim GPUs: one round that trains in this process; two by workers, killed; two
 into a bucket, killed."""
 
 from __future__ import annotations
@@ -154,20 +154,20 @@ def same(one: str | Path, other: str | Path, rounds: int) -> None:
 def test_in_a_bucket_and_killed_three_times_it_is_the_local_one(
     cluster: Cluster, bucket: str, tmp_path: Path
 ) -> None:
-    """Its driver is killed while it draws, while it encodes and while it trains."""
+    """Its driver is killed while it draws, while it encodes and while the second round trains."""
     there, alone = f"s3://{bucket}/aligned", ("--training.workers.count", "1")
     for name in ("synpic", "encoding", "training"):
-        begun, over = (place.replace("round-2", "round-1") for place in PHASES[name])
-        process = start(cluster.address, "align", *options(there, 1), *alone)
+        begun, over = PHASES[name]
+        process = start(cluster.address, "align", *options(there), *alone)
         wait_for(lambda place=f"{there}/{begun}": bool(files(place)), process)  # type: ignore[misc]
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert not files(f"{there}/{over}"), f"{name} was over before the kill"
-    ended = finish(start(cluster.address, "align", *options(there, 1), *alone))
+    ended = finish(start(cluster.address, "align", *options(there), *alone))
     assert ended.code == 0, ended.text
-    whole = finish(start(cluster.address, "align", *options(tmp_path / "whole", 1), *alone))
+    whole = finish(start(cluster.address, "align", *options(tmp_path / "whole"), *alone))
     assert whole.code == 0, whole.text
-    same(tmp_path / "whole", there, rounds=1)
+    same(tmp_path / "whole", there, rounds=2)
     assert not [path for path in files(there) if "/_" in path or path.endswith(".tmp")]
 
 

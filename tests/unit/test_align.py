@@ -101,6 +101,12 @@ def test_what_a_training_refuses_is_refused_before_anything_is_drawn(
         align.check(config.build(AlignConfig, tables), str(tmp_path))
 
 
+def test_rounds_go_into_a_store_too() -> None:
+    """Nodes copy a URI's pipeline, whether it is a base model or a round's."""
+    tables = config.read_toml(str(DEMO)) | {"rounds": 2}
+    align.check(config.build(AlignConfig, tables), "s3://bucket/aligned")
+
+
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_later_models_leave_behind_what_was_of_the_first_ones_files(rounds: int) -> None:
     """Its content's digest and its files' variant: an export has neither."""
