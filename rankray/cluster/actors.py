@@ -64,6 +64,9 @@ HEARTBEAT_S = 2.0
 
 RELOAD_S = 30.0
 """How long an actor that was lost, and whose model did not load where it came up again, waits for another start."""
+RELOADS = 20
+"""Starts of an actor after which one that does not load ends it, and the job: ten minutes of a hub that is away, and no
+end to the bill where a GPU broke."""
 
 REPORT_S = 10.0
 """How long a finished block waits at most for the meter, which answers in a millisecond or two."""
@@ -394,7 +397,7 @@ def _start_anew(name: str, error: Exception) -> None:
     By the error that is raised otherwise Ray takes it for dead for ever, and the blocks that wait for it with it; an
     actor's first start may fail so, as it has no blocks, and `Balance` decides.
     """
-    if not _restarted():
+    if not 0 < _restarts() <= RELOADS:
         return
     what = f"'{name}' was lost, and did not load where it came up again"
     print(f"rankray: {what} ({describe(error)}); it tries again", file=sys.stderr, flush=True)
@@ -402,10 +405,13 @@ def _start_anew(name: str, error: Exception) -> None:
     os._exit(1)
 
 
-def _restarted() -> bool:
-    """Whether this is an actor that Ray has started more than once."""
+def _restarts() -> int:
+    """How often Ray has started this actor again."""
     context = ray.get_runtime_context()
-    return context.worker.mode == ray.WORKER_MODE and bool(context.was_current_actor_reconstructed)
+    if context.worker.mode != ray.WORKER_MODE:
+        return 0
+    known = ray.state.actors(actor_id=context.get_actor_id())  # as `was_current_actor_reconstructed` asks
+    return int(known["NumRestarts"]) if known else 0
 
 
 def _gpu() -> dict[str, Any]:

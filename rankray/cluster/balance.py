@@ -132,10 +132,10 @@ class Balance(ExecutionCallback, BackpressurePolicy):
         say = terminal.note if (name, why) in self._told else terminal.say
         self._told.add((name, why))
         say(f"warning: an actor of '{name}' did not load its model: {why}")
-        if deaths.in_a_row == BROKEN_STARTS + 1 and pool.current_size():
+        if deaths.in_a_row == BROKEN_STARTS + 1 and pool.num_alive_actors():
             terminal.say(
                 f"warning: {deaths.in_a_row} actors of '{name}' in a row did not; it goes on with "
-                f"{words.count(pool.current_size(), 'actor')}, and starts others when nodes join or leave, or in "
+                f"{words.count(pool.num_alive_actors(), 'actor')}, and starts others when nodes join or leave, or in "
                 f"{words.hours(AGAIN_S)}"
             )
 

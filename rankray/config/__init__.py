@@ -227,9 +227,12 @@ class GeneratorChoice(ModelChoice):
 
     def at(self, place: str | None) -> GeneratorChoice:
         """The model with the weights of the pipeline that is exported to `place`, None where that is not settled: the
-        revision and the variant are those of the files that it started from, and stay behind."""
+        files' hash and variant are those of what it started from, and stay behind. A hub's revision says nothing of a
+        directory."""
         options = {key: value for key, value in self.options.items() if key != "variant"}
-        return self.model_copy(update={"source": place, "revision": None, "options": options})
+        is_hash = self.revision is not None and self.revision.startswith("sha256:")
+        revision = None if is_hash else self.revision
+        return self.model_copy(update={"source": place, "revision": revision, "options": options})
 
 
 class RewardChoice(ModelChoice):

@@ -112,8 +112,9 @@ class LabelsConfig(Strict):
     rewards: tuple[str, ...] = Field(
         (), description="rank by these rewards' stored scores; if empty, as the dataset itself does"
     )
-    aggregation: Literal["win_probability", "borda", "majority", "mean_z", "random"] = Field(
-        "win_probability", description="how scores become a ranking; random asks no reward"
+    aggregation: Literal["win_probability", "borda", "majority", "mean_z", "random"] | None = Field(
+        None,
+        description="how scores become a ranking, win_probability unless given; random asks no reward",
     )
     samples: dict[str, int] = Field(
         {}, description="generators that take part, and how many of their samples; all if empty"
@@ -431,7 +432,11 @@ class RankDPOConfig(TrainingSettings):
         )
         del content["objective"]["reference"]  # the values are the same to rounding, whoever computes them
         del content["model"]["pool"], content["model"]["batch_size"], content["model"]["seed_name"]
-        if self.labels == LabelsConfig():
+        for labels in (content["labels"], *(mixed["labels"] for mixed in content["mix"])):
+            labels["aggregation"] = (
+                labels["aggregation"] or "win_probability"
+            )  # as runs that were begun have it
+        if self.labels in (LabelsConfig(), LabelsConfig(aggregation="win_probability")):
             del content["labels"]  # a run that was begun before there were any goes on
         elif self.labels.pairs == "all":
             del content["labels"]["pairs"]  # likewise, and below

@@ -250,10 +250,12 @@ _CONTENT = re.compile(r"sha256:[0-9a-f]+|[0-9a-f]{40}")
 
 
 def wherever(settings: Mapping[str, Any], revision: str) -> dict[str, Any]:
-    """A model's settings without the place of weights that `revision` identifies, wherever they lie; a server's place
-    stays, and that of weights of which nothing is known."""
-    identified = _CONTENT.fullmatch(revision) is not None
-    return {key: value for key, value in settings.items() if not (identified and key == "source")}
+    """A model's settings without the place of weights that `revision` identifies, wherever they lie; that one is named
+    stays, as the table's own are read by their variant. So does a server's place, and that of weights of which nothing
+    is known."""
+    if _CONTENT.fullmatch(revision) is None or settings.get("source") is None:
+        return dict(settings)
+    return {**settings, "source": "elsewhere"}
 
 
 def complete(

@@ -35,6 +35,7 @@ from rankray.evals.models import Model
 from rankray.evals.prompt_lists import PromptList, read_lists, scorer_revisions
 from rankray.evals.results import Change, Measured
 from rankray.models.targets import require_resolved
+from rankray.synpic import forecast
 from rankray.synpic import job as synpic
 from rankray.synpic.job import PromptsAndJudges
 from rankray.synpic.stages import stages_of
@@ -92,6 +93,7 @@ def run(config: EvaluateConfig, say: Say = print, publish: Publish | None = None
 
     def prepare() -> Plan:
         again = check(config)  # another may have measured models here meanwhile
+        forecast.of_actors(config.execution.measured, ())  # or it would be missed once nodes were waited for
         connect()
         _check_cluster(again, say)
         return again

@@ -172,7 +172,7 @@ def _config_of(run: str) -> RankDPOConfig:
 
 def _as_trained(asked: EvaluatedModel, run: RankDPOConfig, source: str | None) -> GeneratorChoice:
     """The run's own model with tuned weights; settings that were asked for win."""
-    return run.model.at(source).model_copy(update={"samples": 1, **_given(asked)})
+    return run.model.at(source).model_copy(update={"revision": None, "samples": 1, **_given(asked)})
 
 
 def _given(asked: EvaluatedModel) -> dict[str, Any]:

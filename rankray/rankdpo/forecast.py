@@ -24,7 +24,7 @@ from rankray.models import denoisers, hardware
 from rankray.models.footprint import BYTES, MEGAPIXEL, Component, components, own_parameters
 from rankray.models.generators import GeneratorSpec
 from rankray.models.hardware import CONTEXT_GB, WORKSPACE, GpuType
-from rankray.models.weights import locate
+from rankray.models.weights import is_uri, locate
 from rankray.rankdpo.encoding import ReferenceJob
 from rankray.words import Say
 
@@ -69,8 +69,8 @@ def facts(spec: GeneratorSpec) -> Facts | None:
         if spec.full_size is None
         else {part.name: part for part in components("generators", spec.full_size)}
     )
-    try:
-        place = Path(locate(spec.source)) if spec.source else Path()
+    try:  # a URI is not asked: finding its directory is copying it, which is for those who load it
+        place = Path() if not spec.source or is_uri(spec.source) else Path(locate(spec.source))
     except ConfigError:
         place = Path()
     configs: Mapping[str, Mapping[str, Any]]

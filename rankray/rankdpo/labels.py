@@ -110,7 +110,7 @@ def resolve(
     seed: int,
     *,
     rewards: Sequence[str] = (),
-    aggregation: str = WIN_PROBABILITY,
+    aggregation: str | None = None,
     samples: Mapping[str, int] | None = None,
     prompt_share: float = 1.0,
     pairs: str = "all",
@@ -123,7 +123,7 @@ def resolve(
         ConfigError: a name that the dataset lacks (nearest named), more samples than it has, one candidate alone, or no
             pair that may be compared.
     """
-    if (aggregation, prompt_share, pairs) == (WIN_PROBABILITY, 1.0, "all") and not rewards and not samples:
+    if (aggregation, prompt_share, pairs) == (None, 1.0, "all") and not rewards and not samples:
         return None
     names = [item["name"] for item in info["rewards"]]
     for name in rewards:
@@ -143,8 +143,8 @@ def resolve(
         )
     columns = tuple(names.index(name) for name in rewards or names)
     drawn = tuple(n for n, item in enumerate(info["generators"]) for _ in range(int(item.get("samples", 1))))
-    how: Mapping[str, Any] = {"aggregation": aggregation, "weights": {}}
-    if not rewards and aggregation == WIN_PROBABILITY:
+    how: Mapping[str, Any] = {"aggregation": aggregation or WIN_PROBABILITY, "weights": {}}
+    if not rewards and aggregation is None:
         how = info.get("ranking", how)
     weights = tuple(float(how["weights"].get(name, 1.0)) for name in rewards or names)
     found = Labelling(places, columns, how["aggregation"], prompt_share, seed, pairs, drawn, weights)

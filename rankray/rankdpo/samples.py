@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, distributed
 
 from rankray import schema, store
-from rankray.cluster.item_safe import BrokenModelError, ItemSafe
+from rankray.cluster.item_safe import BrokenModelError, ItemSafe, describe
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.models.denoisers import parts
 from rankray.models.generators import GeneratorSpec
@@ -105,8 +105,8 @@ def draw_grid(spec: GeneratorSpec, painter: Any, prompts: Sequence[str], rank: i
     """A worker's share of `COLUMNS` pictures of each prompt, a row a prompt, black where others draw: uint8[H, W, 3].
 
     Seeds are always the same, and a picture depends on its prompt and seed alone, whichever worker draws it. One that
-    fails is black; where there is no memory for a batch it is halved, and where there is none for one picture, that is
-    said and training goes on.
+    fails is black; where there is no memory for a batch it is halved, and where all fail, that is said and the training
+    goes on.
     """
     cells = [(row, column) for row in range(len(prompts)) for column in range(COLUMNS)][rank::world]
     items = [
@@ -122,8 +122,10 @@ def draw_grid(spec: GeneratorSpec, painter: Any, prompts: Sequence[str], rank: i
     try:
         pictures = ItemSafe(painter, "grid of samples").run(paint, items)
     except BrokenModelError as error:
-        print(f"[rankray] {error} Or draw no grid: checkpoints.sample_every = 0.", flush=True)
-        return grid
+        pictures = [error] * len(items)
+    if items and all(isinstance(picture, Exception) for picture in pictures):
+        why = f"a worker could draw none of its {len(items)} pictures of the grid: {describe(pictures[0])}"
+        print(f"[rankray] {why}; checkpoints.sample_every = 0 draws none", flush=True)
     for (row, column), picture in zip(cells, pictures, strict=True):
         if not isinstance(picture, Exception):
             pixels = torch.from_numpy(np.array(picture.convert("RGB")))

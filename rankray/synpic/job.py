@@ -74,8 +74,6 @@ def run(
         models = stages_of(config, given.judges if given else {})
     with faults.kept():
         given = given or PromptsAndJudges(read_prompts(config.prompts), {})
-    with faults.kept():
-        forecast.of_actors(config.execution.measured, ())
     faults.raise_any()
     revisions = {stage.target.name: stage.target.revision for stage in models}
     output = open_output(config.output)
@@ -85,6 +83,7 @@ def run(
     found = functools.partial(job.complete, functools.partial(place.require_prompts, output, given.prompts))
 
     def prepare() -> tuple[_Making, _Laid]:
+        forecast.of_actors(config.execution.measured, ())  # a finished output needs it no more
         require_resolved(stage.target for stage in models)
         held = Reuse.nothing()
         if config.reuse is not None:

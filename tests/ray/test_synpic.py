@@ -276,6 +276,20 @@ def test_an_actor_that_does_not_load_is_replaced_and_a_long_block_is_waited_for(
     assert len(rows(tmp_path / "o")) == 4
 
 
+def test_an_actor_that_is_lost_and_does_not_load_again_is_started_until_it_does(
+    cluster: Cluster, toys: Toys, tmp_path: Path
+) -> None:
+    """Ray takes one whose start raises for dead for ever, and its blocks with it."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    lost = model("Lost", "lost", "num_gpus=1", marks=str(marks))
+    way = [*toy_options(toys.prompts, "--prompts.limit", "4"), "--generators", f"[{lost}]"]
+    ended = finish(start(cluster.address, "synpic", "--output", str(tmp_path / "o"), *way))
+    assert ended.code in (0, 3), ended.text  # the toys' prompts are not all paintable
+    assert len(list(marks.glob("start-*"))) == 4
+    assert len(rows(tmp_path / "o")) == 4
+
+
 def test_a_broken_gpu_does_not_end_the_work_of_others(cluster: Cluster, toys: Toys, tmp_path: Path) -> None:
     """A pool of two, one a node: it is the second's GPU that is free, and gets every replacement."""
     marks, failures = tmp_path / "marks", 4

@@ -51,9 +51,12 @@ def test_what_asks_nobody_else_ranks_as_the_dataset_does(changes: dict[str, obje
         due = ranking.strength(aggregation, SCORES, [0.0, 1.0])
         assert phi.tolist() == due.astype(np.float32).tolist()
         assert rank.tolist() == [3, 2, 1, 4]
-        named = labels.resolve({**INFO, "ranking": how}, 0, **{**given, "rewards": ("r", "s")})
-        assert named is not None
-        assert named(ID, SCORES, RANK)[0].tolist() == pytest.approx(ranking.win_probability(SCORES).tolist())
+        for said in ({"rewards": ("r", "s")}, {"aggregation": "win_probability"}):
+            named = labels.resolve({**INFO, "ranking": how}, 0, **{**given, **said})
+            assert named is not None
+            assert named(ID, SCORES, RANK)[0].tolist() == pytest.approx(
+                ranking.win_probability(SCORES).tolist()
+            )
 
 
 def test_one_reward_ranks_by_its_scores() -> None:

@@ -54,11 +54,12 @@ class Small:
         return [Image.new("RGB", (8, 8), (255, 255, 255)) for _ in prompts]
 
 
+@pytest.mark.parametrize("world", [1, 8])
 @pytest.mark.parametrize(("most", "white"), [(8, 1.0), (2, 1.0), (0, 0.0)])
 def test_a_grid_takes_the_memory_that_is_left_and_ends_no_training(
-    most: int, white: float, capsys: pytest.CaptureFixture[str]
+    most: int, white: float, world: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = replace(GENERATORS["shapes-sdxl"], height=8, width=8)
-    grid = draw_grid(spec, Small(most), ["a red circle", "a blue ring"], 0, 1)
-    assert float((grid == 255).float().mean()) == white
+    grid = draw_grid(spec, Small(most), ["a red circle", "a blue ring"], 0, world)
+    assert float((grid == 255).float().mean()) == white / world
     assert ("checkpoints.sample_every = 0" in capsys.readouterr().out) == (most == 0)

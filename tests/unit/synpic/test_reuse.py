@@ -91,6 +91,8 @@ def test_weights_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
     info["identity"]["revision.t"] = hashed["t"]
     (tmp_path / "d" / "dataset.json").write_text(json.dumps(info))
     assert reuse.find(there, hashed, ["a", "d"], path).rewards == ("r", "s", "t")
+    with pytest.raises(ConfigError, match="source: 'elsewhere' there, None here"):
+        reuse.find(job({}), hashed, ["a", "d"], path)  # the table's own, which may be of another variant
 
 
 def test_a_threshold_alone_is_nothing_to_make(tmp_path: Path) -> None:
