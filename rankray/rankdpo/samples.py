@@ -123,8 +123,9 @@ def draw_grid(spec: GeneratorSpec, painter: Any, prompts: Sequence[str], rank: i
         pictures = ItemSafe(painter, "grid of samples").run(paint, items)
     except BrokenModelError as error:
         pictures = [error] * len(items)
-    if items and all(isinstance(picture, Exception) for picture in pictures):
-        why = f"a worker could draw none of its {len(items)} pictures of the grid: {describe(pictures[0])}"
+    failed = [picture for picture in pictures if isinstance(picture, Exception)]
+    if failed and len(failed) == len(items):
+        why = f"a worker could draw none of its {len(items)} pictures of the grid: {describe(failed[0])}"
         print(f"[rankray] {why}; checkpoints.sample_every = 0 draws none", flush=True)
     for (row, column), picture in zip(cells, pictures, strict=True):
         if not isinstance(picture, Exception):

@@ -282,7 +282,7 @@ def test_an_actor_that_is_lost_and_does_not_load_again_is_started_until_it_does(
     """Ray takes one whose start raises for dead for ever, and its blocks with it."""
     marks = tmp_path / "marks"
     marks.mkdir()
-    lost = model("Lost", "lost", "num_gpus=1", marks=str(marks))
+    lost = model("Lost", "lost", "num_gpus=1", 2, marks=str(marks))
     way = [*toy_options(toys.prompts, "--prompts.limit", "4"), "--generators", f"[{lost}]"]
     ended = finish(start(cluster.address, "synpic", "--output", str(tmp_path / "o"), *way))
     assert ended.code in (0, 3), ended.text  # the toys' prompts are not all paintable
