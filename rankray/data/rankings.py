@@ -3,7 +3,7 @@
     HPDv2           JSON: prompt, image_path (or file_path), and rank, or human_preference of two    a row a judgement
     ImageReward     JSON: prompt, generations, ranking
     ImageRewardDB   JSON or Parquet: prompt, prompt_id, image_path, rank                             a row a picture
-    CSV, TSV        prompt, image, and generator, rank or any columns of numbers: a reward each      a row a picture
+    CSV, TSV        prompt, image, and generator, rank (or ranking) or any columns of numbers        a row a picture
 
 A rank becomes the score of one reward, `human`: its negative, so that less is better; equal ranks tie. Pictures are
 files, found where the publishers unpack them: beside the table, in a folder of its name, or from a folder above it. One
@@ -50,6 +50,8 @@ PROMPTS, IMAGES, GENERATORS = (
     ("image", "file_name", "path"),
     ("generator", "model"),
 )
+RANKS = ("rank", "ranking")
+"""Columns, in letters of any case, that count from the best: the less, the better."""
 NO_REWARDS = frozenset({"seed", "width", "height", "id"})
 """Columns of numbers that judge nothing."""
 
@@ -175,7 +177,7 @@ def _number(value: Any) -> float:
 
 
 def _table(source: choices.Source, rows: csv.DictReader[str]) -> Table:
-    """A user's own table: each column of numbers is a reward; `rank`, alone or beside others, is people's."""
+    """A user's own table: each column of numbers is a reward; a rank, alone or beside others, is people's."""
     columns = list(rows.fieldnames or ())
     chosen = []
     for names in (PROMPTS, IMAGES):
@@ -195,7 +197,7 @@ def _table(source: choices.Source, rows: csv.DictReader[str]) -> Table:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         groups.setdefault((record[prompt] or "").strip(), []).append(record)
-    signs = {"rank": -1.0}
+    signs = {name: -1.0 for name in scored if _is_rank(name)}
     rankings = [
         Ranking(
             text,
@@ -209,16 +211,22 @@ def _table(source: choices.Source, rows: csv.DictReader[str]) -> Table:
 
 
 def _rewards(source: choices.Source, scored: Sequence[str]) -> tuple[str, ...]:
-    """The reward of each column of numbers: people's of `rank`, any other's of its own name.
+    """The reward of each column of numbers: people's of a rank, any other's of its own name.
 
     Raises:
-        ConfigError: there is no such column, or two of them are of one reward.
+        ConfigError: there is no such column, two of them are of one reward, or nobody can say which end is best.
     """
     if not scored:
         raise ConfigError(
             f"{source.uri} has no column of numbers to rank by; give rank, or scores by any name"
         )
-    rewards = tuple(pickapic.REWARD if name == "rank" else name for name in scored)
+    unclear = next((name for name in scored if "rank" in name.casefold() and not _is_rank(name)), None)
+    if unclear is not None:  # read as a score, a rank would turn every preference round
+        raise ConfigError(
+            f"{source.uri} has a column '{unclear}', and its name does not say whether 1 is best; call it rank if so, "
+            "give it a name without 'rank' if more is better, or take it out"
+        )
+    rewards = tuple(pickapic.REWARD if _is_rank(name) else name for name in scored)
     twice = [name for name, count in Counter(rewards).items() if count > 1]
     if twice:
         raise ConfigError(
@@ -226,6 +234,10 @@ def _rewards(source: choices.Source, scored: Sequence[str]) -> tuple[str, ...]:
             f"'{pickapic.REWARD}'; rename one or take it out"
         )
     return rewards
+
+
+def _is_rank(column: str) -> bool:
+    return column.strip().casefold() in RANKS
 
 
 def _numbers(values: Iterator[str | None]) -> bool:

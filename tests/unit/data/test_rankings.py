@@ -199,6 +199,17 @@ def test_ranks_in_a_table_and_another_kind_beside_it(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("column", ["ranking", "Rank", "RANKING"])
+def test_a_rank_by_another_spelling_is_a_rank(tmp_path: Path, column: str) -> None:
+    """Read as a score it would turn every preference round."""
+    for n in (1, 2):
+        draw(tmp_path / f"{n}.png", 50 * n, "PNG")
+    (tmp_path / "t.csv").write_text(f"prompt,image,{column}\na kite,1.png,2\na kite,2.png,1\n")
+    info = importing.run([str(tmp_path / "t.csv")], str(tmp_path / "o"), Importing(), quiet)
+    assert [(rank, score) for _, rank, score in ranked(tmp_path / "o")["a kite"]] == [(2, -2.0), (1, -1.0)]
+    assert [reward["name"] for reward in info["rewards"]] == ["human"]
+
+
 def test_ranks_beside_scores_are_not_compared_across_tables(tmp_path: Path) -> None:
     """Rank 1 of two poor pictures is no better than rank 2 of two good ones; scores alone may be compared."""
     for n in range(4):
@@ -260,6 +271,16 @@ def test_hostile_and_broken_pictures_cost_themselves(tmp_path: Path) -> None:
             "t.csv",
             "prompt,image,rank,human\na kite,1.png,1,2\na kite,2.png,2,1\n",
             "has two columns of reward 'human' among rank, human",
+        ),
+        (
+            "t.csv",
+            "prompt,image,rank,Ranking\na kite,1.png,1,2\na kite,2.png,2,1\n",
+            "has two columns of reward 'human' among rank, Ranking",
+        ),
+        (
+            "t.csv",
+            "prompt,image,human_rank\na kite,1.png,1\na kite,2.png,2\n",
+            "a column 'human_rank', and its name does not say whether 1 is best; call it rank if so",
         ),
         ("t.csv", "prompt,image,clip,clip\na kite,1.png,1,2\n", "has two columns of reward 'clip'"),
         ("t.tar", "", "is a shard; give the directory that it lies in"),
