@@ -232,7 +232,7 @@ def _by_line(source: choices.Source, rows: csv.DictReader[str]) -> dict[int, Map
             last = rows.line_num
             found[last] = record
             # Under None is what is beyond the columns.
-            if any(record.get(None) or ()):  # type: ignore[call-overload]
+            if any(record.get(None) or ()):
                 raise ConfigError(
                     f"{source.uri}, line {last}: more fields than the {len(rows.fieldnames or ())} of the header; a "
                     "field that holds what separates fields is due in quotes"

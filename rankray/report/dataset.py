@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from rankray import ranking, store
@@ -224,9 +223,7 @@ def write_report(path: str, info: dict[str, Any], bounds: Bounds = BOUNDS) -> No
 
 def _sizes(dataset: store.RankedDataset, held: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Bytes of each file with its pictures, those beside the rows shared out among all rows alike."""
-    place = f"{store.filesystem(dataset.path)[1]}/{store.IMAGES}"
-    beside = dataset.fs.get_file_info(pafs.FileSelector(place, allow_not_found=True))
-    each = sum(info.size or 0 for info in beside) / max(1, sum(map(len, held.values())))
+    each = dataset.bytes_beside(sum(map(len, held.values())))
     own = {info.path: info.size or 0 for info in dataset.fs.get_file_info(list(dataset.files))}
     return {file: own[file] + each * len(ids) for file, ids in held.items()}
 
