@@ -46,10 +46,11 @@ def upload(repository: str, kind: str, files: dict[str, Content], private: bool,
         repository: OWNER/NAME.
         kind: "dataset" or "model".
         files: by their places in the repository; a README.md with `TAG` is among them.
-        private: of a repository that is not there yet.
+        private: nobody else may read it; one that is there already is not changed, so it has to be private.
 
     Raises:
-        ConfigError: it is another's, the hub refuses or cannot be reached, or there is no token.
+        ConfigError: it is another's, or others may read it and it is to be `private`; the hub refuses or cannot be
+            reached, or there is no token.
     """
     import huggingface_hub as client
 
@@ -62,6 +63,11 @@ def upload(repository: str, kind: str, files: dict[str, Content], private: bool,
         there = _ours(api, repository, kind)
         if there is None:
             api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
+        elif private and not api.repo_info(repository, repo_type=kind).private:
+            raise ConfigError(
+                f"{kind} '{repository}' is on the hub already, and others may read it; make it private in its "
+                "settings there, take another name, or leave --private out"
+            )
         operations: list[Any] = [
             client.CommitOperationAdd(name, content)
             for name, content in files.items()
