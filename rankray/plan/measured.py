@@ -121,7 +121,8 @@ def _of(row: Mapping[str, Any]) -> Measured | None:
     """None where the work was on a GPU of no known type."""
     seconds = row["busy_s"] / row["items"]
     if not row["gpu_hours"]:
-        return Measured(seconds)
+        # An actor computes on as many threads as it has whole cores, and all of them are paid for.
+        return Measured(seconds * max(1.0, row["cpu_hours"] * 3600 / row["alive_s"]))
     gpu = by_device(row["gpu"], row["gpu_gb"]) if row.get("gpu") else None
     if gpu is None:
         return None

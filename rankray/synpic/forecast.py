@@ -26,7 +26,7 @@ NAMELESS = hardware.GPU_TYPES["A100-80"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a finished job measured of one model: `seconds` an item, of a whole GPU or else of an actor's CPUs."""
+    """What a finished job measured of one model: `seconds` an item, of a whole GPU or else of one core."""
 
     seconds: float
     gpu: GpuType | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rankray import cli
-from rankray.config import ConfigError
+from rankray.config import ConfigError, PricesConfig
 from rankray.data import cost
 from rankray.models import hardware
 from rankray.plan import dry_run
@@ -87,6 +88,32 @@ def test_a_job_without_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No pool takes a GPU: models run on CPUs" in text
     assert "as this one: streaming: all 7 pools fit the cluster together" in text
     assert "how long: nobody has said" in text
+
+
+def test_cores_of_an_actor_are_all_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """An actor of four that never waited: what is planned for its work is what the ledger has of it."""
+    import small_dataset
+
+    prices = PricesConfig(cpu_usd_per_hour=1.0)
+    argv = ["--config", SHAPES, "--prices.cpu_usd_per_hour", "1", "--prompts.limit", "100"]
+    settings = cli.parse_synpic(argv)
+    choices = [
+        *(("generator", one) for one in settings.generators),
+        *(("reward", one) for one in settings.rewards),
+    ]
+    usage = [
+        cost.ActorUsage(one.label, kind, one.label, 3600.0, 0.0, 3600.0, 100 * items, 0, 0, 0.0, 4.0)
+        for kind, one in choices
+        for items in [getattr(one, "samples", settings.k)]
+    ]
+    path = small_dataset.write(tmp_path / "old")
+    info = json.loads((tmp_path / "old" / "dataset.json").read_text())
+    bill = cost.ledger(usage, prices)
+    info |= {"identity": settings.identity(), "cost": bill}
+    (tmp_path / "old" / "dataset.json").write_text(json.dumps(info))
+    text = "\n".join(printed(capsys, *argv, "--measured", path))
+    assert f"${bill['totals']['usd']:,.2f}" in text
+    assert f"measured: {bill['totals']['cpu_hours']:,.2f} CPU-hours" in text
 
 
 def test_prompts_of_a_file_are_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
