@@ -212,13 +212,22 @@ def write_report(path: str, info: dict[str, Any], bounds: Bounds = BOUNDS) -> No
         "agreement": [(name, figures.agreement[i].tolist()) for i, name in enumerate(rewards)],
         "histograms": histograms(names, rewards, figures),
         "shown": sorted(blocks, key=lambda block: _order(block["unanimity"], block["id"]), reverse=True),
-        "usd_paper": usd_for_prompts(info["cost"]["totals"], info["candidates"] // max(info["rows"], 1)),
+        "usd_paper": _usd_paper(info),
         "paper_prompts": PAPER_PROMPTS,
         "failures": sorted(info["failures"]["by_model"].items()),
         "examples": [{**fault, "prompt": figures.prompts[fault["prompt_id"]]} for fault in examples],
         "identity": sorted(info["identity"].items()),
     }
     write_page(path, "report.html.j2", values)
+
+
+def _usd_paper(info: Mapping[str, Any]) -> float | None:
+    """What the paper's prompts would cost at a dataset's rate; None where the bill is not of all of its pictures and
+    scores, as of one that took some from another."""
+    totals = info["cost"]["totals"]
+    if "reused" in info or totals["images"] < info["images"]:
+        return None
+    return usd_for_prompts(totals, info["candidates"] // max(info["rows"], 1))
 
 
 def _sizes(dataset: store.RankedDataset, held: Mapping[str, Sequence[str]]) -> dict[str, float]:
