@@ -9,6 +9,7 @@ measured or assumed, and the assumptions stand at the end; a factor of two eithe
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from rankray.cluster import layout
 from rankray.config import ConfigError, SynPicConfig
 from rankray.data import cost
 from rankray.data.place import as_written
-from rankray.data.prompts import HUB, read_prompts
+from rankray.data.prompts import HUB, SHAPES, read_prompts
 from rankray.models import hardware
 from rankray.models.hardware import GPU_TYPES, GpuType
 from rankray.plan.forecast import Allotment, Forecast, ample_node, forecast
@@ -116,16 +117,21 @@ def run(config: SynPicConfig, ask: DryRun, say: Say) -> None:
 
 
 def prompt_count(config: SynPicConfig) -> tuple[int, str]:
-    """(prompts, where the number is from): counted where the file is here, else the limit, else the paper's."""
+    """(prompts, where the number is from): counted where files are here, else the limit, else the paper's."""
     place = config.prompts
+    unseen = "the source is not looked at"
     if "://" not in place.path and not place.path.startswith(HUB):
-        found = os.path.exists(os.path.expanduser(place.path)) or place.path.startswith("shapes:")
-        if found:
+        if place.path.startswith(SHAPES) or _is_here(os.path.expanduser(place.path)):
             return len(read_prompts(place).rows), f"counted in {place.path}"
+        unseen = f"nothing is at {place.path} on this machine"
     if place.limit is not None:
-        return place.limit, "prompts.limit; the source is not looked at"
-    origin = "the paper's number; the source is not looked at, and there is no prompts.limit"
-    return cost.PAPER_PROMPTS, origin
+        return place.limit, f"prompts.limit; {unseen}"
+    return cost.PAPER_PROMPTS, f"the paper's number; {unseen}, and there is no prompts.limit"
+
+
+def _is_here(path: str) -> bool:
+    """Whether a file, a directory or files of a pattern are on this machine."""
+    return os.path.exists(path) or next(glob.iglob(path), None) is not None
 
 
 def _held(config: SynPicConfig, prompts: int) -> Held:

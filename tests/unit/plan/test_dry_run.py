@@ -39,10 +39,8 @@ def test_it_is_read_in_a_terminal_of_120_columns(capsys: pytest.CaptureFixture[s
 def test_the_paper_s_job(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "--config", SYNPIC)
     text = "\n".join(lines)
-    assert (
-        "58,000 prompts (prompts.limit; the source is not looked at)\nx 4 candidates = 232,000 pictures"
-        in text
-    )
+    here = "nothing is at /mnt/cluster_storage/prompts.parquet on this machine"
+    assert f"58,000 prompts (prompts.limit; {here})\nx 4 candidates = 232,000 pictures" in text
     assert "x 5 rewards = 1,160,000 scores" in text
     memory = next(line for line in lines if line.startswith("  model "))
     assert memory.split()[-7:] == list(hardware.GPU_TYPES)
@@ -121,6 +119,13 @@ def test_prompts_of_a_file_are_counted(capsys: pytest.CaptureFixture[str], tmp_p
     place.write_text("a red circle\na blue star\n\na red circle\n")
     lines = printed(capsys, "--config", SHAPES, "--prompts.path", str(place))
     assert lines[1] == f"2 prompts (counted in {place})"
+    (tmp_path / "more.txt").write_text("a green square\n")
+    place.write_text("a red circle\n")
+    pattern = f"{tmp_path}/*.txt"
+    lines = printed(capsys, "--config", SHAPES, "--prompts.path", pattern)
+    assert lines[1] == f"2 prompts (counted in {pattern})"
+    lines = printed(capsys, "--config", SHAPES, "--prompts.path", "promts.txt", "--prompts.limit", "9")
+    assert lines[1] == "9 prompts (prompts.limit; nothing is at promts.txt on this machine)"
     lines = printed(capsys, "--config", SHAPES, "--prompts.path", "hub:owner/name", "--prompts.limit", "7")
     assert lines[1] == "7 prompts (prompts.limit; the source is not looked at)"
 
