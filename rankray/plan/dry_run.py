@@ -167,7 +167,7 @@ def on_gpus(
     named = [{choice.model for choice in choices} for choices in (config.generators, config.rewards)]
     if named == [PAPER_GENERATORS, PAPER_REWARDS] and found[gpu].hours is not None:
         lines += ["", *_beside_the_paper(found[gpu], prices[gpu])]
-    return [*lines, "", *_assumptions(models, types, own_price)]
+    return [*lines, "", *_assumptions(config, models, types, own_price)]
 
 
 def _memory(models: Sequence[Model], types: Sequence[GpuType]) -> list[str]:
@@ -301,9 +301,15 @@ def _beside_the_paper(found: Forecast, price: float) -> list[str]:
     return ["Beside the paper, work alone, without GPUs that wait", *words.table(header, rows, left=2)]
 
 
-def _assumptions(models: Sequence[Model], types: Sequence[GpuType], own_price: bool) -> list[str]:
+def _assumptions(
+    config: SynPicConfig, models: Sequence[Model], types: Sequence[GpuType], own_price: bool
+) -> list[str]:
     sources = {gpu.reached_by: [g.name for g in types if g.reached_by == gpu.reached_by] for gpu in types}
-    measured = [model.name for model in models if model.measured is not None]
+    # What a CPU took says nothing of a GPU, and is in no figure here.
+    measured = [
+        model.name for model in models if model.measured is not None and model.measured.gpu is not None
+    ]
+    kind = config.images.format
     lines = [
         "Assumed"
         + (f", but for what was measured of {', '.join(measured)}" if measured else ", nothing measured"),
@@ -315,8 +321,8 @@ def _assumptions(models: Sequence[Model], types: Sequence[GpuType], own_price: b
     for reached_by, names in sources.items():
         lines.append(f"          {', '.join(names)} {GPU_TYPES[names[0]].reached:.0%}: {reached_by}")
     lines.append(
-        f"          part of a GPU has that part of its speed; a PNG takes a core {hardware.ENCODE_S * 1000:.0f} ms to "
-        f"write, {hardware.DECODE_S * 1000:.0f} ms to read"
+        f"          part of a GPU has that part of its speed; a {kind.upper()} takes a core "
+        f"{hardware.ENCODE_S[kind] * 1000:.0f} ms to write, {hardware.DECODE_S * 1000:.0f} ms to read"
     )
     if own_price:
         lines.append("  price:  prices.gpu_usd_per_hour of the configuration, for all GPUs, busy or not")

@@ -268,6 +268,18 @@ def test_one_line_for_what_the_hub_does_not_take(hub: Hub, tmp_path: Path) -> No
     assert not (tmp_path / "o").exists()
 
 
+def test_who_takes_a_dataset_is_told_nothing_of_writing(hub: Hub, tmp_path: Path) -> None:
+    source, home = small_dataset.write(tmp_path / "d"), tmp_path / "home"
+    assert rankray(hub, home, "export", source, "--to", "hub", "--output", "me/set")[0] == 0
+    words = ["import", "hub:me/set", "--output", str(tmp_path / "o")]
+    hub.broken = True
+    code, said = rankray(hub, home, *words)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert said.startswith("rankray: hub repository 'me/set': ")
+    assert said.endswith("; try again\n")
+    assert "commit" not in said
+
+
 def test_places_on_this_machine_are_cut() -> None:
     info = {"a": "/home/me/x.txt", "b": ["~/y", "s3://bucket/z"], "c": {"d": "file:///q/r/"}, "e": 3}
     assert exchange.public(info) == {"a": "x.txt", "b": ["y", "s3://bucket/z"], "c": {"d": "r"}, "e": 3}

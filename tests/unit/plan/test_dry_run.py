@@ -63,6 +63,22 @@ def test_the_documentation_shows_what_is_printed(capsys: pytest.CaptureFixture[s
     assert f"dry run: {shown}".splitlines() == lines[: lines.index("Assumed, nothing measured") - 1]
 
 
+def test_what_a_cpu_took_is_not_among_what_was_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """No figure of a plan for GPUs is of it."""
+    import small_dataset
+
+    argv = ["--config", SYNPIC, "--gpu-type", "A100-80"]
+    path = small_dataset.write(tmp_path / "old")
+    info = json.loads((tmp_path / "old" / "dataset.json").read_text())
+    usage = [cost.ActorUsage("sdxl", "generator", "1", 60.0, 1.0, 90.0, 6, 0, 0, 0.0, 1.0)]
+    info |= {"identity": cli.parse_synpic(["--config", SYNPIC]).identity()}
+    info |= {"cost": cost.ledger(usage, PricesConfig())}
+    (tmp_path / "old" / "dataset.json").write_text(json.dumps(info))
+    assert "Assumed, nothing measured" in printed(capsys, *argv, "--measured", path)
+
+
 def test_one_gpu_of_one_type(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "--config", SYNPIC, "--gpu-type", "h100", "--gpus", "1")
     text = "\n".join(lines)
