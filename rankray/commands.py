@@ -104,7 +104,7 @@ def _export_options(found: argparse.ArgumentParser) -> None:
     found.add_argument("dataset", help="a finished dataset; to the hub also a run")
     found.add_argument("--output", required=True, help="where it goes; on the hub OWNER/NAME")
     found.add_argument("--to", required=True, help=", ".join([*convert.FORMATS, HUB]))
-    found.add_argument("--private", action="store_true", help="a new repository of the hub is yours alone")
+    found.add_argument("--private", action="store_true", help="nobody else may read the hub's repository")
     found.set_defaults(run=_export)
 
 

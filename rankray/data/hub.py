@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -28,8 +28,7 @@ TAG = "rankray"
 """Stands among the tags of what rankray wrote; what has it not is somebody else's."""
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 OFTEN = 50
-_TOKEN = "set HF_TOKEN to one that may write there, or run `hf auth login`"
-
+_TOKEN = "set HF_TOKEN to one that may {} there, or run `hf auth login`"
 
 OURS = Path(__file__).parent.parent
 _STRANGE = (ValueError, LookupError, TypeError, AttributeError)
@@ -46,10 +45,11 @@ def upload(repository: str, kind: str, files: dict[str, Content], private: bool,
         repository: OWNER/NAME.
         kind: "dataset" or "model".
         files: by their places in the repository; a README.md with `TAG` is among them.
-        private: of a repository that is not there yet.
+        private: nobody else may read it; one that is there already is not changed, so it has to be private.
 
     Raises:
-        ConfigError: it is another's, the hub refuses or cannot be reached, or there is no token.
+        ConfigError: it is another's, or others may read it and it is to be `private`; the hub refuses or cannot be
+            reached, or there is no token.
     """
     import huggingface_hub as client
 
@@ -57,11 +57,16 @@ def upload(repository: str, kind: str, files: dict[str, Content], private: bool,
         raise ConfigError(f"output '{repository}' is no repository of the hub; write OWNER/NAME")
     api = client.HfApi()
     if client.get_token() is None:
-        raise ConfigError(f"the hub wants a token to write '{repository}': {_TOKEN}")
-    with _in_one_line(repository), tempfile.TemporaryDirectory(prefix="rankray-") as scratch:
+        raise ConfigError(f"the hub wants a token to write '{repository}': {_TOKEN.format('write')}")
+    with _in_one_line(repository, "write"), tempfile.TemporaryDirectory(prefix="rankray-") as scratch:
         there = _ours(api, repository, kind)
         if there is None:
             api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
+        elif private and not api.repo_info(repository, repo_type=kind).private:
+            raise ConfigError(
+                f"{kind} '{repository}' is on the hub already, and others may read it; make it private in its "
+                "settings there, take another name, or leave --private out"
+            )
         operations: list[Any] = [
             client.CommitOperationAdd(name, content)
             for name, content in files.items()
@@ -183,7 +188,7 @@ def fetch(repository: str) -> str:
 
     if not NAME.fullmatch(repository):
         raise ConfigError(f"input 'hub:{repository}' is no repository of the hub; write hub:OWNER/NAME")
-    with _in_one_line(repository):
+    with _in_one_line(repository, "read"):
         place = client.snapshot_download(
             repository, repo_type="dataset", allow_patterns=["data/*.parquet", "dataset.json"]
         )
@@ -195,8 +200,8 @@ def fetch(repository: str) -> str:
 
 
 @contextmanager
-def _in_one_line(repository: str) -> Iterator[None]:
-    """One line for whatever the hub or the way to it says."""
+def _in_one_line(repository: str, doing: Literal["read", "write"]) -> Iterator[None]:
+    """One line for whatever the hub or the way to it says, whichever is done there."""
     import huggingface_hub as client
     from huggingface_hub import errors
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -220,14 +225,13 @@ def _in_one_line(repository: str) -> Iterator[None]:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise ConfigError(
-                f"the hub does not let you write '{repository}' (HTTP {status}): {_TOKEN}"
+                f"the hub does not let you {doing} '{repository}' (HTTP {status}): {_TOKEN.format(doing)}"
             ) from None
         token = client.get_token() or ""
         words = " ".join(str(error).split()) or type(error).__name__
         words = words.replace(token, "***") if token else words
-        raise ConfigError(
-            f"hub repository '{repository}': {words[:300]}; nothing was committed, try again"
-        ) from None
+        kept = "nothing was committed, " if doing == "write" else ""
+        raise ConfigError(f"hub repository '{repository}': {words[:300]}; {kept}try again") from None
 
 
 def public(info: Any) -> Any:

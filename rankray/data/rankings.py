@@ -3,7 +3,7 @@
     HPDv2           JSON: prompt, image_path (or file_path), and rank, or human_preference of two    a row a judgement
     ImageReward     JSON: prompt, generations, ranking
     ImageRewardDB   JSON or Parquet: prompt, prompt_id, image_path, rank                             a row a picture
-    CSV, TSV        prompt, image, and generator, rank or any columns of numbers: a reward each      a row a picture
+    CSV, TSV        prompt, image, and generator, rank (or ranking) or any columns of numbers        a row a picture
 
 A rank becomes the score of one reward, `human`: its negative, so that less is better; equal ranks tie. Pictures are
 files, found where the publishers unpack them: beside the table, in a folder of its name, or from a folder above it. One
@@ -50,8 +50,14 @@ PROMPTS, IMAGES, GENERATORS = (
     ("image", "file_name", "path"),
     ("generator", "model"),
 )
-NO_REWARDS = frozenset({"seed", "width", "height", "id"})
-"""Columns of numbers that judge nothing."""
+RANKS = ("rank", "ranking")
+"""Columns, in letters of any case, that count from the best: the less, the better."""
+NO_REWARDS = frozenset({"", "index", "seed", "width", "height", "id"})
+"""Columns of numbers that judge nothing, in letters of any case; "" and `index` are pandas' count of rows."""
+NO_SCORE = frozenset(
+    {"", "nan", "-nan", "na", "n/a", "<na>", "#na", "#n/a", "null", "none", "nil", "-", "--", "?"}
+)
+"""What stands in a cell without a score, in letters of any case: what spreadsheets and pandas write there."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,12 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Table:
-    """One file's rankings; `rewards` in the order of their scores."""
+    """One file's rankings; `rewards` in the order of their scores, and the columns that nothing is made of."""
 
     format: str
     rankings: Sequence[Ranking]
     rewards: Sequence[str] = (pickapic.REWARD,)
+    unused: Sequence[str] = ()
 
 
 def run(
@@ -88,6 +95,9 @@ def run(
         told = "; ".join(f"{kind} with {', '.join(rewards)}" for kind, rewards in sorted(kinds))
         raise ConfigError(f"the tables are not of one kind ({told}); import them one by one, and then merge")
     ((kind, rewards),) = kinds
+    if kind == "csv":  # nobody named the columns that count
+        unused = dict.fromkeys(name for table in tables.values() for name in table.unused)
+        say(f"rewards: {', '.join(rewards)}; not used: {', '.join(map(repr, unused)) or 'no column'}")
     names = {name for table in tables.values() for each in table.rankings for name in each.generators}
     comparable = kind == "csv" and pickapic.REWARD not in rewards
 
@@ -112,7 +122,7 @@ def read(source: choices.Source) -> Table:
                 if end == "csv":
                     with source.fs.open_input_file(source.path) as head:
                         delimiter = delimiter_of(open_text(head).readline(), {*IMAGES})
-                return _table(source, csv.DictReader(open_text(stream), delimiter=delimiter))
+                return _table(source, csv.DictReader(open_text(stream), delimiter=delimiter, strict=True))
             if end == "parquet":
                 records = pq.read_table(stream, columns=[*SINGLE, "prompt_id"]).to_pylist()
             else:
@@ -175,7 +185,7 @@ def _number(value: Any) -> float:
 
 
 def _table(source: choices.Source, rows: csv.DictReader[str]) -> Table:
-    """A user's own table: each column of numbers is a reward; `rank`, alone or beside others, is people's."""
+    """A user's own table: each column of numbers is a reward; a rank, alone or beside others, is people's."""
     columns = list(rows.fieldnames or ())
     chosen = []
     for names in (PROMPTS, IMAGES):
@@ -188,14 +198,14 @@ def _table(source: choices.Source, rows: csv.DictReader[str]) -> Table:
         chosen.append(found[0])
     prompt, image = chosen
     generator = next((name for name in GENERATORS if name in columns), "")
-    records = list(rows)
-    taken = {prompt, image, generator, *NO_REWARDS}
-    scored = [name for name in columns if name not in taken and _numbers(record[name] for record in records)]
+    records = _by_line(source, rows)
+    others = [name for name in columns if name not in {*chosen, *filter(None, [generator])}]
+    scored = [name for name in others if _may_judge(name) and _is_scored(source, name, records)]
     rewards = _rewards(source, scored)
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
+    for record in records.values():
         groups.setdefault((record[prompt] or "").strip(), []).append(record)
-    signs = {"rank": -1.0}
+    signs = {name: -1.0 for name in scored if _is_rank(name)}
     rankings = [
         Ranking(
             text,
@@ -205,20 +215,53 @@ def _table(source: choices.Source, rows: csv.DictReader[str]) -> Table:
         )
         for text, group in groups.items()
     ]
-    return Table("csv", rankings, rewards)
+    return Table("csv", rankings, rewards, [name for name in others if name not in scored])
+
+
+def _by_line(source: choices.Source, rows: csv.DictReader[str]) -> dict[int, Mapping[str, Any]]:
+    """A table's records by the line that each ends in.
+
+    Raises:
+        ConfigError: a quote is not closed, or a record has more fields than there are columns: its scores would be
+            others' cells.
+    """
+    found: dict[int, Mapping[str, Any]] = {}
+    last = rows.line_num
+    try:
+        for record in rows:
+            last = rows.line_num
+            found[last] = record
+            # Under None is what is beyond the columns.
+            if any(record.get(None) or ()):
+                raise ConfigError(
+                    f"{source.uri}, line {last}: more fields than the {len(rows.fieldnames or ())} of the header; a "
+                    "field that holds what separates fields is due in quotes"
+                )
+    except csv.Error as error:
+        raise ConfigError(
+            f"{source.uri}, line {last + 1}: {error}; is a quote left open? A field with quotes is due as "
+            '"say ""hello"" now"'
+        ) from None
+    return found
 
 
 def _rewards(source: choices.Source, scored: Sequence[str]) -> tuple[str, ...]:
-    """The reward of each column of numbers: people's of `rank`, any other's of its own name.
+    """The reward of each column of numbers: people's of a rank, any other's of its own name.
 
     Raises:
-        ConfigError: there is no such column, or two of them are of one reward.
+        ConfigError: there is no such column, two of them are of one reward, or nobody can say which end is best.
     """
     if not scored:
         raise ConfigError(
             f"{source.uri} has no column of numbers to rank by; give rank, or scores by any name"
         )
-    rewards = tuple(pickapic.REWARD if name == "rank" else name for name in scored)
+    unclear = next((name for name in scored if "rank" in name.casefold() and not _is_rank(name)), None)
+    if unclear is not None:  # read as a score, a rank would turn every preference round
+        raise ConfigError(
+            f"{source.uri} has a column '{unclear}', and its name does not say whether 1 is best; call it rank if so, "
+            "give it a name without 'rank' if more is better, or take it out"
+        )
+    rewards = tuple(pickapic.REWARD if _is_rank(name) else name for name in scored)
     twice = [name for name, count in Counter(rewards).items() if count > 1]
     if twice:
         raise ConfigError(
@@ -228,10 +271,31 @@ def _rewards(source: choices.Source, scored: Sequence[str]) -> tuple[str, ...]:
     return rewards
 
 
-def _numbers(values: Iterator[str | None]) -> bool:
-    """Whether every cell that is not empty is a number, and some are."""
-    filled = [value for value in values if value and value.strip()]
-    return bool(filled) and not any(math.isnan(_number(value)) for value in filled)
+def _is_rank(column: str) -> bool:
+    return column.strip().casefold() in RANKS
+
+
+def _may_judge(column: str) -> bool:
+    plain = column.strip().casefold()
+    return plain not in NO_REWARDS and not plain.startswith("unnamed:") and not plain.endswith("_id")
+
+
+def _is_scored(source: choices.Source, column: str, records: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Whether cells of a column are numbers; those without a score do not count.
+
+    Raises:
+        ConfigError: more of them are numbers than are text: left out for a cell, a reward would be lost unseen.
+    """
+    filled = {line: record[column] or "" for line, record in records.items()}
+    filled = {line: cell for line, cell in filled.items() if cell.strip().casefold() not in NO_SCORE}
+    texts = [line for line, cell in filled.items() if math.isnan(_number(cell))]
+    if texts and 2 * len(texts) < len(filled):
+        raise ConfigError(
+            f"{source.uri}, line {texts[0]}: '{filled[texts[0]][:60]}' in column '{column}', of which "
+            f"{len(filled) - len(texts):,} cells are numbers; leave a cell without a score empty, or take the "
+            "column out"
+        )
+    return bool(filled) and not texts
 
 
 def _judged(

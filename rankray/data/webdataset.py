@@ -3,8 +3,8 @@
     OUTPUT/000000.tar        a prompt: ID.json, ID.txt (the prompt), ID.0.png, ID.1.png ... (its candidates)
     OUTPUT/webdataset.json   written last; what `dataset.json` said, so that the way back ends where it began
 
-A shard is some of the dataset's files, up to 500 MB of them: 70 prompts of four 1024-pixel PNGs. Written and read by
-the standard library: the published reader needs nothing else than the names.
+A shard is some of the dataset's files, up to 500 MB of them with their pictures: 70 prompts of four 1024-pixel PNGs.
+Written and read by the standard library: the published reader needs nothing else than the names.
 """
 
 from __future__ import annotations
@@ -50,13 +50,16 @@ def write(source: store.RankedDataset, made: Output) -> dict[str, Any]:
 
 def _grouped(source: store.RankedDataset) -> Iterator[list[str]]:
     """The dataset's files, in their order, as many as make a shard."""
+    rows = [pq.read_metadata(file, filesystem=source.fs).num_rows for file in source.files]
+    beside = source.bytes_beside(sum(rows))
     group: list[str] = []
-    size = 0
-    for info in source.fs.get_file_info(list(source.files)):
-        if group and size + info.size > SHARD_BYTES:
+    size = 0.0
+    for info, count in zip(source.fs.get_file_info(list(source.files)), rows, strict=True):
+        due = info.size + beside * count
+        if group and size + due > SHARD_BYTES:
             yield group
-            group, size = [], 0
-        group, size = [*group, info.path], size + info.size
+            group, size = [], 0.0
+        group, size = [*group, info.path], size + due
     if group:
         yield group
 

@@ -9,6 +9,7 @@ measured or assumed, and the assumptions stand at the end; a factor of two eithe
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from rankray.cluster import layout
 from rankray.config import ConfigError, SynPicConfig
 from rankray.data import cost
 from rankray.data.place import as_written
-from rankray.data.prompts import HUB, read_prompts
+from rankray.data.prompts import HUB, SHAPES, read_prompts
 from rankray.models import hardware
 from rankray.models.hardware import GPU_TYPES, GpuType
 from rankray.plan.forecast import Allotment, Forecast, ample_node, forecast
@@ -116,16 +117,21 @@ def run(config: SynPicConfig, ask: DryRun, say: Say) -> None:
 
 
 def prompt_count(config: SynPicConfig) -> tuple[int, str]:
-    """(prompts, where the number is from): counted where the file is here, else the limit, else the paper's."""
+    """(prompts, where the number is from): counted where files are here, else the limit, else the paper's."""
     place = config.prompts
+    unseen = "the source is not looked at"
     if "://" not in place.path and not place.path.startswith(HUB):
-        found = os.path.exists(os.path.expanduser(place.path)) or place.path.startswith("shapes:")
-        if found:
+        if place.path.startswith(SHAPES) or _is_here(os.path.expanduser(place.path)):
             return len(read_prompts(place).rows), f"counted in {place.path}"
+        unseen = f"nothing is at {place.path} on this machine"
     if place.limit is not None:
-        return place.limit, "prompts.limit; the source is not looked at"
-    origin = "the paper's number; the source is not looked at, and there is no prompts.limit"
-    return cost.PAPER_PROMPTS, origin
+        return place.limit, f"prompts.limit; {unseen}"
+    return cost.PAPER_PROMPTS, f"the paper's number; {unseen}, and there is no prompts.limit"
+
+
+def _is_here(path: str) -> bool:
+    """Whether a file, a directory or files of a pattern are on this machine."""
+    return os.path.exists(path) or next(glob.iglob(path), None) is not None
 
 
 def _held(config: SynPicConfig, prompts: int) -> Held:
@@ -161,7 +167,7 @@ def on_gpus(
     named = [{choice.model for choice in choices} for choices in (config.generators, config.rewards)]
     if named == [PAPER_GENERATORS, PAPER_REWARDS] and found[gpu].hours is not None:
         lines += ["", *_beside_the_paper(found[gpu], prices[gpu])]
-    return [*lines, "", *_assumptions(models, types, own_price)]
+    return [*lines, "", *_assumptions(config, models, types, own_price)]
 
 
 def _memory(models: Sequence[Model], types: Sequence[GpuType]) -> list[str]:
@@ -295,9 +301,15 @@ def _beside_the_paper(found: Forecast, price: float) -> list[str]:
     return ["Beside the paper, work alone, without GPUs that wait", *words.table(header, rows, left=2)]
 
 
-def _assumptions(models: Sequence[Model], types: Sequence[GpuType], own_price: bool) -> list[str]:
+def _assumptions(
+    config: SynPicConfig, models: Sequence[Model], types: Sequence[GpuType], own_price: bool
+) -> list[str]:
     sources = {gpu.reached_by: [g.name for g in types if g.reached_by == gpu.reached_by] for gpu in types}
-    measured = [model.name for model in models if model.measured is not None]
+    # What a CPU took says nothing of a GPU, and is in no figure here.
+    measured = [
+        model.name for model in models if model.measured is not None and model.measured.gpu is not None
+    ]
+    kind = config.images.format
     lines = [
         "Assumed"
         + (f", but for what was measured of {', '.join(measured)}" if measured else ", nothing measured"),
@@ -309,8 +321,8 @@ def _assumptions(models: Sequence[Model], types: Sequence[GpuType], own_price: b
     for reached_by, names in sources.items():
         lines.append(f"          {', '.join(names)} {GPU_TYPES[names[0]].reached:.0%}: {reached_by}")
     lines.append(
-        f"          part of a GPU has that part of its speed; a PNG takes a core {hardware.ENCODE_S * 1000:.0f} ms to "
-        f"write, {hardware.DECODE_S * 1000:.0f} ms to read"
+        f"          part of a GPU has that part of its speed; a {kind.upper()} takes a core "
+        f"{hardware.ENCODE_S[kind] * 1000:.0f} ms to write, {hardware.DECODE_S * 1000:.0f} ms to read"
     )
     if own_price:
         lines.append("  price:  prices.gpu_usd_per_hour of the configuration, for all GPUs, busy or not")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rankray import store
-from rankray.config import ConfigError, ModelChoice, SynPicConfig, differing_keys
+from rankray.config import ConfigError, ModelChoice, SynPicConfig, differing_keys, parse_toml
 from rankray.data.place import as_written, settings_of
 from rankray.models.hardware import CONTEXT_GB, by_device
 from rankray.synpic.forecast import Measured
@@ -85,26 +86,43 @@ def _other_settings(choice: ModelChoice, row: Mapping[str, Any]) -> list[str]:
 
 def _dataset(path: str, config: SynPicConfig) -> Iterator[Finding]:
     try:
-        info = store.read(path).info
+        dataset = store.read(path)
     except store.DatasetError as error:
         raise ConfigError(f"nothing measured: {error}") from None
+    info, batches = dataset.info, _batch_sizes(dataset)
     rows = {row["model"]: row for row in info["cost"]["models"]}
     for kind, choices in (("generators", config.generators), ("rewards", config.rewards)):
-        for label in (choice.label for choice in choices):
+        for choice in choices:
+            label = choice.label
             row = rows.get(label)
             if row is not None and row["items"] > row["failures"]:
                 sides = [settings_of(every, kind, label) for every in (info["identity"], config.identity())]
                 theirs, ours = (
                     {key: side[key] for key in side if key.split(".")[0] not in ASIDE} for side in sides
                 )
-                yield label, differing_keys(theirs, ours), _of(row), row.get("gpu") or "an unnamed GPU"
+                measured = _of(row)
+                if measured is not None and batches.get(label, "unknown") != choice.batch_size:
+                    measured = replace(measured, memory_gb=None)
+                yield label, differing_keys(theirs, ours), measured, row.get("gpu") or "an unnamed GPU"
+
+
+def _batch_sizes(dataset: store.RankedDataset) -> dict[str, int | None]:
+    """By label the `batch_size` that a dataset's models were set to, None where it was their own; without those of
+    which fewer at once had to do. Its identity does not have it, as no row depends on it; its memory does."""
+    place = f"{store.filesystem(dataset.path)[1]}/config.toml"
+    written = parse_toml((store.read_text(place, dataset.fs) or "").encode(), place)
+    choices = [*written.get("generators", ()), *written.get("rewards", ())]
+    found = {choice.get("name") or choice["model"]: choice.get("batch_size") for choice in choices}
+    fewer = dataset.info.get("smaller_batches", {})
+    return {label: batch for label, batch in found.items() if label not in fewer}
 
 
 def _of(row: Mapping[str, Any]) -> Measured | None:
     """None where the work was on a GPU of no known type."""
     seconds = row["busy_s"] / row["items"]
     if not row["gpu_hours"]:
-        return Measured(seconds)
+        # An actor computes on as many threads as it has whole cores, and all of them are paid for.
+        return Measured(seconds * max(1.0, row["cpu_hours"] * 3600 / row["alive_s"]))
     gpu = by_device(row["gpu"], row["gpu_gb"]) if row.get("gpu") else None
     if gpu is None:
         return None

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from rankray import ranking, store
@@ -213,7 +212,7 @@ def write_report(path: str, info: dict[str, Any], bounds: Bounds = BOUNDS) -> No
         "agreement": [(name, figures.agreement[i].tolist()) for i, name in enumerate(rewards)],
         "histograms": histograms(names, rewards, figures),
         "shown": sorted(blocks, key=lambda block: _order(block["unanimity"], block["id"]), reverse=True),
-        "usd_paper": usd_for_prompts(info["cost"]["totals"], info["candidates"] // max(info["rows"], 1)),
+        "usd_paper": _usd_paper(info),
         "paper_prompts": PAPER_PROMPTS,
         "failures": sorted(info["failures"]["by_model"].items()),
         "examples": [{**fault, "prompt": figures.prompts[fault["prompt_id"]]} for fault in examples],
@@ -222,11 +221,18 @@ def write_report(path: str, info: dict[str, Any], bounds: Bounds = BOUNDS) -> No
     write_page(path, "report.html.j2", values)
 
 
+def _usd_paper(info: Mapping[str, Any]) -> float | None:
+    """What the paper's prompts would cost at a dataset's rate; None where the bill is not of all of its pictures and
+    scores, as of one that took some from another."""
+    totals = info["cost"]["totals"]
+    if "reused" in info or totals["images"] < info["images"]:
+        return None
+    return usd_for_prompts(totals, info["candidates"] // max(info["rows"], 1))
+
+
 def _sizes(dataset: store.RankedDataset, held: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Bytes of each file with its pictures, those beside the rows shared out among all rows alike."""
-    place = f"{store.filesystem(dataset.path)[1]}/{store.IMAGES}"
-    beside = dataset.fs.get_file_info(pafs.FileSelector(place, allow_not_found=True))
-    each = sum(info.size or 0 for info in beside) / max(1, sum(map(len, held.values())))
+    each = dataset.bytes_beside(sum(map(len, held.values())))
     own = {info.path: info.size or 0 for info in dataset.fs.get_file_info(list(dataset.files))}
     return {file: own[file] + each * len(ids) for file, ids in held.items()}
 

@@ -26,7 +26,7 @@ NAMELESS = hardware.GPU_TYPES["A100-80"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a finished job measured of one model: `seconds` an item, of a whole GPU or else of an actor's CPUs."""
+    """What a finished job measured of one model: `seconds` an item, of a whole GPU or else of one core."""
 
     seconds: float
     gpu: GpuType | None = None
@@ -46,6 +46,7 @@ class Model:
         megapixels: of a picture that it draws or looks at.
         measured: what a finished job says of it.
         row_bytes: what it adds to a row that is written between phases.
+        coding_s: of one core, to write or to read a picture of 1024 x 1024.
     """
 
     stage: Stage
@@ -56,6 +57,7 @@ class Model:
     megapixels: float
     measured: Measured | None = None
     row_bytes: float = 0.0
+    coding_s: float = DECODE_S
 
     @property
     def name(self) -> str:
@@ -131,6 +133,7 @@ def models_of(
             megapixels=footprint.megapixels(stage.target) if stage.kind == "generator" else mean,
             measured=measured.get(stage.target.name),
             row_bytes=_row_bytes(stage, config),
+            coding_s=ENCODE_S[config.images.format] if stage.kind == "generator" else DECODE_S,
         )
         for choice, stage in zip(choices, stages, strict=True)
     ]
@@ -171,9 +174,8 @@ def item_seconds(model: Model, stage: Stage, gpu: GpuType) -> float | None:
     whole = model.seconds(gpu)
     if whole is None or not stage.actors.num_gpus:
         return None
-    coding = ENCODE_S if stage.kind == "generator" else DECODE_S
     cores = max(1, int(stage.actors.num_cpus))
-    return max(whole / min(1.0, stage.actors.num_gpus), coding * model.megapixels / cores)
+    return max(whole / min(1.0, stage.actors.num_gpus), model.coding_s * model.megapixels / cores)
 
 
 def of_actors(path: str | None, usage: Iterable[ActorUsage]) -> tuple[dict[str, float], float | None]:

@@ -29,6 +29,11 @@ for kind, text in json.load(open(sys.argv[1])):
 """
 
 
+def test_a_trainer_is_told_the_split_that_there_is() -> None:
+    """Diffusion-DPO's script looks for `validation` otherwise; an export has one split, which the page loads."""
+    assert "--dataset_name /data/pickapic --dataset_split_name train`" in PAGE.read_text()
+
+
 def test_the_page(tmp_path: Path) -> None:
     from data import test_hub, test_merge
 

@@ -94,6 +94,21 @@ def test_a_dataset_there_and_back(hub: Hub, tmp_path: Path) -> None:
     assert sorted(file.name for file in (place / "data").iterdir()) == ["0.parquet", "2.parquet"]
 
 
+def test_what_is_to_be_private_is_not_sent_where_others_read(hub: Hub, tmp_path: Path) -> None:
+    source, home = small_dataset.write(tmp_path / "d"), tmp_path / "home"
+    words = ["export", source, "--to", "hub", "--output", "me/set"]
+    assert rankray(hub, home, *words)[0] == 0
+    commits, puts = hub.commits["datasets/me/set"], len(hub.puts)
+    (tmp_path / "d" / "data" / "1.parquet").rename(tmp_path / "d" / "data" / "2.parquet")
+    code, said = rankray(hub, home, *words, "--private")
+    assert (code, said.count("\n")) == (2, 1), said
+    assert "dataset 'me/set' is on the hub already, and others may read it; make it private" in said
+    assert (hub.commits["datasets/me/set"], len(hub.puts)) == (commits, puts)
+    hub.private.add("datasets/me/set")
+    assert rankray(hub, home, *words, "--private")[0] == 0
+    assert hub.commits["datasets/me/set"] == commits + 1
+
+
 def test_pictures_beside_the_rows_go_into_them(hub: Hub, tmp_path: Path) -> None:
     source = small_dataset.write(tmp_path / "d")
     (tmp_path / "d" / "images").mkdir()
@@ -251,6 +266,18 @@ def test_one_line_for_what_the_hub_does_not_take(hub: Hub, tmp_path: Path) -> No
         assert code == 2
         assert message in said.splitlines()[-1]
     assert not (tmp_path / "o").exists()
+
+
+def test_who_takes_a_dataset_is_told_nothing_of_writing(hub: Hub, tmp_path: Path) -> None:
+    source, home = small_dataset.write(tmp_path / "d"), tmp_path / "home"
+    assert rankray(hub, home, "export", source, "--to", "hub", "--output", "me/set")[0] == 0
+    words = ["import", "hub:me/set", "--output", str(tmp_path / "o")]
+    hub.broken = True
+    code, said = rankray(hub, home, *words)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert said.startswith("rankray: hub repository 'me/set': ")
+    assert said.endswith("; try again\n")
+    assert "commit" not in said
 
 
 def test_places_on_this_machine_are_cut() -> None:

@@ -170,7 +170,9 @@ def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "t.csv").write_text(TABLE)
     place = str(tmp_path / "o")
     assert commands.main(["import", str(tmp_path / "t.csv"), "--output", place]) == 0
-    assert "2 of 2 rankings; left out: none" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 of 2 rankings; left out: none" in printed
+    assert "rewards: aesthetic, clip; not used: 'note', 'seed'\n" in printed
     info = store.read(place).info
     assert [reward["name"] for reward in info["rewards"]] == ["aesthetic", "clip"]
     assert [item["name"] for item in info["generators"]] == ["flux", "sdxl"]
@@ -197,6 +199,43 @@ def test_ranks_in_a_table_and_another_kind_beside_it(tmp_path: Path) -> None:
         importing.run(
             [str(tmp_path / name) for name in ("t.tsv", "u.csv")], str(tmp_path / "p"), Importing(), quiet
         )
+
+
+@pytest.mark.parametrize("column", ["ranking", "Rank", "RANKING"])
+def test_a_rank_by_another_spelling_is_a_rank(tmp_path: Path, column: str) -> None:
+    """Read as a score it would turn every preference round."""
+    for n in (1, 2):
+        draw(tmp_path / f"{n}.png", 50 * n, "PNG")
+    (tmp_path / "t.csv").write_text(f"prompt,image,{column}\na kite,1.png,2\na kite,2.png,1\n")
+    info = importing.run([str(tmp_path / "t.csv")], str(tmp_path / "o"), Importing(), quiet)
+    assert [(rank, score) for _, rank, score in ranked(tmp_path / "o")["a kite"]] == [(2, -2.0), (1, -1.0)]
+    assert [reward["name"] for reward in info["rewards"]] == ["human"]
+
+
+@pytest.mark.parametrize("index", ["", "Unnamed: 0", "index", "Seed", "image_id"])
+def test_a_count_of_rows_is_no_reward(tmp_path: Path, index: str) -> None:
+    """The first column that pandas writes has no name, and none of these judges."""
+    for n in (1, 2):
+        draw(tmp_path / f"{n}.png", 50 * n, "PNG")
+    text = f"{index},prompt,image,generator,clip\n0,a kite,1.png,sdxl,2\n1,a kite,2.png,flux,1\n"
+    (tmp_path / "t.csv").write_text(text)
+    said: list[str] = []
+    info = importing.run([str(tmp_path / "t.csv")], str(tmp_path / "o"), Importing(), said.append)
+    assert [reward["name"] for reward in info["rewards"]] == ["clip"]
+    assert said[0] == f"rewards: clip; not used: {index!r}"
+
+
+@pytest.mark.parametrize("cell", ["nan", "N/A", "-", "NULL", "<NA>", " none "])
+def test_a_cell_without_a_score_is_a_score_that_failed(tmp_path: Path, cell: str) -> None:
+    """As an empty one is; the reward's other scores count."""
+    for n in range(3):
+        draw(tmp_path / f"{n}.png", 50 * n + 10, "PNG")
+    rows = [f"a kite,{n}.png,{score},{n}" for n, score in enumerate(("2", cell, "1"))]
+    (tmp_path / "t.csv").write_text("\n".join(["prompt,image,clip,mps", *rows]))
+    info = importing.run([str(tmp_path / "t.csv")], str(tmp_path / "o"), Importing(), quiet)
+    assert [reward["name"] for reward in info["rewards"]] == ["clip", "mps"]
+    (row,) = store.read(str(tmp_path / "o")).rows()
+    assert [c["scores"][0] for c in row["candidates"]] == pytest.approx([2.0, math.nan, 1.0], nan_ok=True)
 
 
 def test_ranks_beside_scores_are_not_compared_across_tables(tmp_path: Path) -> None:
@@ -261,7 +300,32 @@ def test_hostile_and_broken_pictures_cost_themselves(tmp_path: Path) -> None:
             "prompt,image,rank,human\na kite,1.png,1,2\na kite,2.png,2,1\n",
             "has two columns of reward 'human' among rank, human",
         ),
+        (
+            "t.csv",
+            "prompt,image,rank,Ranking\na kite,1.png,1,2\na kite,2.png,2,1\n",
+            "has two columns of reward 'human' among rank, Ranking",
+        ),
+        (
+            "t.csv",
+            "prompt,image,human_rank\na kite,1.png,1\na kite,2.png,2\n",
+            "a column 'human_rank', and its name does not say whether 1 is best; call it rank if so",
+        ),
         ("t.csv", "prompt,image,clip,clip\na kite,1.png,1,2\n", "has two columns of reward 'clip'"),
+        (
+            "t.csv",
+            "prompt,image,clip\na kite,1.png,1\na kite,2.png,2\na kite,3.png,bad\n",
+            "t.csv, line 4: 'bad' in column 'clip', of which 2 cells are numbers; leave a cell without a score empty",
+        ),
+        (
+            "t.csv",
+            "prompt,image,clip,mps\na kite, red,1.png,1,2\na kite,2.png,2,1\n",
+            "t.csv, line 2: more fields than the 4 of the header",
+        ),
+        (
+            "t.csv",
+            'prompt,image,clip\na kite,1.png,1\n"a kite,2.png,2\na mill,1.png,2\n',
+            "t.csv, line 3: unexpected end of data; is a quote left open?",
+        ),
         ("t.tar", "", "is a shard; give the directory that it lies in"),
         ("nowhere.json", None, "is not there; look at how it is written"),
     ],

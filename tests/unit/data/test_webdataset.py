@@ -61,6 +61,19 @@ def test_there_and_back(shards: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert ordered(tmp_path / "again") == ordered(tmp_path / "d")
 
 
+def test_pictures_beside_the_rows_count_for_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows without them are some hundred bytes: by these alone everything would be one shard."""
+    source = small_dataset.write(tmp_path / "d", {"0": "a", "1": "b", "2": "c"})
+    small_dataset.as_files(tmp_path / "d")
+    rows = [file.stat().st_size for file in (tmp_path / "d" / "data").iterdir()]
+    for file in (tmp_path / "d" / "images").iterdir():
+        file.write_bytes(file.read_bytes() + bytes(sum(rows)))  # a PNG is read to its own end
+    pictures_bytes = sum(file.stat().st_size for file in (tmp_path / "d" / "images").iterdir())
+    monkeypatch.setattr(webdataset, "SHARD_BYTES", max(rows) + pictures_bytes // 3 + 1)
+    convert.run(source, str(tmp_path / "w"), "webdataset", quiet)
+    assert len(list((tmp_path / "w").glob("*.tar"))) == 3
+
+
 def test_what_json_has_no_number_for() -> None:
     for value in (0.1, math.inf, -math.inf):
         assert webdataset._read(json.loads(json.dumps(webdataset._written(value), allow_nan=False))) == value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rankray import cli
-from rankray.config import ConfigError
+from rankray.config import ConfigError, PricesConfig
 from rankray.data import cost
 from rankray.models import hardware
 from rankray.plan import dry_run
@@ -38,10 +39,8 @@ def test_it_is_read_in_a_terminal_of_120_columns(capsys: pytest.CaptureFixture[s
 def test_the_paper_s_job(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "--config", SYNPIC)
     text = "\n".join(lines)
-    assert (
-        "58,000 prompts (prompts.limit; the source is not looked at)\nx 4 candidates = 232,000 pictures"
-        in text
-    )
+    here = "nothing is at /mnt/cluster_storage/prompts.parquet on this machine"
+    assert f"58,000 prompts (prompts.limit; {here})\nx 4 candidates = 232,000 pictures" in text
     assert "x 5 rewards = 1,160,000 scores" in text
     memory = next(line for line in lines if line.startswith("  model "))
     assert memory.split()[-7:] == list(hardware.GPU_TYPES)
@@ -62,6 +61,22 @@ def test_the_documentation_shows_what_is_printed(capsys: pytest.CaptureFixture[s
     shown = text.partition("```text\ndry run: ")[2].partition("```")[0]
     lines = printed(capsys, "--config", SYNPIC)
     assert f"dry run: {shown}".splitlines() == lines[: lines.index("Assumed, nothing measured") - 1]
+
+
+def test_what_a_cpu_took_is_not_among_what_was_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """No figure of a plan for GPUs is of it."""
+    import small_dataset
+
+    argv = ["--config", SYNPIC, "--gpu-type", "A100-80"]
+    path = small_dataset.write(tmp_path / "old")
+    info = json.loads((tmp_path / "old" / "dataset.json").read_text())
+    usage = [cost.ActorUsage("sdxl", "generator", "1", 60.0, 1.0, 90.0, 6, 0, 0, 0.0, 1.0)]
+    info |= {"identity": cli.parse_synpic(["--config", SYNPIC]).identity()}
+    info |= {"cost": cost.ledger(usage, PricesConfig())}
+    (tmp_path / "old" / "dataset.json").write_text(json.dumps(info))
+    assert "Assumed, nothing measured" in printed(capsys, *argv, "--measured", path)
 
 
 def test_one_gpu_of_one_type(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,11 +104,44 @@ def test_a_job_without_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert "how long: nobody has said" in text
 
 
+def test_cores_of_an_actor_are_all_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """An actor of four that never waited: what is planned for its work is what the ledger has of it."""
+    import small_dataset
+
+    prices = PricesConfig(cpu_usd_per_hour=1.0)
+    argv = ["--config", SHAPES, "--prices.cpu_usd_per_hour", "1", "--prompts.limit", "100"]
+    settings = cli.parse_synpic(argv)
+    choices = [
+        *(("generator", one) for one in settings.generators),
+        *(("reward", one) for one in settings.rewards),
+    ]
+    usage = [
+        cost.ActorUsage(one.label, kind, one.label, 3600.0, 0.0, 3600.0, 100 * items, 0, 0, 0.0, 4.0)
+        for kind, one in choices
+        for items in [getattr(one, "samples", settings.k)]
+    ]
+    path = small_dataset.write(tmp_path / "old")
+    info = json.loads((tmp_path / "old" / "dataset.json").read_text())
+    bill = cost.ledger(usage, prices)
+    info |= {"identity": settings.identity(), "cost": bill}
+    (tmp_path / "old" / "dataset.json").write_text(json.dumps(info))
+    text = "\n".join(printed(capsys, *argv, "--measured", path))
+    assert f"${bill['totals']['usd']:,.2f}" in text
+    assert f"measured: {bill['totals']['cpu_hours']:,.2f} CPU-hours" in text
+
+
 def test_prompts_of_a_file_are_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     place = tmp_path / "prompts.txt"
     place.write_text("a red circle\na blue star\n\na red circle\n")
     lines = printed(capsys, "--config", SHAPES, "--prompts.path", str(place))
     assert lines[1] == f"2 prompts (counted in {place})"
+    (tmp_path / "more.txt").write_text("a green square\n")
+    place.write_text("a red circle\n")
+    pattern = f"{tmp_path}/*.txt"
+    lines = printed(capsys, "--config", SHAPES, "--prompts.path", pattern)
+    assert lines[1] == f"2 prompts (counted in {pattern})"
+    lines = printed(capsys, "--config", SHAPES, "--prompts.path", "promts.txt", "--prompts.limit", "9")
+    assert lines[1] == "9 prompts (prompts.limit; nothing is at promts.txt on this machine)"
     lines = printed(capsys, "--config", SHAPES, "--prompts.path", "hub:owner/name", "--prompts.limit", "7")
     assert lines[1] == "7 prompts (prompts.limit; the source is not looked at)"
 

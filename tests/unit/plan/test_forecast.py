@@ -13,7 +13,7 @@ from rankray.models.footprint import Footprint, Part
 from rankray.models.hardware import GPU_TYPES
 from rankray.models.targets import Target
 from rankray.plan.forecast import forecast, hypothetical
-from rankray.synpic.forecast import Held, Measured, Model, fit, memory_warnings, models_of
+from rankray.synpic.forecast import Held, Measured, Model, fit, item_seconds, memory_warnings, models_of
 
 A100, H100, T4, L4 = (GPU_TYPES[name] for name in ("A100-80", "H100", "T4", "L4"))
 
@@ -186,6 +186,17 @@ def test_models_of_a_configuration() -> None:
     ]
     assert found[2].megapixels == pytest.approx((2 * 1 + 1 * 0.25) / 3)
     assert found[2].needs_gb() == 5.5
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("png", 0.078), ("webp", 0.43), ("jpeg", 0.05)])
+def test_writing_a_picture_bounds_a_quick_generator(kind: str, seconds: float) -> None:
+    """By its format: one core of a WebP is slower than a model of few steps."""
+    from rankray.synpic import job as synpic
+
+    config = settings(images={"format": kind})
+    stages = synpic.stages_of(config, look_up=False)
+    sdxl = models_of(config, stages, {"sdxl": Measured(0.05, A100)})[0]
+    assert item_seconds(sdxl, stages[0], A100) == pytest.approx(seconds)
 
 
 def test_what_an_earlier_dataset_has_is_not_planned_again() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import small_dataset
+import tomli_w
 
 from rankray.config import ConfigError, PricesConfig, SynPicConfig
 from rankray.data.cost import ActorUsage, ledger
@@ -41,6 +42,8 @@ def dataset(place: Path, usage: list[ActorUsage], config: SynPicConfig) -> str:
     info["identity"] = config.identity()
     info["cost"] = ledger(usage, PricesConfig())
     (place / "dataset.json").write_text(json.dumps(info))
+    written = config.model_dump(mode="json", exclude_none=True)
+    (place / "config.toml").write_text(tomli_w.dumps(written))
     return path
 
 
@@ -50,6 +53,27 @@ def test_seconds_are_of_a_whole_gpu_and_memory_is_the_peak(tmp_path: Path) -> No
     gpu = GPU_TYPES["A100-80"]
     assert found == {"sdxl": Measured(3.0, gpu, 30.7), "pickscore": Measured(0.02, gpu, 5.7)}
     assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "alike"), [(1, 1, True), (1, 16, False), (1, None, False), (None, 8, False)]
+)
+def test_memory_is_of_its_batch(tmp_path: Path, theirs: int | None, ours: int | None, alike: bool) -> None:
+    """That of one picture would let sixteen onto any GPU; speed is taken whatever the batch."""
+    path = dataset(tmp_path, [used("sdxl", "generator", 1.0)], settings(batch_size=theirs))
+    found, _ = read_measured(path, settings(batch_size=ours))
+    assert found == {"sdxl": Measured(3.0, GPU_TYPES["A100-80"], 30.7 if alike else None)}
+
+
+def test_memory_of_a_batch_that_is_not_known_or_did_not_fit_is_none(tmp_path: Path) -> None:
+    path = dataset(tmp_path, [used("sdxl", "generator", 1.0)], settings(batch_size=16))
+    info = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**info, "smaller_batches": {"sdxl": 4}}))
+    assert read_measured(path, settings(batch_size=16))[0]["sdxl"].memory_gb is None
+    (tmp_path / "dataset.json").write_text(json.dumps(info))
+    assert read_measured(path, settings(batch_size=16))[0]["sdxl"].memory_gb == 30.7
+    (tmp_path / "config.toml").unlink()  # of a dataset from a hub
+    assert read_measured(path, settings(batch_size=16))[0]["sdxl"].memory_gb is None
 
 
 def test_seconds_of_a_cpu_job(tmp_path: Path) -> None:

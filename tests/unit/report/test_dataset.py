@@ -74,7 +74,10 @@ def dataset(path: Path, prompts: list[str], size: int = 8) -> dict[str, Any]:
     (path / "data").mkdir(parents=True)
     due = schema.ranked_schema({"one": "x", "two": "y"}, {"r": "", "s": ""})
     pq.write_table(pa.Table.from_pylist(rows, due), path / "data" / "0.parquet")
-    usage = ActorUsage("one", "generator", "1", 30.0, 5.0, 60.0, len(rows), 0, 0, 0.0, 1.0)
+    usage = [
+        ActorUsage("one", "generator", "1", 30.0, 5.0, 40.0, len(rows), 0, 0, 0.0, 1.0),
+        ActorUsage("two", "generator", "2", 10.0, 5.0, 20.0, len(rows), 1, 0, 0.0, 1.0),
+    ]
     model = {"model": "m", "revision": "sha256:<x>"}
     return {
         "schema_version": 1,
@@ -99,7 +102,7 @@ def dataset(path: Path, prompts: list[str], size: int = 8) -> dict[str, Any]:
             ],
         },
         "throughput": {"wall_s": 10.0, "images_per_s": 1.0, "rows_per_s": 1.0},
-        "cost": ledger([usage], PricesConfig(cpu_usd_per_hour=1.0)),
+        "cost": ledger(usage, PricesConfig(cpu_usd_per_hour=1.0)),
     }
 
 
@@ -152,8 +155,16 @@ def test_failures_and_figures_are_shown(tmp_path: Path) -> None:
     assert reader.text.count("ValueError: <i>no</i>") == 2  # under its picture's place, and in the table
     assert "prompts.path" in reader.text
     assert "no picture" in reader.text
-    # 60 s of one CPU at $1/h for 3 images: 1/60 $ / 3 * 1000.
-    assert "$5.56" in reader.text
+    # 60 s of one CPU at $1/h for 5 images: 1/60 $ / 5 * 1000, and of 58,000 prompts with two each.
+    assert "$3.33" in reader.text
+    assert "At this rate 58,000 prompts would cost $386.67." in reader.text
+
+
+@pytest.mark.parametrize("more", [{"reused": {"dataset": "/old"}}, {"images": 6}])
+def test_a_bill_of_a_part_says_nothing_of_the_whole(tmp_path: Path, more: dict[str, Any]) -> None:
+    """An extended dataset paid for what was added; a copy of rows, for none of them."""
+    report.write_report(str(tmp_path), dataset(tmp_path, ["a", "b", "c"]) | more)
+    assert "At this rate" not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("runs", "stated"), [(1, True), (2, False)])
