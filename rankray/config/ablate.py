@@ -287,7 +287,10 @@ class AblationConfig(DrawingJob):
         decides = {"checkpoints": {"explode_at"}, "encoding": {"dtype"}}
         changed = self.training.model_dump(mode="json", include=decides, exclude_defaults=True)
         content["training"] |= {part: values for part, values in changed.items() if values}
-        content["labels"]["aggregation"] = content["labels"]["aggregation"] or "win_probability"  # as it was
+        for labels in (content["labels"], content["training"]["labels"]):
+            labels["aggregation"] = (
+                labels["aggregation"] or "win_probability"
+            )  # as ablations that were begun have it
         for row in content["rows"]:
             del row["label"], row["paper"], row["tables"]  # how it is shown
         return dict(flatten(content))

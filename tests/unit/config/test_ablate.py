@@ -57,6 +57,15 @@ def test_a_default_that_a_row_gives_is_told_apart_from_none() -> None:
     assert line.startswith("rows.0.labels.samples: absent there, {} here")
 
 
+def test_what_nobody_names_has_the_identity_that_it_had() -> None:
+    """Ablations go on that were begun when every one of them had an aggregation by name."""
+    identity = changed().identity()
+    named = {key: value for key, value in identity.items() if key.endswith("labels.aggregation")}
+    own = {key: value for key, value in named.items() if not key.startswith("rows.")}
+    assert own == {f"{part}labels.aggregation": "win_probability" for part in ("", "training.")}
+    assert None not in named.values()
+
+
 def test_a_reward_that_stands_twice_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match="rewards: 'shapes-mps' stands twice"):
         changed(rewards=[{"model": "shapes-mps"}] * 2)
