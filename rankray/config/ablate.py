@@ -288,9 +288,8 @@ class AblationConfig(DrawingJob):
         changed = self.training.model_dump(mode="json", include=decides, exclude_defaults=True)
         content["training"] |= {part: values for part, values in changed.items() if values}
         for labels in (content["labels"], content["training"]["labels"]):
-            labels["aggregation"] = (
-                labels["aggregation"] or "win_probability"
-            )  # as ablations that were begun have it
+            # As ablations that were begun have it.
+            labels["aggregation"] = labels["aggregation"] or "win_probability"
         for row in content["rows"]:
             del row["label"], row["paper"], row["tables"]  # how it is shown
         return dict(flatten(content))

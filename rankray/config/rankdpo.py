@@ -433,9 +433,8 @@ class RankDPOConfig(TrainingSettings):
         del content["objective"]["reference"]  # the values are the same to rounding, whoever computes them
         del content["model"]["pool"], content["model"]["batch_size"], content["model"]["seed_name"]
         for labels in (content["labels"], *(mixed["labels"] for mixed in content["mix"])):
-            labels["aggregation"] = (
-                labels["aggregation"] or "win_probability"
-            )  # as runs that were begun have it
+            # As runs that were begun have it.
+            labels["aggregation"] = labels["aggregation"] or "win_probability"
         if self.labels in (LabelsConfig(), LabelsConfig(aggregation="win_probability")):
             del content["labels"]  # a run that was begun before there were any goes on
         elif self.labels.pairs == "all":
