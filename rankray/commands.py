@@ -307,7 +307,12 @@ def _to_hub(options: argparse.Namespace) -> Answer:
         text, pictures = card.dataset_card(dataset, options.output)
         files = {"README.md": text.encode(), **pictures, **hub.dataset_files(dataset, hub.public(info))}
     elif kind == "run":
-        files = hub.model_files(place, bool(info.get("lora_rank")))
+        due = card.due_on_hub(info)
+        if info.get("lora_rank") and due == "pipeline":
+            say(
+                f"the merged pipeline goes to the hub: the adapters are of {info['model']['source']}, tuned here"
+            )
+        files = hub.model_files(place, due == "adapters")
         if (own := card.public_card(place, info)) is not None:
             files["README.md"] = own.encode()
     else:

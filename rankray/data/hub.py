@@ -154,7 +154,7 @@ def _here(fs: pafs.FileSystem, path: str, target: Path) -> Path:
 
 
 def model_files(uri: str, lora: bool) -> dict[str, Content]:
-    """A run's adapters, where it trained such, else its pipeline.
+    """A run's adapters, where `lora` asks for them, else its pipeline.
 
     Raises:
         ConfigError: they are not there.

@@ -82,15 +82,22 @@ def write_cards(uri: str, info: Mapping[str, Any]) -> None:
         store.write_text(f"{place}/{name}", card(info, kind, _gain(place, info, fs)), fs)
 
 
+def due_on_hub(info: Mapping[str, Any]) -> str:
+    """What of a run others can load: its "adapters", or its "pipeline" where it has none, or has them of a pipeline
+    that was tuned here, whose weights the hub has not."""
+    alone = bool(info.get("lora_rank")) and "base" not in info["model"]
+    return "adapters" if alone else "pipeline"
+
+
 def public_card(uri: str, info: Mapping[str, Any]) -> str | None:
-    """The card that goes to the hub with a run's adapters, or else its pipeline, with places on this machine cut to
-    their last name; None where a README.md of the user's own goes.
+    """The card that goes to the hub with what is due there (`due_on_hub`), with places on this machine cut to their
+    last name; None where a README.md of the user's own goes.
 
     Raises:
         DatasetError: as `write_cards`.
     """
     fs, place = store.filesystem(uri)
-    due = "adapters" if info.get("lora_rank") else "pipeline"
+    due = due_on_hub(info)
     found = due in (kind for _, kind in _ours(place, info, fs))
     return card(public(dict(info)), due, _gain(place, info, fs)) if found else None
 

@@ -192,6 +192,26 @@ def test_a_model_goes_with_its_card(hub: Hub, tmp_path: Path) -> None:
         assert f"base_model_relation: {relation}" in text
 
 
+def test_adapters_of_a_pipeline_that_was_tuned_here_go_as_the_pipeline(hub: Hub, tmp_path: Path) -> None:
+    """Nobody else has what they adapt: the second round's base is the first round's output."""
+    run = run_of(tmp_path / "round2", 4)
+    info = json.loads((tmp_path / "round2" / "run.json").read_text())
+    base = {"source": "owner/base", "revision": "0" * 40, "licence": "mit"}
+    info["model"] |= {"source": "/data/round1/pipeline", "revision": "sha256:" + "1" * 64, "base": base}
+    (tmp_path / "round2" / "run.json").write_text(json.dumps(info))
+    code, said = rankray(hub, tmp_path / "home", "export", run, "--to", "hub", "--output", "me/round2")
+    assert code == 0, said
+    assert (
+        "the merged pipeline goes to the hub: the adapters are of /data/round1/pipeline, tuned here" in said
+    )
+    place = hub.repositories["me/round2"]
+    assert (place / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == b"weights"
+    assert not (place / "pytorch_lora_weights.safetensors").exists()
+    text = (place / "README.md").read_text()
+    assert "base_model_relation: finetune" in text
+    assert "StableDiffusionXLPipeline.from_pretrained(place)" in text
+
+
 def test_a_model_sent_again_leaves_no_earlier_weights(hub: Hub, tmp_path: Path) -> None:
     """Shards of float32 would be loaded in place of the one file of float16; what the owner put there stays."""
     for name, files in (
