@@ -2,7 +2,7 @@
 
     rankray validate DATASET
     rankray rerank DATASET --output O [--rewards a,b] [--weights a=2,b=0.5] [--aggregation borda] [--votes FILE...]
-    rankray export DATASET --output O --to pairs|all-pairs|pickapic|webdataset
+    rankray export DATASET --output O --to pairs|all-pairs|pickapic|folders|webdataset
     rankray export DATASET|RUN --output OWNER/NAME --to hub [--private]
     rankray report PATH [--open]
     rankray browse PATH [--port N] [--votes FILE] [--voter NAME] [--open]

@@ -137,7 +137,7 @@ class PromptsConfig(Strict):
 
     path: str = Field(
         description="a .txt, .csv, .tsv, .json, .jsonl or .parquet file, directory, pattern or URI (text also as .gz, "
-        ".bz2, .xz, .zst), shapes:SPLIT, or hub:OWNER/NAME"
+        ".bz2, .xz, .zst, .lz4), shapes:SPLIT, or hub:OWNER/NAME"
     )
     column: str = Field(
         "prompt",
