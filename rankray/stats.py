@@ -36,7 +36,7 @@ class Difference:
     Attributes:
         before, after: means.
         gain: after - before.
-        low, high: 95 % bootstrap interval of the gain; NaN where fewer than two prompts can vary.
+        low, high: 95 % bootstrap interval of the gain; None where fewer than two prompts can vary.
         wins, losses: prompts on which after is higher, lower.
         p_value: two-sided sign test over wins and losses.
     """
@@ -44,8 +44,8 @@ class Difference:
     before: float
     after: float
     gain: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     wins: int
     losses: int
     p_value: float
@@ -59,9 +59,11 @@ def compare(before: npt.ArrayLike, after: npt.ArrayLike) -> Difference:
     """
     first, second = _by_prompt(before, after)
     change = second - first
+    one, other, gain = (float(values.mean()) for values in (first, second, change))
+    if len(change) < 2:
+        return Difference(one, other, gain, None, None, *_votes(change))
     drawn = [weights @ change for weights in resamples([np.arange(len(change))])]
     low, high = np.quantile(np.concatenate(drawn) / len(change), [0.025, 0.975])
-    one, other, gain = (float(values.mean()) for values in (first, second, change))
     return Difference(one, other, gain, float(low), float(high), *_votes(change))
 
 
@@ -244,7 +246,8 @@ class Estimate:
 
     Attributes:
         mean: None where no picture has a value.
-        low, high: 95 % bootstrap interval; None where fewer than two prompts can vary.
+        low, high: 95 % bootstrap interval; None where fewer than two prompts can vary, and of a mean of categories
+            also where one of them has a single prompt: drawn within its category, it would vary by nothing.
         prompts, values: how many the figure is made of.
     """
 
@@ -289,9 +292,8 @@ def differences(
     by_prompt = np.divide(change, first.counts, out=np.zeros_like(change), where=first.counts > 0)
     by_prompt = np.vstack([by_prompt, by_prompt[first.chosen].sum(axis=0)])
     found = {}
-    for n, (name, interval) in enumerate(zip(first.labels, first.intervals(change), strict=True)):
+    for n, (name, (low, high)) in enumerate(zip(first.labels, first.intervals(change), strict=True)):
         if not np.isnan(old[n]):
-            low, high = (math.nan if edge is None else edge for edge in interval)
             means = (float(old[n]), float(new[n]), float(new[n]) - float(old[n]))
             found[name] = Difference(*means, low, high, *_votes(by_prompt[n][first.inside[n]]))
     return found
@@ -340,7 +342,7 @@ class _Sums:
         return [np.flatnonzero(column == value) for value in np.unique(column)]
 
     def intervals(self, sums: Floats) -> list[tuple[float | None, float | None]]:
-        """95 % of each figure; None where no two prompts are drawn from."""
+        """95 % of each figure; None where one of its prompts can only be drawn itself, or it has no two."""
         strata = self.strata()
         drawn = np.concatenate([self.figures(sums, weights) for weights in resamples(strata)])
         largest = np.zeros(sums.shape[1], np.int64)
@@ -348,7 +350,7 @@ class _Sums:
             largest[places] = len(places)
         found: list[tuple[float | None, float | None]] = []
         for n, row in enumerate(self.inside):
-            if (largest[row] > 1).any() and row.sum() > 1:
+            if (largest[row] > 1).all() and row.sum() > 1:
                 low, high = np.nanquantile(drawn[:, n], [0.025, 0.975])
                 found.append((float(low), float(high)))
             else:

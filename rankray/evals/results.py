@@ -7,7 +7,6 @@ both models have. Everything is read from the sets' scores and details, so resul
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -118,11 +117,13 @@ def _columns(
         for name, estimates in figures.items()
     }
     whole = set().union(*has.values())
+    # The mean of fewer categories is another figure; of pictures that both have, one may hold none.
     for name, estimates in figures.items():
-        if has[name] != whole:  # the mean of fewer categories is another figure
+        if has[name] != whole:
             estimates.pop(stats.OVERALL, None)
-            for gained in gains.values() if name == baseline else [gains.get(name, {})]:
-                gained.pop(stats.OVERALL, None)
+    for gained in gains.values():
+        if not whole <= gained.keys():
+            gained.pop(stats.OVERALL, None)
     names = list(dict.fromkeys(name for found in figures.values() for name in found))
     if stats.OVERALL in names and stats.OVERALL not in overall:  # it stands last
         names.append(names.pop(names.index(stats.OVERALL)))
@@ -132,7 +133,7 @@ def _columns(
             "name": name,
             "prompts": max(found[name].prompts for found in figures.values() if name in found),
             "models": {n: asdict(f[name]) if name in f else dict(none) for n, f in figures.items()},
-            "difference": {n: _finite(asdict(g[name])) for n, g in gains.items() if name in g},
+            "difference": {n: asdict(g[name]) for n, g in gains.items() if name in g},
         }
         for name in names
     ]
@@ -149,10 +150,6 @@ def paired(before: Judgements, after: Judgements) -> tuple[Judgements, Judgement
         for side, values in zip(sides, zip(*pairs, strict=True), strict=True):
             side[prompt] = list(values)
     return sides[0], sides[1]
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
 def _wins(label: str, own: Mapping[str, Pictures]) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from rankray.config.ablate import CHECKER
 from rankray.evals import shapes
 from rankray.models.targets import Judgement
 from rankray.stats import compare
-from rankray.words import markdown
+from rankray.words import MISSING, markdown
 
 Floats = npt.NDArray[np.float64]
 
@@ -198,8 +198,9 @@ def table(found: dict[str, Any]) -> str:
     for name, row in found.items():
         scale, digits, unit = (100.0, 1, " %") if name == CHECKER else (1.0, 4, "")
         before, after = (f"{scale * row[key]:.{digits}f}" for key in ("before", "after"))
-        gain, low, high = (f"{scale * row[key]:+.{digits}f}" for key in ("gain", "low", "high"))
+        ends = [] if row["low"] is None else [row["low"], row["high"]]
+        gain, *between = (f"{scale * value:+.{digits}f}" for value in (row["gain"], *ends))
         votes = f"{row['wins']} : {row['losses']}"
-        rows.append([f"{name}{unit}", before, after, gain, f"{low} to {high}", votes])
+        rows.append([f"{name}{unit}", before, after, gain, " to ".join(between) or MISSING, votes])
     heads = ("metric", "before", "after", "gain", "95 % interval", "wins : losses")
     return "\n".join(markdown(heads, rows))

@@ -64,7 +64,7 @@ def test_differences_are_paired_by_prompt() -> None:
     assert (whole.before, whole.after) == (pytest.approx((2 / 3 + 0.5) / 2), pytest.approx((2 / 3 + 1) / 2))
     assert whole.gain == pytest.approx(0.25)
     assert (whole.wins, whole.losses) == (2, 1)
-    assert np.isnan(found["two"].low)
+    assert (found["two"].low, whole.low) == (None, None), "one prompt cannot vary"
 
 
 def test_a_pooled_difference_weighs_prompts_by_their_answers() -> None:

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from rankray.stats import (
+    Column,
     Components,
+    Difference,
     compare,
     components,
+    differences,
+    estimates,
     pooled,
     share_interval,
     sign_test,
@@ -32,6 +36,25 @@ def test_pictures_of_a_prompt_are_averaged_and_failed_ones_left_out() -> None:
     found = compare(before, after)
     assert (found.before, found.after) == (0.25, 1.0)
     assert (found.wins, found.losses) == (2, 0)
+
+
+def test_one_prompt_has_no_interval() -> None:
+    """Drawn from one, every draw is the same: its interval would be a point, which says that nothing can vary."""
+    assert compare([1.0], [2.0]) == Difference(1.0, 2.0, 1.0, None, None, 1, 0, 1.0)
+    assert compare([1.0, np.nan], [2.0, 3.0]).low is None, "one is left"
+
+
+def test_a_mean_of_categories_of_which_one_has_a_single_prompt_has_no_interval() -> None:
+    """Prompts are drawn within their category: (0, 1) and (1), whose mean 3/4 would be 1/2 to 1 with certainty."""
+    two, one = Column({"a": [0.0], "b": [1.0]}), Column({"c": [1.0]})
+    found = estimates({"two": two, "one": one}, ("two", "one"))
+    assert (found["overall"].mean, found["overall"].low, found["overall"].high) == (0.75, None, None)
+    assert (found["two"].low, found["two"].high) == (0.0, 1.0)
+    assert found["one"].low is None
+    gained = differences({"two": two, "one": one}, {"two": two, "one": Column({"c": [0.5]})}, ("two", "one"))
+    assert (gained["overall"].gain, gained["overall"].low) == (-0.25, None)
+    both = estimates({"two": two, "one": Column({"c": [1.0], "d": [1.0]})}, ("two", "one"))
+    assert (both["overall"].low, both["overall"].high) == (0.5, 1.0)
 
 
 def test_the_interval_of_a_share_by_hand() -> None:

@@ -150,6 +150,20 @@ def test_a_model_that_lacks_a_category_has_no_overall_figure(lists: list[PromptL
     )
 
 
+def test_a_difference_of_fewer_categories_than_the_models_is_no_overall_one(lists: list[PromptList]) -> None:
+    """Of one category each model lacks another picture: both have a figure of it, and no picture that both have."""
+    made = sets(lists)
+    categories = [item.data["category"] for item in lists[0].benchmarks["shapes"].items]
+    place = next(n for n, category in enumerate(categories) if categories.count(category) == 1)
+    for picture, name in enumerate("ab"):
+        made[name, "shapes"].pictures.scores["shapes"][place] = [NAN, 1.0] if picture else [1.0, NAN]
+    columns = evaluation_results.tables(lists, ["a", "b"], "a", made)["evals"][0]["columns"]
+    found = {column["name"]: column for column in columns}
+    assert all(found["overall"]["models"][name]["mean"] is not None for name in "ab")
+    assert "b" not in found[categories[place]]["difference"]
+    assert "b" not in found["overall"]["difference"]
+
+
 def test_failures_are_counted_by_model_and_stage(lists: list[PromptList]) -> None:
     found = results(lists)["failures"]
     assert (found["total"], found["by_model"]) == (1, {"a": {}, "b": {"generator": 1}})
@@ -197,11 +211,12 @@ def test_the_tables_are_the_papers_with_its_own_rows_marked(lists: list[PromptLi
     assert "| model | Mean | MPS | " in text
     assert "| *Theirs, quoted from Table 1* | 50.00 | – |" in text
     mean = info["evals"][0]["columns"][-1]["models"]["a"]["mean"]
-    assert f"| a | {100 * mean:.2f} [" in text
+    assert f"| a | {100 * mean:.2f} | 2.5000 [" in text, "categories of one prompt: no interval of their mean"
     column = info["evals"][0]["columns"][-1]
     gain = column["difference"]["b"]
     in_percent = [f"{100 * gain[key]:.2f}" for key in ("before", "after")]
-    assert f"| overall | {in_percent[0]} | {in_percent[1]} | {100 * gain['gain']:+.2f} | [" in text
+    assert f"| overall | {in_percent[0]} | {in_percent[1]} | {100 * gain['gain']:+.2f} |  | 2 : 0 |" in text
+    assert "| shapes-mps | 2.5000 | 2.6250 | +0.1250 | [" in text
     assert "Quoted figures: a paper" in text
     assert "| shapes-mps | b over a | 62.5% | 2 : 1 : 1 | 1 |" in text
     assert "- b: generator 1" in text

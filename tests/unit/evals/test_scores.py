@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rankray.evals import scores as evaluation
 from rankray.report.align import changed, verdict, write_align_report
 from rankray.shapes.prompts import parse, prompts
 from rankray.shapes.renderer import compose, paint
+from rankray.stats import compare
 
 PROMPTS = prompts("heldout")[:6]
 
@@ -69,6 +71,9 @@ def test_the_checker_is_a_metric_of_the_shapes_world(tmp_path: Path) -> None:
     assert found["r"]["gain"] == pytest.approx(2 / 6)
     assert "| checker % | 33.3 | 66.7 | +33.3 |" in evaluation.table(found)
     assert verdict(found) == "checker: 33.3% before, 66.7% after: not measurably different"
+    one = {"checker": asdict(compare([0.0], [1.0]))}
+    assert evaluation.table(one).endswith("| checker % | 0.0 | 100.0 | +100.0 | – | 1 : 0 |")
+    assert verdict(one) == "checker: 0.0% before, 100.0% after: no interval"
 
 
 def test_a_measurement_is_read_by_model_and_reward(tmp_path: Path) -> None:
