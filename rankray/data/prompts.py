@@ -349,7 +349,6 @@ def _tsv(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
 
 def _csv(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
     """Commas between fields, or what else makes the header name the column; quotes as RFC 4180 has them."""
-    csv.field_size_limit(2**31 - 1)  # a prompt may be as long as it likes
     blank = 0
     header = ""
     for header in text:
@@ -359,7 +358,8 @@ def _csv(text: TextIO, config: PromptsConfig) -> Iterator[Raw]:
         yield None
     else:
         return
-    yield from _table(_csv_rows(header, text, delimiter_of(header, {config.column}), blank), config)
+    lines = itertools.chain([header], text)
+    yield from _table(csv_rows(lines, delimiter_of(header, {config.column}), blank), config)
 
 
 def delimiter_of(header: str, names: AbstractSet[str]) -> str:
@@ -370,14 +370,21 @@ def delimiter_of(header: str, names: AbstractSet[str]) -> str:
     return ","
 
 
-def _csv_rows(header: str, text: TextIO, delimiter: str, blank: int) -> Iterator[tuple[int, list[str]]]:
-    """(line that it begins in, fields) of each row."""
+def csv_rows(lines: Iterable[str], delimiter: str = ",", before: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """(line that it begins in, fields) of each row, quotes as RFC 4180 has them.
 
+    Args:
+        before: lines that stood before the first of these.
+
+    Raises:
+        ValueError: a quote is not closed, or something stands behind one that is; it names the line.
+    """
+    csv.field_size_limit(2**31 - 1)  # a prompt may be as long as it likes
     held = 0
 
-    def lines() -> Iterator[str]:
+    def counted() -> Iterator[str]:
         nonlocal held
-        for found in itertools.chain([header], text):
+        for found in lines:
             held += len(found)
             if held > MOST_LINE:  # of a quote that is never closed
                 raise _Misread(
@@ -385,9 +392,9 @@ def _csv_rows(header: str, text: TextIO, delimiter: str, blank: int) -> Iterator
                 )
             yield found
 
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    reader = csv.reader(counted(), delimiter=delimiter, strict=True)
     while True:
-        line, held = blank + reader.line_num + 1, 0
+        line, held = before + reader.line_num + 1, 0
         try:
             yield line, next(reader)
         except StopIteration:
@@ -397,6 +404,19 @@ def _csv_rows(header: str, text: TextIO, delimiter: str, blank: int) -> Iterator
             raise _Misread(
                 f'line {line}: {what}; a field with quotes is due as "say ""hello"" now"'
             ) from None
+
+
+def require_fields(line: int, row: list[str], header: list[str]) -> None:
+    """Refuses a row with more fields than the header: what it holds would be read as other columns'.
+
+    Raises:
+        ValueError: so it is; it names the line.
+    """
+    if any(row[len(header) :]):
+        raise _Misread(
+            f"line {line}: {len(row)} fields, and the header has {len(header)}; a field that holds what separates "
+            "fields is due in quotes (in .tsv it cannot be)"
+        )
 
 
 def _table(rows: Iterator[tuple[int, list[str]]], config: PromptsConfig) -> Iterator[Raw]:
@@ -410,11 +430,7 @@ def _table(rows: Iterator[tuple[int, list[str]]], config: PromptsConfig) -> Iter
             else:
                 yield None
             continue
-        if any(row[len(header) :]):
-            raise _Misread(
-                f"line {line}: {len(row)} fields, and the header has {len(header)}; a field that holds what separates "
-                "fields is due in quotes (in .tsv it cannot be)"
-            )
+        require_fields(line, row, header)
         yield row[place] if place < len(row) else None
 
 

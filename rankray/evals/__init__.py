@@ -45,11 +45,20 @@ class Item:
     """What a benchmark asks of one prompt.
 
     Attributes:
+        prompt: stripped of surrounding white space, as all prompts are.
         data: JSON-ready: GenEval's metadata, DPG-Bench's questions, T2I-CompBench's category and phrases.
+
+    Raises:
+        ValueError: the prompt is blank.
     """
 
     prompt: str
     data: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", self.prompt.strip())
+        if not self.prompt:
+            raise ValueError("the prompt is blank; give one, or take the line out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +204,12 @@ def parts(path: str) -> list[str]:
     return [part.strip() for part in path.split(",")]
 
 
+def split_query(path: str) -> tuple[str, str]:
+    """(the place that a path or a URI names, what a URI says behind it: "?region=..." or nothing)."""
+    place, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    return place, f"{mark}{query}"
+
+
 def files_of(path: str, pattern: str) -> list[str] | None:
     """The files of a directory, or of a URI that is one, whose names match, by name; None where it is none.
 
@@ -209,7 +224,8 @@ def files_of(path: str, pattern: str) -> list[str] | None:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     names = sorted(info.base_name for info in found if info.type == pafs.FileType.File)
-    return [f"{path.rstrip('/')}/{name}" for name in names if fnmatch.fnmatch(name, pattern)]
+    own, query = split_query(path)
+    return [f"{own.rstrip('/')}/{name}{query}" for name in names if fnmatch.fnmatch(name, pattern)]
 
 
 def read_lines(path: str) -> list[str]:

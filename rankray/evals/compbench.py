@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from rankray.evals import Item, by_category, files_of, parts, read_lines
+from rankray.evals import Item, by_category, files_of, parts, read_lines, split_query
 from rankray.evals.phrases import LOCALITIES, Spatial, noun_phrases, parse_spatial, sentence_spatial
 from rankray.models.targets import Judgement
 from rankray.stats import Column
@@ -59,7 +59,7 @@ def read_items(path: str) -> list[Item]:
     """
     found: list[Item] = []
     for file in _files(path):
-        lines, name = read_lines(file), PurePosixPath(file)
+        lines, name = read_lines(file), PurePosixPath(split_query(file)[0])
         reader = _own if name.suffix == ".jsonl" else _published(file)
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -87,7 +87,8 @@ def _category(file: str) -> str | None:
 
     None of names that say none, and of T2I-CompBench++'s `3d_spatial`.
     """
-    words = [word for word in re.split(r"[\W_]+", PurePosixPath(file).stem.lower()) if word]
+    stem = PurePosixPath(split_query(file)[0]).stem
+    words = [word for word in re.split(r"[\W_]+", stem.lower()) if word]
     if words[-1:] in (["val"], ["train"]):
         words.pop()
     words = re.sub(r"\bnon ?spatial$", "non_spatial", " ".join(words)).replace("colour", "color").split()
@@ -116,22 +117,29 @@ def _own(line: str) -> Item:
     entry = parse_json(line)
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise ValueError("no 'prompt'")
+    entry = {
+        key: value for key, value in entry.items() if value is not None
+    }  # null is a key that is left out
     if entry.get("category") not in CATEGORIES:
         raise ValueError(f"category {entry.get('category')!r} is none of {', '.join(CATEGORIES)}")
     kind = entry.get("kind", "both") if entry["category"] == "complex" else None
     if kind not in (None, *KINDS):
         raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     for key in ("phrases", "spatial"):
-        if entry.get(key) is not None and not isinstance(entry[key], list):
-            raise ValueError(f"{key} {entry[key]!r} is no list")
-    return Item(entry["prompt"], _data(entry["prompt"], entry["category"], kind, entry))
+        own = entry.get(key, [])
+        if not isinstance(own, list) or not all(isinstance(one, str) for one in own):
+            raise ValueError(f"{key} {own!r} is no list of texts")
+    if not isinstance(entry.get("action", ""), str):
+        raise ValueError(f"action {entry['action']!r} is no text")
+    prompt = entry["prompt"].strip()
+    return Item(prompt, _data(prompt, entry["category"], kind, entry))
 
 
 def _data(prompt: str, category: str, kind: str | None, own: Mapping[str, Any]) -> dict[str, Any]:
     """What is asked of a prompt, JSON-ready; what `own` brings is taken from there."""
     data: dict[str, Any] = {"category": category}
     if category in ATTRIBUTES or kind is not None:
-        data["phrases"] = [str(phrase) for phrase in own.get("phrases", noun_phrases(prompt))]
+        data["phrases"] = list(own.get("phrases", noun_phrases(prompt)))
     if category == "spatial" or kind in ("spatial", "both"):
         asked = own.get("spatial") or (parse_spatial(prompt) if kind is None else sentence_spatial(prompt))
         if isinstance(asked, Spatial):
@@ -140,15 +148,18 @@ def _data(prompt: str, category: str, kind: str | None, own: Mapping[str, Any]) 
             raise ValueError(f"spatial {asked!r} is no [object, locality, object]")
         data["spatial"] = None if asked is None else list(asked)
     if category == "non_spatial" or kind in ("action", "both"):
-        data["action"] = str(own.get("action", prompt))
+        data["action"] = own.get("action", prompt)
     return data if kind is None else {**data, "kind": kind}
 
 
 def _lists(file: str) -> dict[Kind, set[str]]:
     """The lists beside the file of complex prompts: their prompts up to the first full stop, as the authors compare."""
-    name = PurePosixPath(file).stem
+    own, query = split_query(file)
+    directory, _, name = own.rpartition("/")
+    name = PurePosixPath(name).stem
     beside: dict[Kind, str] = {"spatial": f"{name}_spatial.txt", "action": f"{name}_action.txt"}
-    there = {PurePosixPath(one).name: one for one in files_of(file.rpartition("/")[0] or ".", "*.txt") or ()}
+    found = files_of(f"{directory}{query}" if directory else ".", "*.txt") or ()
+    there = {PurePosixPath(split_query(one)[0]).name: one for one in found}
     return {
         kind: {line.strip().partition(".")[0].lower() for line in read_lines(there[one])}
         for kind, one in beside.items()

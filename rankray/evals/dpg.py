@@ -17,13 +17,13 @@ column "sentence" says so.
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rankray.evals import Item, files_of, read_lines
+from rankray.data.prompts import csv_rows, require_fields
+from rankray.evals import Item, files_of, read_lines, split_query
 from rankray.models.targets import Judgement
 from rankray.stats import Column
 from rankray.store import parse_json
@@ -44,24 +44,28 @@ def read(lines: Iterable[str], *, keep_first: bool = False) -> list[Item]:
             out where others of its questions depend on that one.
 
     Raises:
-        ValueError: a column is missing, a line is short, or a number is none; it names the line.
+        ValueError: a column is missing, a line is short, long or without a prompt, a quote is left open, or a number
+            is none; it names the line.
     """
-    table = csv.DictReader(lines)
-    gone = [name for name in COLUMNS if name not in (table.fieldnames or ())]
+    table = csv_rows(lines)
+    _, header = next(table, (1, list[str]()))
+    gone = [name for name in COLUMNS if name not in header]
     if gone:
         raise ValueError(f"columns {', '.join(gone)} are missing; give DPG-Bench's table of questions")
     prompts: dict[str, str] = {}
     questions: dict[str, dict[str, Any]] = {}
     first: tuple[str, str] | None = None
-    for line in table:
+    for at, fields in table:
+        if not fields:
+            continue
+        require_fields(at, fields, header)
+        line = dict(zip(header, fields, strict=False))
+        number, question = _row(line, f"line {at}")
         item = line["item_id"]
-        number, question = _row(line, f"line {table.line_num}")
         prompts.setdefault(item, line["text"])
         mine = questions.setdefault(item, {})
         if number in mine:  # the authors' code takes the last too
-            _LOG.warning(
-                "line %d: question %s of item %r stands twice; the last counts", table.line_num, number, item
-            )
+            _LOG.warning("line %d: question %s of item %r stands twice; the last counts", at, number, item)
         mine[number] = question
         if first is None:
             first = item, number
@@ -74,12 +78,13 @@ def read(lines: Iterable[str], *, keep_first: bool = False) -> list[Item]:
     return [Item(prompts[item], {"item_id": item, "questions": mine}) for item, mine in questions.items()]
 
 
-def _row(line: Mapping[str, str | None], where: str) -> tuple[str, dict[str, Any]]:
+def _row(found: Mapping[str, str], where: str) -> tuple[str, dict[str, Any]]:
     """(id, question) of a line of the table."""
-    short = [name for name in COLUMNS if line[name] is None]
+    short = [name for name in COLUMNS if name not in found]
     if short:
         raise ValueError(f"{where} has no {', '.join(short)}; each line has all of {', '.join(COLUMNS)}")
-    found = {name: str(line[name]) for name in COLUMNS}
+    if not found["text"].strip():
+        raise ValueError(f"{where}: text is blank; it is the prompt")
     try:
         number = float(found["proposition_id"])
         if not number.is_integer():
@@ -96,7 +101,10 @@ def _row(line: Mapping[str, str | None], where: str) -> tuple[str, dict[str, Any
 def _question(text: Any, category: Any, parents: Iterable[Any]) -> dict[str, Any]:
     if isinstance(parents, str):
         raise ValueError(f"parents {parents!r} is no list of ids")
-    return {"text": str(text), "category": str(category), "parents": [int(parent) for parent in parents]}
+    for value in (text, category):
+        if not isinstance(value, str):  # null, as text, would be asked about
+            raise ValueError(f"{value!r} is no text")
+    return {"text": text, "category": category, "parents": [int(parent) for parent in parents]}
 
 
 def read_items(path: str, *, keep_first: bool = False) -> list[Item]:
@@ -119,7 +127,7 @@ def read_items(path: str, *, keep_first: bool = False) -> list[Item]:
         raise ValueError(f"{path} holds {len(tables)} .csv files; name DPG-Bench's table of questions")
     (place,) = tables or [path]
     lines = read_lines(place)
-    if not place.endswith(".jsonl"):
+    if not split_query(place)[0].endswith(".jsonl"):
         return read(lines, keep_first=keep_first)
     return [_item(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -128,6 +136,8 @@ def _item(number: int, line: str) -> Item:
     try:
         entry = parse_json(line)
         prompt, asked = entry["prompt"], entry.get("questions")
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {prompt!r} is no text")
         if asked is None:
             questions = sentences(prompt)
         else:
@@ -136,7 +146,8 @@ def _item(number: int, line: str) -> Item:
             }
             if len(questions) < len(asked):
                 raise ValueError("an id stands twice")
-        item = Item(str(prompt), {"item_id": str(entry.get("item_id", number)), "questions": questions})
+        own = entry.get("item_id")
+        item = Item(prompt, {"item_id": str(number if own is None else own), "questions": questions})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"line {number} is no DPG prompt ({type(error).__name__}: {error}); give item_id, prompt and questions, "

@@ -95,8 +95,9 @@ def columns(items: Sequence[Item], judgements: Mapping[str, Sequence[Judgement |
 
 
 def _check(metadata: Any) -> None:
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("prompt"), str):
-        raise ValueError("no 'prompt'; give GenEval's metadata")
+    prompt = metadata.get("prompt") if isinstance(metadata, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError("no 'prompt', or a blank one; give GenEval's metadata")
     if metadata.get("tag") not in CATEGORIES:
         raise ValueError(f"tag {metadata.get('tag')!r} is none of {', '.join(CATEGORIES)}")
     if not isinstance(metadata.get("include"), list) or not metadata["include"]:

@@ -116,10 +116,31 @@ def test_faults_of_a_table_are_named() -> None:
         "line 2: proposition_id 'x'": [lines[0], lines[1].replace(",1,0,", ",x,0,")],
         "line 3 has no dependency, tuple, question": [lines[0], lines[1], "a,t,,1"],
         "line 2: proposition_id '1.5'": [lines[0], lines[1].replace(",1,0,", ",1.5,0,")],
+        "line 5: 10 fields, and the header has 9": [
+            *lines[:4],
+            lines[4].replace("Two owls", "Two owls, grey"),
+        ],
+        "line 4: text is blank": [*lines[:3], lines[4].replace("Two owls", " ")],
     }
     for message, table in faults.items():
         with pytest.raises(ValueError, match=message):
             dpg.read(table, keep_first=True)
+
+
+def test_a_quote_that_is_left_open_is_named_and_swallows_no_question() -> None:
+    """Read leniently, the field would end at the next quote, lines later, or with the file."""
+    lines = TABLE.splitlines(keepends=True)
+    open_ = lines[1].replace('steaming"', "steaming")
+    with pytest.raises(ValueError, match=r"line 2: .* a field with quotes is due as"):
+        dpg.read([lines[0], open_, *lines[2:]], keep_first=True)
+    with pytest.raises(ValueError, match="line 5: a quote is opened and never closed"):
+        dpg.read([*lines[:4], lines[4].replace("Two", '"Two')], keep_first=True)
+
+
+def test_a_field_may_be_as_long_as_it_likes_and_prompts_are_stripped() -> None:
+    long = "Two owls " + "hoot " * 40_000
+    (_, second) = dpg.read(TABLE.replace("Two owls", long).splitlines(), keep_first=True)
+    assert second.prompt == long.rstrip()
 
 
 def test_of_a_question_that_stands_twice_the_last_counts() -> None:

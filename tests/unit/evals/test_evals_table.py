@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 from rankray.config import ConfigError, EvalChoice, build
-from rankray.evals import EVALS, EvalSpec, Item, columns_of, items_and_repeats, resolve, spec_of
+from rankray.evals import (
+    EVALS,
+    EvalSpec,
+    Item,
+    columns_of,
+    compbench,
+    files_of,
+    items_and_repeats,
+    resolve,
+    spec_of,
+    split_query,
+)
 from rankray.models.targets import Judgement, load
 from rankray.models.weights import weights_revision
 from rankray.stats import Column
@@ -123,6 +134,8 @@ def test_geneval_columns(tmp_path: Path) -> None:
     assert columns["counting"].values == {"a photo of two bears": [1.0]}
     with pytest.raises(ValueError, match="cannot be read as text"):
         items_of(EVALS["geneval"], str(tmp_path / "none.jsonl"))
+    path.write_text(json.dumps(lines[1] | {"prompt": "a photo of a tv \u2028"}))
+    assert [item.prompt for item in items_of(EVALS["geneval"], str(path))] == ["a photo of a tv"]
 
 
 TABLE = """item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,\
@@ -180,7 +193,11 @@ def test_dpg_json_lines(tmp_path: Path) -> None:
     columns = columns_of(EVALS["dpg"], [bare], {bare.prompt: [answers]})
     assert {name: column.mean for name, column in columns.items()} == {"overall": 0.5, "sentence": 0.5}
     faults = {"line 1 is no DPG prompt .KeyError: 'prompt'.": "{}", "line 1 is no DPG prompt .JSONDecodeError": "{",
-              "has nothing to ask": '{"prompt": "a", "questions": []}'}  # fmt: skip
+              "has nothing to ask": '{"prompt": "a", "questions": []}',
+              "prompt None is no text": json.dumps({"prompt": None, "questions": [question]}),
+              "None is no text": json.dumps({"prompt": "a", "questions": [question | {"text": None}]}),
+              "line 1 is no DPG prompt .ValueError: the prompt is blank":
+                  json.dumps({"prompt": " ", "questions": [question]})}  # fmt: skip
     for message, line in faults.items():
         path.write_text(line)
         with pytest.raises(ValueError, match=message):
@@ -242,7 +259,18 @@ def test_compbench_lines_of_ones_own(tmp_path: Path) -> None:
         "action": "cup sits by van",
     }  # fmt: skip
     assert second.data == {"category": "texture", "phrases": ["A tin cup"]}
+    keys = ("kind", "phrases", "spatial", "action")
+    for category in ("complex", "non_spatial", "texture"):
+        plain = {"prompt": " The cup sits near the van. ", "category": category}
+        path.write_text(json.dumps(plain))
+        without = items_of(EVALS["compbench"], str(path))
+        path.write_text(json.dumps(plain | dict.fromkeys(keys)))
+        assert items_of(EVALS["compbench"], str(path)) == without, "null is a key that is left out"
+        assert without[0].prompt == "The cup sits near the van."
     faults = {
+        "own.jsonl, line 1: the prompt is blank": {"prompt": " ", "category": "texture"},
+        "phrases .None. is no list of texts": {"prompt": "a", "category": "texture", "phrases": [None]},
+        "action 5 is no text": {"prompt": "a", "category": "non_spatial", "action": 5},
         "own.jsonl, line 1: no 'prompt'": {},
         "category 'size' is none of color": {"prompt": "a", "category": "size"},
         "kind 'all' is none of spatial": {"prompt": "a", "category": "complex", "kind": "all"},
@@ -264,6 +292,29 @@ def test_compbench_lines_of_ones_own(tmp_path: Path) -> None:
         items_of(EVALS["compbench"], str(tmp_path))
     with pytest.raises(ValueError, match=r"holds none of color_val\.txt"):
         items_of(EVALS["compbench"], str(Path(__file__).parent))
+
+
+def test_what_a_uri_says_behind_its_place_is_of_no_file_s_name(tmp_path: Path) -> None:
+    """A store's region or address stands there, with dots and slashes of its own."""
+    query = "?endpoint_override=http://minio.local:9000"
+    place = f"s3://b/dataset/complex_val.txt{query}"
+    assert split_query(place) == ("s3://b/dataset/complex_val.txt", query)
+    assert split_query("/data/what?.txt") == ("/data/what?.txt", "")
+    assert compbench._category(place) == "complex"
+    (tmp_path / "color_val.txt").write_text("a teal drum\n")
+    (tmp_path / "complex_val.txt").write_text("The cat naps.\n")
+    (tmp_path / "complex_val_action.txt").write_text("The cat naps.\n")
+    (tmp_path / "own.jsonl").write_text('{"prompt": "Two owls.", "category": "texture"}\n')
+    folder = f"{tmp_path.as_uri()}?x=http://a.b/c"
+    assert files_of(folder, "color*") == [f"{tmp_path.as_uri()}/color_val.txt?x=http://a.b/c"]
+    found = items_of(EVALS["compbench"], folder)
+    assert [(item.data["category"], item.data.get("kind")) for item in found] == [
+        ("color", None),
+        ("complex", "action"),
+    ]
+    own = f"{tmp_path.as_uri()}/own.jsonl?x=http://a.b/c"
+    for name in ("compbench", "dpg"):
+        assert [item.prompt for item in items_of(EVALS[name], own)] == ["Two owls."]
 
 
 @pytest.mark.skipif(

@@ -30,16 +30,24 @@ def counting(name: str, count: int) -> dict[str, Any]:
         "tag": "counting",
         "include": [{"class": name, "count": count}],
         "exclude": [{"class": name, "count": count + 1}],
-        "prompt": "",
+        "prompt": "a photo",
     }
 
 
 def two(first: str, second: str) -> dict[str, Any]:
-    return {"tag": "two_object", "include": [{"class": n, "count": 1} for n in (first, second)], "prompt": ""}
+    return {
+        "tag": "two_object",
+        "include": [{"class": n, "count": 1} for n in (first, second)],
+        "prompt": "a photo",
+    }
 
 
 def colored(name: str, color: str, count: int = 1) -> dict[str, Any]:
-    return {"tag": "colors", "include": [{"class": name, "count": count, "color": color}], "prompt": ""}
+    return {
+        "tag": "colors",
+        "include": [{"class": name, "count": count, "color": color}],
+        "prompt": "a photo",
+    }
 
 
 def both_colored(first: str, color: str, second: str, other: str) -> dict[str, Any]:
@@ -47,12 +55,12 @@ def both_colored(first: str, color: str, second: str, other: str) -> dict[str, A
         {"class": first, "count": 1, "color": color},
         {"class": second, "count": 1, "color": other},
     ]
-    return {"tag": "color_attr", "include": clauses, "prompt": ""}
+    return {"tag": "color_attr", "include": clauses, "prompt": "a photo"}
 
 
 def placed(name: str, relation: str, of: str) -> dict[str, Any]:
     clauses = [{"class": of, "count": 1}, {"class": name, "count": 1, "position": [relation, 0]}]
-    return {"tag": "position", "include": clauses, "prompt": ""}
+    return {"tag": "position", "include": clauses, "prompt": "a photo"}
 
 
 FAR = [box(10, 50), box(90, 50)]
@@ -291,6 +299,7 @@ def test_metadata_is_read_and_its_faults_named() -> None:
     faults = {
         "line 1 is not JSON": "{",
         "line 1: no 'prompt'": "{}",
+        "line 1: no .prompt., or a blank one": json.dumps({**good, "prompt": " "}),
         "tag 'shapes' is none of single_object": json.dumps({**good, "tag": "shapes"}),
         "'exclude' is no list": json.dumps({**good, "exclude": 2}),
         "'include' is no list": json.dumps({**good, "include": []}),
