@@ -166,7 +166,10 @@ class ChatVqa:
         said = {"type": "text", "text": self.ask.format(question)}
         chat = [{"role": "user", "content": [{"type": "image"}, said]}]
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        inputs = self.processor(images=[image], text=[text], return_tensors="pt").to(self.device)
+        bos = self.processor.tokenizer.bos_token
+        # A template that writes the first token has it: transformers' own tokenizing of a chat adds no second one.
+        more = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
+        inputs = self.processor(images=[image], text=[text], return_tensors="pt", **more).to(self.device)
         for name, value in inputs.items():
             if torch.is_floating_point(value):
                 inputs[name] = value.to(self.dtype)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoProcessor,
     BertTokenizer,
@@ -120,6 +121,27 @@ def test_a_chat_model_says_what_is_likelier(tmp_path: Path, pictures: list[Image
             assert vqa._probability(picture, "Is it red?") == pytest.approx(yes / (yes + no), abs=1e-5)
             assert vqa.says_yes([picture], [["Is it red?"]]) == [[yes > no]]
     assert vqa.says_yes(pictures[:2], [[], []]) == [[], []]
+
+
+def test_a_template_that_begins_with_the_first_token_gets_no_second_one(
+    tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    """The tokenizer adds one, as LLaMA's do, and so does the template, as transformers' own tokenizing knows."""
+    torch.manual_seed(0)
+    llava(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    tokenizer = processor.tokenizer
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    assert tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    plain_chat = processor.chat_template
+    processor.chat_template = "{{ bos_token }}" + plain_chat
+    processor.save_pretrained(tmp_path)
+    vqa = ChatVqa(Part(str(tmp_path)), "{} Answer yes or no.")
+    written = vqa._probability(pictures[0], "Is it red?")
+    vqa.processor.chat_template = plain_chat
+    assert written == pytest.approx(vqa._probability(pictures[0], "Is it red?"), abs=1e-6)
 
 
 def test_words_are_told_by_their_first_token(place: Path) -> None:
