@@ -289,10 +289,10 @@ def _rounds(plan: Plan, say: Say) -> Iterator[tuple[Model, ...]]:
 
 def _known(plan: Plan) -> list[Model]:
     """The plan's models, and the checkpoints of the followed run that were measured before."""
-    place = store.absolute(str(plan.config.follow)).rstrip("/")
+    run = str(plan.config.follow).rstrip("/")
     found = {model.name: model for model in plan.models}
-    for asked, model in evaluated_models.written(plan.output).items():
-        if asked.startswith(f"{place}/checkpoints/"):
+    for model in evaluated_models.written(plan.output).values():
+        if evaluated_models.is_of(model, f"{run}/checkpoints"):
             found.setdefault(model.name, model)
     return list(found.values())
 

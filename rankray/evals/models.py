@@ -7,6 +7,7 @@ its last checkpoints alone and an evaluation that is resumed later must find wha
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -81,7 +82,7 @@ def resolve(asked: EvaluatedModel, written: Mapping[str, Model]) -> Model:
     """What `asked` means; nothing is loaded or written.
 
     Args:
-        written: the checkpoints that are pipelines already, by what they were asked as.
+        written: the checkpoints that are pipelines already, by their `place_of`.
 
     Raises:
         ConfigError: there is no such row or place, a run is not finished, or a directory holds no pipeline or says not
@@ -93,8 +94,7 @@ def resolve(asked: EvaluatedModel, written: Mapping[str, Model]) -> Model:
         return _checked(Model(_safe(name), text, asked))
     if asked.source is not None:
         raise unknown_model("generator", text, GENERATORS)
-    if text in written:
-        kept = written[text]
+    if (kept := written.get(place_of(text))) is not None:
         choice = kept.choice.model_copy(update=_given(asked))
         return replace(kept, name=_safe(asked.name or kept.name), choice=choice)
     place = store.absolute(text).rstrip("/")
@@ -194,8 +194,15 @@ def _checked(model: Model) -> Model:
     return model
 
 
+def place_of(text: str) -> str:
+    """A place by one name, however it was written: with `~`, from the current directory, a slash at its end. It is
+    for comparing, and of what is no place it is as good as the text."""
+    place = store.absolute(text)
+    return place.rstrip("/") if "://" in place else os.path.realpath(place)
+
+
 def written(output: Output) -> dict[str, Model]:
-    """The checkpoints that are pipelines under OUTPUT/pipelines, by what they were asked as, by step."""
+    """The checkpoints that are pipelines under OUTPUT/pipelines, by their `place_of`, by step."""
     found = []
     for path in output.files("pipelines"):
         if path.endswith(".json"):
@@ -203,7 +210,7 @@ def written(output: Output) -> dict[str, Model]:
                 kept = store.read_json(path, output.fs)
                 choice = configs.build(GeneratorChoice, kept["choice"])
                 found.append(Model(kept["name"], kept["asked"], choice, kept["step"]))
-    return {model.asked: model for model in sorted(found, key=lambda model: model.step or 0)}
+    return {place_of(model.asked): model for model in sorted(found, key=lambda model: model.step or 0)}
 
 
 def as_pipeline(model: Model, output: Output, say: Say) -> Model:
@@ -224,7 +231,8 @@ def _kept(model: Model, run: RankDPOConfig, place: str) -> dict[str, Any]:
     which are asked for each time."""
     choice = _as_trained(EvaluatedModel(model=model.asked), run, place)
     kept = choice.model_dump(mode="json", exclude_none=True)
-    return {"name": model.name, "asked": model.asked, "step": model.step, "choice": kept}
+    asked = store.absolute(model.asked)  # the next start may be in another directory
+    return {"name": model.name, "asked": asked, "step": model.step, "choice": kept}
 
 
 def checkpoints(run: str) -> Iterator[EvaluatedModel]:
@@ -254,7 +262,7 @@ def check_run(run: str, models: Sequence[Model]) -> None:
     _config_of(place)
     name = _safe(_name(place))
     for model in models:
-        if (model.name == name or model.name.startswith(f"{name}-step-")) and not _is_of(model, place):
+        if (model.name == name or model.name.startswith(f"{name}-step-")) and not is_of(model, place):
             raise ConfigError(
                 f"'{model.name}' ({model.asked}) has the name of what is followed; give it another, as in "
                 f"NAME={model.asked}"
@@ -268,10 +276,21 @@ def named(baseline: str, asked: Sequence[EvaluatedModel], models: Sequence[Model
         return baseline if baseline in names else _safe(baseline)
     wanted = parse(baseline)
     for choice, model in zip(asked, models, strict=True):
-        same = (choice.model, choice.source) == (wanted.model, wanted.source)
-        if same and wanted.name in (None, model.name):
+        if _same(choice, wanted) and wanted.name in (None, model.name):
             return model.name
     return None
+
+
+def _same(one: EvaluatedModel, other: EvaluatedModel) -> bool:
+    """Whether both ask for the same row or place, with the same weights of its own."""
+    first, second = (
+        (
+            asked.model if asked.model in GENERATORS else place_of(asked.model),
+            None if asked.source is None else place_of(asked.source),
+        )
+        for asked in (one, other)
+    )
+    return first == second
 
 
 def check_kept(models: Iterable[Model], kept: Mapping[str, Model]) -> None:
@@ -285,7 +304,7 @@ def check_kept(models: Iterable[Model], kept: Mapping[str, Model]) -> None:
     """
     places = {model.name: model.asked for model in kept.values()}
     for model in models:
-        if model.checkpoint and places.get(model.name, model.asked) != model.asked:
+        if model.checkpoint and place_of(places.get(model.name, model.asked)) != place_of(model.asked):
             raise ConfigError(
                 f"'{model.name}' is {places[model.name]} in this output, and {model.asked} is another; give it a name "
                 f"of its own, as in NAME={model.asked}"
@@ -294,19 +313,19 @@ def check_kept(models: Iterable[Model], kept: Mapping[str, Model]) -> None:
 
 def steps(run: str, models: Iterable[Model]) -> set[int | None]:
     """Steps of those models that are of the run: its checkpoints and what it ended with."""
-    place = store.absolute(run).rstrip("/")
-    return {model.step for model in models if _is_of(model, place)}
+    return {model.step for model in models if is_of(model, run)}
 
 
-def _is_of(model: Model, run: str) -> bool:
-    return f"{store.absolute(model.asked).rstrip('/')}/".startswith(f"{run}/")
+def is_of(model: Model, run: str) -> bool:
+    """Whether the model is the run at `run`, or what lies in it."""
+    return f"{place_of(model.asked)}/".startswith(f"{place_of(run)}/")
 
 
 def run_of(model: Model) -> str | None:
     """The directory of the run that the model is of, if it is of one."""
     if model.step is None:
         return None
-    return re.sub(r"/(checkpoints/[^/]+|pipeline)$", "", store.absolute(model.asked).rstrip("/"))
+    return re.sub(r"/(checkpoints/[^/]+|pipeline)$", "", place_of(model.asked))
 
 
 def is_there(checkpoint: EvaluatedModel) -> bool:

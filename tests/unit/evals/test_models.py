@@ -84,6 +84,38 @@ def test_what_was_written_out_outlives_its_checkpoint(run: Path, tmp_path: Path)
     assert model.choice.source == str(run / "pipeline")
 
 
+def test_a_place_is_one_however_it_is_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slash at its end, from here, from home: the same checkpoint, and the same baseline."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    within = f"{run.name}/checkpoints/checkpoint_1"
+    ways = [f"{tmp_path}/{within}", f"{tmp_path}/{within}/", f"~/{within}", f"../{within}", f".././{within}/"]
+    (tmp_path / "o" / "pipelines").mkdir(parents=True)
+    for kept_as in ways:
+        first = found(kept_as)
+        assert first.run is not None
+        kept = json.dumps(evaluated_models._kept(first, first.run, "/o/pipelines/x"))
+        (tmp_path / "o" / "pipelines" / f"{first.name}.json").write_text(kept)
+        written = evaluated_models.written(output.open_output(str(tmp_path / "o"), in_job=False))
+        for way in ways:
+            asked, again = parse(way), resolve(parse(way), written)
+            assert (again.checkpoint, again.choice.source) == (None, "/o/pipelines/x")
+            evaluated_models.check_kept([found(way)], written)
+            assert evaluated_models.named(kept_as, [asked], [again]) == again.name
+            assert evaluated_models.steps("../my run/", [again]) == {50}
+    monkeypatch.chdir(tmp_path)
+    assert resolve(parse(ways[0]), written).choice.source == "/o/pipelines/x"
+    assert {evaluated_models.run_of(found(way)) for way in (*ways[:3], f"{run.name}/")} == {str(run)}
+    weights = [parse(f"shapes-sdxl@../{run.name}/pipeline/"), parse("./shapes-sdxl")]
+    monkeypatch.chdir(tmp_path / "here")
+    models = [resolve(weights[0], {}), found("shapes-sd3")]
+    assert evaluated_models.named(f"shapes-sdxl@{run}/pipeline", weights, models) == "my-run"
+    assert evaluated_models.named("shapes-sdxl", weights, models) is None, "a row is no directory of its name"
+
+
 def test_settings_asked_for_a_checkpoint_are_asked_for_once_it_is_a_pipeline_too(
     run: Path, tmp_path: Path
 ) -> None:
