@@ -73,7 +73,8 @@ class EvalSpec(Spec):
         samples: pictures a prompt, as published.
         models: the judge's parts, each a hub repository, a directory or a URI.
         revisions: branch, tag or commit of each part; "main" where it names none.
-        departures: in which way its figures are not the published ones', in a sentence.
+        departures: in which way its figures are not the published ones': by part, what is true as long as the part is
+            the row's; by any other word, what is of the rules.
         gpu_memory_gb: what one actor needs with its weights and one batch, as `benchmarks/memory_plan` counts it.
         options: further settings of the judge, its readers and columns; a configuration may change these and no others.
     """
@@ -85,7 +86,7 @@ class EvalSpec(Spec):
     samples: int
     models: Mapping[str, str]
     revisions: Mapping[str, str] = field(default_factory=dict)
-    departures: str = ""
+    departures: Mapping[str, str] = field(default_factory=dict)
     several: bool = False
     gpu_memory_gb: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -133,7 +134,7 @@ EVALS: dict[str, EvalSpec] = {
             "detector": "facebook/mask2former-swin-small-coco-instance",
             "clip": "openai/clip-vit-large-patch14",
         },
-        departures="Mask2Former in transformers' port of the authors' checkpoint family",
+        departures={"detector": "Mask2Former in transformers' port of the authors' checkpoint family"},
         gpu_memory_gb=14.0,  # every query of the detector kept, at full size on the fake device; real pictures keep few
         options={
             "confidence": 0.3,
@@ -154,7 +155,7 @@ EVALS: dict[str, EvalSpec] = {
         overall=("overall",),
         samples=4,
         models={"vqa": "Salesforce/blip-vqa-base"},
-        departures="answers by BLIP-VQA in place of mPLUG-large",
+        departures={"vqa": "answers by BLIP-VQA in place of mPLUG-large"},
         gpu_memory_gb=3.0,
         options={
             "vqa": "blip",
@@ -178,7 +179,12 @@ EVALS: dict[str, EvalSpec] = {
             "clip": "openai/clip-vit-base-patch32",
         },
         revisions={"clip": "refs/pr/15"},  # the hub's own conversion: `main` has pickles alone
-        departures="objects found by OWLv2 in place of UniDet; noun phrases split by words in place of spaCy",
+        departures={
+            "detector": "objects found by OWLv2 in place of UniDet",
+            "phrases": "noun phrases split by words in place of spaCy",
+            "vqa": "BLIP-VQA's pictures have 384 pixels a side in place of 480",
+            "adjectives": "adjectives kept in what CLIP reads of complex prompts",
+        },
         gpu_memory_gb=6.0,
         options={
             "least_confidence": 0.1,

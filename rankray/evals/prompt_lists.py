@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -22,6 +23,10 @@ from rankray.models.targets import Target, require_resolved, resolve_all
 from rankray.models.weights import SHAPES
 
 Entry = TypeVar("Entry")
+
+_OF_PLAIN = ("column", "config", "split", "shuffle_seed", "block")
+"""Keys that say nothing of a benchmark's file, which has a form of its own."""
+_KEY = re.compile(rf"(?<![\w/.-])(--)?prompts\.(?=({'|'.join(_OF_PLAIN)})\b)")
 
 
 @dataclass(frozen=True)
@@ -133,15 +138,25 @@ def _read(config: EvaluateConfig, name: str) -> PromptList:
         read, benchmark = _benchmark(own[0], settings)
         samples = settings.samples or benchmark.spec.samples
         return PromptList(name, read, samples, (*own, *metrics), {name: benchmark})
-    plain = PromptsConfig(**settings.model_dump(exclude={"samples"}))
     if not metrics:
         return PromptList(name, PromptsRead([], 0, 0, 0, 0, settings.path), 1, (), {})
-    return PromptList(name, read_prompts(plain), settings.samples or PLAIN_SAMPLES, tuple(metrics), {})
+    return PromptList(name, _plain(name, settings), settings.samples or PLAIN_SAMPLES, tuple(metrics), {})
+
+
+def _plain(name: str, settings: PromptsConfig) -> PromptsRead:
+    try:
+        return read_prompts(PromptsConfig(**settings.model_dump(exclude={"samples"})))
+    except (
+        ConfigError
+    ) as error:  # which names keys of a job with one list; here `prompts.column` is a list's name
+        raise ConfigError(_KEY.sub(rf"\1prompts.{name}.", str(error))) from None
 
 
 def _benchmark(choice: EvalChoice, settings: PromptsConfig) -> tuple[PromptsRead, Benchmark]:
-    if settings.block is not None:
-        raise ConfigError(f"prompts of benchmark '{choice.label}': they are its own; leave out `block`")
+    given = [key for key in _OF_PLAIN if getattr(settings, key) != PromptsConfig.model_fields[key].default]
+    if given:
+        keys = ", ".join(f"`{key}`" for key in given)
+        raise ConfigError(f"prompts of benchmark '{choice.label}': they are its own; leave out {keys}")
     spec, faults, chosen = evals.spec_of(choice), Faults(), list[Item]()
     with faults.kept():
         items, repeats = _items(choice, spec, settings.path)

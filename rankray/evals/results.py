@@ -7,6 +7,7 @@ both models have. Everything is read from the sets' scores and details, so resul
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -16,6 +17,7 @@ import numpy as np
 
 from rankray import evals, stats, words
 from rankray.config.evaluate import LABEL
+from rankray.evals import EvalSpec
 from rankray.evals import scores as evaluation
 from rankray.evals.models import Model, run_of
 from rankray.evals.prompt_lists import PromptList
@@ -73,7 +75,7 @@ def _benchmark(
         return evals.columns_of(spec, benchmark.items, judgements)
 
     choice = next(choice for choice in prompts.scorers if choice.label == label)
-    departures = [spec.departures] if spec.departures else []
+    departures = _departures(spec, evals.EVALS[choice.model])
     if len(benchmark.items) < benchmark.published:
         departures.append(f"{len(benchmark.items)} of the file's {benchmark.published} prompts")
     usual = evals.EVALS[choice.model].samples
@@ -88,6 +90,21 @@ def _benchmark(
         "judge": {"models": dict(spec.models), "revision": benchmark.target.revision},
         "columns": _columns(columns, label, own, baseline, spec.overall),
     }
+
+
+def _departures(spec: EvalSpec, row: EvalSpec) -> list[str]:
+    """In which way figures of `spec` are not the published ones': what its row says of the parts that are still the
+    row's, then each part and option that is another. Sizes of vocabularies are checked, and decide nothing."""
+    parts, options = (
+        [key for key in now if now[key] != was.get(key) and not key.endswith("vocabulary")]
+        for now, was in ((spec.models, row.models), (spec.options, row.options))
+    )
+    told = [text for key, text in row.departures.items() if key not in (*parts, *options)]
+    told += [f"{key} {spec.models[key]} in place of {row.models[key]}" for key in parts]
+    return told + [
+        f"{key} = {json.dumps(spec.options[key])} in place of {json.dumps(row.options[key])}"
+        for key in options
+    ]
 
 
 def _metric(label: str, own: Mapping[str, Pictures], baseline: str | None) -> list[dict[str, Any]]:

@@ -15,9 +15,10 @@ import small_dataset
 from rankray import schema, store
 from rankray.cli import parse_evaluate
 from rankray.cluster.actors import GENERATED_TYPE, SCORED_TYPE, JobContext
-from rankray.config import ImagesConfig, PricesConfig
+from rankray.config import EvalChoice, ImagesConfig, PricesConfig
 from rankray.data import rerank
 from rankray.data.cost import ActorUsage, ledger, merged
+from rankray.evals import EVALS, spec_of
 from rankray.evals import results as evaluation_results
 from rankray.evals import scores as evaluation
 from rankray.evals.prompt_lists import PromptList, read_lists, spread
@@ -104,6 +105,27 @@ def test_lists_of_the_same_prompts_and_pictures_are_drawn_once(tmp_path: Path) -
         ("twice", 2, 2),
     ]
     assert [[scorer.label for scorer in one.scorers] for one in found[1:]] == [["shapes-mps"]] * 2
+
+
+def test_departures_are_of_the_parts_and_settings_that_ran() -> None:
+    row = EVALS["compbench"]
+    assert len(evaluation_results._departures(row, row)) == 4
+    given = EvalChoice(
+        model="dpg",
+        models={"vqa": "/m/chat"},
+        options={"vqa": "chat", "all_pictures": True, "keep_first": False, "vocabulary": 0},
+    )
+    assert evaluation_results._departures(spec_of(given), EVALS["dpg"]) == [
+        "vqa /m/chat in place of Salesforce/blip-vqa-base",
+        'vqa = "chat" in place of "blip"',
+        "all_pictures = true in place of false",
+    ]
+    given = EvalChoice(model="compbench", models={"detector": "/m/owl"}, options={"least_confidence": 0.2})
+    assert evaluation_results._departures(spec_of(given), row) == [
+        *(text for key, text in row.departures.items() if key != "detector"),
+        "detector /m/owl in place of google/owlv2-base-patch16-ensemble",
+        "least_confidence = 0.2 in place of 0.1",
+    ]
 
 
 def test_figures_leave_out_what_failed_and_differences_what_either_lacks(lists: list[PromptList]) -> None:
