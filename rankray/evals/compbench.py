@@ -117,9 +117,7 @@ def _own(line: str) -> Item:
     entry = parse_json(line)
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise ValueError("no 'prompt'")
-    entry = {
-        key: value for key, value in entry.items() if value is not None
-    }  # null is a key that is left out
+    entry = {key: value for key, value in entry.items() if value is not None}  # as if they were left out
     if entry.get("category") not in CATEGORIES:
         raise ValueError(f"category {entry.get('category')!r} is none of {', '.join(CATEGORIES)}")
     kind = entry.get("kind", "both") if entry["category"] == "complex" else None

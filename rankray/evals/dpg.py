@@ -62,7 +62,8 @@ def read(lines: Iterable[str], *, keep_first: bool = False) -> list[Item]:
         line = dict(zip(header, fields, strict=False))
         number, question = _row(line, f"line {at}")
         item = line["item_id"]
-        prompts.setdefault(item, line["text"])
+        if not prompts.setdefault(item, line["text"]).strip():
+            raise ValueError(f"line {at}: text is blank; the first line of an item has its prompt")
         mine = questions.setdefault(item, {})
         if number in mine:  # the authors' code takes the last too
             _LOG.warning("line %d: question %s of item %r stands twice; the last counts", at, number, item)
@@ -83,8 +84,6 @@ def _row(found: Mapping[str, str], where: str) -> tuple[str, dict[str, Any]]:
     short = [name for name in COLUMNS if name not in found]
     if short:
         raise ValueError(f"{where} has no {', '.join(short)}; each line has all of {', '.join(COLUMNS)}")
-    if not found["text"].strip():
-        raise ValueError(f"{where}: text is blank; it is the prompt")
     try:
         number = float(found["proposition_id"])
         if not number.is_integer():

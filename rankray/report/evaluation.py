@@ -15,7 +15,7 @@ from typing import Any
 
 from rankray.evals import published
 from rankray.report.charts import Point, bars, point_chart
-from rankray.report.pages import PICTURE_BYTES, VERDICTS, difference, picture, write_page
+from rankray.report.pages import PICTURE_BYTES, difference, picture, write_page
 from rankray.words import MISSING, compact, short
 
 OVERALL = "overall"
@@ -57,13 +57,9 @@ def headlines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             if gain is None and results["baseline"] is not None:
                 continue
             shown = difference(gain, functools.partial(figure, times=times))
-            text = (
-                "{before} → {after}, {said} ({gain}, 95 % {interval})".format(
-                    **shown, said=VERDICTS[shown["sign"]]
-                )
-                if gain
-                else figure(mean, times)
-            )
+            between = ", 95 % {interval}" if gain and gain["low"] is not None else ""
+            words = "{before} → {after}, {verdict} ({gain}" + between + ")"
+            text = words.format(**shown) if gain else figure(mean, times)
             found.append({"name": entry["name"], "model": model["name"], "sign": shown["sign"], "text": text})
     return found
 

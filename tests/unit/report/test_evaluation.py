@@ -206,6 +206,13 @@ def test_every_sortable_row_has_its_heads_columns(tmp_path: Path) -> None:
         assert table.count("<thead>") == table.count("<tbody>") == 1
 
 
+def test_a_headline_without_an_interval_claims_nothing() -> None:
+    """Of categories with a single prompt, as a small limit has them."""
+    results = copy.deepcopy(RESULTS)
+    results["evals"][0]["columns"][-1] = column("overall", 0.65, 0.075, None, None)
+    assert [line["text"] for line in headlines(results)] == ["0.650 → 0.725, no interval (+0.075)"]
+
+
 def test_without_a_baseline_nothing_is_compared(tmp_path: Path) -> None:
     results = copy.deepcopy(RESULTS) | {"baseline": None, "changed": []}
     for entry in results["evals"] + results["metrics"]:
