@@ -207,10 +207,6 @@ class AblationConfig(DrawingJob):
                 f"sweep_seed = {self.sweep_seed} is the seed of a row's own training; take one above the rows' seeds"
             )
         self._check_rows()
-        if self.held_out.prompts.limit == 1:
-            raise ValueError(
-                "held_out.prompts.limit = 1 leaves no interval, which is over prompts; give 2 or more"
-            )
         if self.along and self.along.steps % self.along.every:
             raise ValueError(
                 f"along.every = {self.along.every} does not divide along.steps = {self.along.steps}; the last step is "

@@ -140,10 +140,6 @@ def test_models_that_are_measured_together_share_their_seeds() -> None:
             "'a': betas are [0.0, 1.0]",
         ),
         ({"along": {"row": "rank", "steps": 600, "every": 10}}, "along.every = 10 makes 60 checkpoints"),
-        (
-            {"held_out": {"prompts": {"path": "shapes:heldout", "limit": 1}}},
-            "held_out.prompts.limit = 1 leaves no interval",
-        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) -> None:
