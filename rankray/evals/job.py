@@ -190,8 +190,10 @@ def _require_same_model(model: Model, begun: Mapping[str, Any]) -> None:
         ConfigError: it is of other weights, or was drawn by other settings.
     """
     otherwise = f"give it a name of its own, as in NAME={model.asked}, or take another output"
+    row = dict[str, Any]()
     if not model.checkpoint:  # of which `check_kept` looked at its place
-        revision = model.target.revision
+        target = model.target
+        revision, row = target.revision, left_to_row(model.choice, target)
         was = begun.get(f"revision.{LABEL}", revision)
         if was != revision:
             raise ConfigError(
@@ -201,7 +203,6 @@ def _require_same_model(model: Model, begun: Mapping[str, Any]) -> None:
     settings, drawer = {"model": model.choice.model, **model.settings}, "generators.0."
     of_set = {key.removeprefix(drawer): value for key, value in begun.items() if key.startswith(drawer)}
     then = {key: value for key, value in of_set.items() if key.partition(".")[0] in {*settings, "run_with"}}
-    row = {} if model.checkpoint else left_to_row(model.choice, model.target)
     if lines := differing_keys(then, {**dict(flatten(settings)), **row}):
         raise ConfigError(
             f"'{model.name}' was measured here with other settings ({'; '.join(lines)}); {otherwise}"
