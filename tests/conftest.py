@@ -31,7 +31,7 @@ settings.load_profile("rankray")
 GOLDEN = Path(__file__).parent / "golden"
 MASKED = re.compile(
     r"/(?:created|rankray_version|seal|first_block|gpu|steps/Ray|steps/nodes and plan|steps/environments and prompts"
-    r"|cpu_minutes|(?:gpu|cpu)_hours|(?:peak_)?gpu_gb|memory_gb|data_wait_share"
+    r"|versions/\w+|cpu_minutes|(?:gpu|cpu)_hours|(?:peak_)?gpu_gb|memory_gb|data_wait_share"
     r"|(?:busy|load|idle|alive|start|wall|step|data_wait|cpu)_s|(?:images|rows|prompts)_per_s"
     r"|items|images_made|totals/images)$"  # as actors metered it: a last report may be missing
 )

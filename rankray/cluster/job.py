@@ -117,6 +117,9 @@ class Job:
             place.claim(self.output, self.marker, self.identity, self.config)
             terminal.place_log(self.output)
             self.say(f"output: {self.output.uri}")
+            for name, noted in place.note_versions(self.output).items():
+                if ", " in noted:
+                    self.say(f"warning: begun and gone on with by other versions of {name}: {noted}")
             with _metered(self.kind, self.output.uri) as meter:
                 return work(prepared, meter)
 

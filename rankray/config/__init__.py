@@ -417,13 +417,20 @@ class SynPicConfig(DrawingJob):
         return dict(flatten(content))
 
 
+_RUN_WITH = re.compile(r"(?:\w+\.\d+\.)?run_with\.")
+"""How keys begin of what a model was run with that its configuration left to the model's row."""
+
+
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`"seed: 0 there, 1 here"` for each key whose value is not the same on both sides.
 
-    A key without a value is as one that is not there: work that was begun before there was a key goes on.
+    A key without a value is as one that is not there: work that was begun before there was a key goes on. So it does
+    where one side does not know what the model was run with: earlier versions did not record it.
     """
     lines = []
     for key in sorted({*old, *new}):
+        if _RUN_WITH.match(key) and not (key in old and key in new):
+            continue
         if old.get(key) != new.get(key):
             shown = [repr(side[key]) if key in side else "absent" for side in (old, new)]
             lines.append(f"{key}: {shown[0]} there, {shown[1]} here")

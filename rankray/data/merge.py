@@ -148,7 +148,7 @@ def _settings(
     Raises:
         ConfigError: a label's settings are others in one dataset than in another.
     """
-    found: dict[str, dict[str, tuple[str, Mapping[str, Any]]]] = {"generators": {}, "rewards": {}}
+    found: dict[str, dict[str, list[tuple[str, Mapping[str, Any]]]]] = {"generators": {}, "rewards": {}}
     for name, source in zip(inputs, sources, strict=True):
         for kind, known in found.items():
             for item in source.info[kind]:
@@ -158,13 +158,26 @@ def _settings(
                     "settings", {}
                 )
                 own.pop("revision", None)
-                first, theirs = known.setdefault(label, (name, own)) if own else (name, own)
-                if lines := differing_keys(*(wherever(each, item["revision"]) for each in (theirs, own))):
-                    raise ConfigError(
-                        f"{kind[:-1]} '{label}' was set otherwise in {first} than here, in {name} "
-                        f"({'; '.join(lines)}); the same label is due to mean the same model: {_REMEDY[kind]}"
-                    )
-    return {kind: {label: own for label, (_, own) in known.items()} for kind, known in found.items()}
+                if not own:
+                    continue
+                # With each, as the first may not know what it was run with.
+                for first, theirs in known.setdefault(label, []):
+                    if lines := differing_keys(*(wherever(each, item["revision"]) for each in (theirs, own))):
+                        raise ConfigError(
+                            f"{kind[:-1]} '{label}' was set otherwise in {first} than here, in {name} "
+                            f"({'; '.join(lines)}); the same label is due to mean the same model: {_REMEDY[kind]}"
+                        )
+                known[label].append((name, own))
+    return {
+        kind: {label: _known_of(every) for label, every in known.items() if every}
+        for kind, known in found.items()
+    }
+
+
+def _known_of(every: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """A label's settings: the first dataset's, and what any knows of what the model was run with."""
+    run_with = {key: value for _, own in every for key, value in own.items() if key.startswith("run_with.")}
+    return {**run_with, **every[0][1]}
 
 
 def _where(sources: Sequence[store.RankedDataset]) -> Where:

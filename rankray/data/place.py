@@ -19,6 +19,7 @@ import contextlib
 import datetime
 import functools
 import hashlib
+import importlib.metadata
 import math
 import os
 import re
@@ -70,6 +71,9 @@ WORDS = 200
 """Characters of what another library says of a damaged file."""
 
 PARQUET_END = b"PAR1"
+
+LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "pillow", "peft", "deepspeed")
+"""By which models compute, read prompts and pictures, and write them."""
 
 MAX_EXAMPLES = 20
 """Failures that `dataset.json` quotes; all of them stand in the rows."""
@@ -218,13 +222,13 @@ def open_output(uri: str, in_job: bool) -> Output:
 
 
 def identity_of(
-    config: JobConfig, revisions: Mapping[str, str], contents: Mapping[str, str] | None = None
+    config: JobConfig, revisions: Mapping[str, str], contents: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What tells a job's output from another's, flat: the configuration's identity, and what it names by name alone.
 
     Args:
         revisions: of each model's weights, by its label.
-        contents: digests of files, by a dotted name.
+        contents: what else decides, by a dotted name: digests of files, what models are run with.
     """
     named = {f"revision.{name}": revision for name, revision in revisions.items()}
     return {**config.identity(), **named, **(contents or {})}
@@ -300,7 +304,8 @@ def claim(output: Output, marker: str, identity: Mapping[str, Any], config: JobC
     else:
         _require_unused(output, config)
         output.make("_work")
-        store.write_json(output.at("_work/identity.json"), {"identity": dict(identity)}, output.fs)
+        begun = {"identity": dict(identity), "versions": versions()}
+        store.write_json(output.at("_work/identity.json"), begun, output.fs)
     if config is not None and name != marker:
         write_config(output, config)
 
@@ -338,6 +343,33 @@ def claimed(output: Output) -> dict[str, Any]:
     with as_written(output.uri_of("_work/identity.json")):
         found: dict[str, Any] = store.read_json(output.at("_work/identity.json"), output.fs)["identity"]
     return found
+
+
+def versions() -> dict[str, str]:
+    """Which of `LIBRARIES` this process has; overlay environments have their own, which their pins name."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def note_versions(output: Output) -> dict[str, str]:
+    """By which libraries the work in `output` is made, with those of this start: `{"torch": "2.13.0, 2.14.1"}` where it
+    was begun by another version. Nothing of finished work."""
+    if not output.exists("_work/identity.json"):
+        return {}
+    name = output.at("_work/identity.json")
+    with as_written(output.uri_of("_work/identity.json")):
+        begun = store.read_json(name, output.fs)
+        noted: dict[str, str] = dict(begun.get("versions", {}))
+        for library, now in versions().items():
+            then = noted.setdefault(library, now)
+            if then.rpartition(", ")[2] != now:
+                noted[library] = f"{then}, {now}"
+    if noted != begun.get("versions"):
+        store.write_json(name, {**begun, "versions": noted}, output.fs)
+    return noted
 
 
 def publish(

@@ -106,6 +106,10 @@ class EvalSpec(Spec):
             options={**self.options, **choice.options},
         )
 
+    def settings(self) -> dict[str, Any]:
+        """Its options."""
+        return super().settings() | dict(self.options)
+
     def weights(self) -> dict[str, Weights]:
         """The judge's parts."""
         return {part: Weights(name, self.revisions.get(part, "main")) for part, name in self.models.items()}

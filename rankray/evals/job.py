@@ -34,7 +34,7 @@ from rankray.evals import scores as evaluation
 from rankray.evals.models import Model
 from rankray.evals.prompt_lists import PromptList, read_lists, scorer_revisions
 from rankray.evals.results import Change, Measured
-from rankray.models.targets import require_resolved
+from rankray.models.targets import left_to_row, require_resolved
 from rankray.synpic import forecast
 from rankray.synpic import job as synpic
 from rankray.synpic.job import PromptsAndJudges
@@ -190,8 +190,10 @@ def _require_same_model(model: Model, begun: Mapping[str, Any]) -> None:
         ConfigError: it is of other weights, or was drawn by other settings.
     """
     otherwise = f"give it a name of its own, as in NAME={model.asked}, or take another output"
+    row = dict[str, Any]()
     if not model.checkpoint:  # of which `check_kept` looked at its place
-        revision = model.target.revision
+        target = model.target
+        revision, row = target.revision, left_to_row(model.choice, target)
         was = begun.get(f"revision.{LABEL}", revision)
         if was != revision:
             raise ConfigError(
@@ -200,8 +202,8 @@ def _require_same_model(model: Model, begun: Mapping[str, Any]) -> None:
             )
     settings, drawer = {"model": model.choice.model, **model.settings}, "generators.0."
     of_set = {key.removeprefix(drawer): value for key, value in begun.items() if key.startswith(drawer)}
-    then = {key: value for key, value in of_set.items() if key.partition(".")[0] in settings}
-    if lines := differing_keys(then, dict(flatten(settings))):
+    then = {key: value for key, value in of_set.items() if key.partition(".")[0] in {*settings, "run_with"}}
+    if lines := differing_keys(then, {**dict(flatten(settings)), **row}):
         raise ConfigError(
             f"'{model.name}' was measured here with other settings ({'; '.join(lines)}); {otherwise}"
         )
@@ -355,7 +357,7 @@ def _results(plan: Plan, sets: dict[tuple[str, str], Measured]) -> dict[str, Any
         "identity": identity,
         "seed": config.seed,
         "baseline": plan.baseline,
-        "models": [results.described(model, _weights(plan, model, sets)) for model in plan.models],
+        "models": [results.described(model, _drawer(plan, model, sets)) for model in plan.models],
         **results.tables(plan.lists, names, plan.baseline, sets),
         "changed": _write_changed(plan, changed),
         "published": _published(plan.lists),
@@ -367,6 +369,7 @@ def _results(plan: Plan, sets: dict[tuple[str, str], Measured]) -> dict[str, Any
                 "path": found.pictures.path,
                 "samples": found.info["generators"][0]["samples"],
                 **{key: found.info[key] for key in ("rows", "images", "images_made", "runs")},
+                "versions": found.info.get("versions", {}),
                 "failures": found.info["failures"]["total"],
             }
             for (name, prompts), found in sets.items()
@@ -387,8 +390,10 @@ def _published(lists: Sequence[PromptList]) -> dict[str, Any]:
     return found
 
 
-def _weights(plan: Plan, model: Model, sets: dict[tuple[str, str], Measured]) -> str:
-    return str(sets[model.name, plan.lists[0].name].info["generators"][0]["revision"])
+def _drawer(plan: Plan, model: Model, sets: dict[tuple[str, str], Measured]) -> Mapping[str, Any]:
+    """What a set's `dataset.json` says of the model."""
+    found: Mapping[str, Any] = sets[model.name, plan.lists[0].name].info["generators"][0]
+    return found
 
 
 def _named(ledger: dict[str, Any], model: str) -> dict[str, Any]:

@@ -252,14 +252,15 @@ def _stage(label: str) -> str:
     return "generator" if label == LABEL else label
 
 
-def described(model: Model, revision: str) -> dict[str, Any]:
-    """A model for results.json."""
+def described(model: Model, drawer: Mapping[str, Any]) -> dict[str, Any]:
+    """A model for results.json; `drawer` is what a set of it says of its weights, and of what it was run with."""
     return {
         "name": model.name,
         "model": model.choice.model,
         "source": model.choice.source,
-        "revision": revision,
+        "revision": str(drawer["revision"]),
         "settings": model.settings,
+        **({"run_with": drawer["run_with"]} if "run_with" in drawer else {}),
         "asked": model.asked,
         "run": run_of(model),
         "step": model.step,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import json
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,6 +52,15 @@ class Target:
     samples: int = 1
     seed_name: str | None = None
     unresolved: tuple[str, ...] = ()
+
+    @property
+    def run_with(self) -> dict[str, Any]:
+        """What decides its output beside its weights, as JSON has it: its row with the configuration's own settings.
+        Of a class of the user's nothing: its `options` are all that is known."""
+        spec = self.kwargs.get("spec")
+        found = spec.settings() if isinstance(spec, Spec) else {}
+        plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        return plain
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,10 @@ class Spec:
         """The row with every source of `weights` where actors find just that."""
         return replace(self, source=pins[""].source, revision=pins[""].revision)
 
+    def settings(self) -> dict[str, Any]:
+        """What decides its output beside its weights, of which `recorded` tells: neither where it runs nor how fast."""
+        return {"dtype": self.dtype}
+
     def recorded(self, pins: Mapping[str, Pinned]) -> str:
         """What the dataset says of its weights."""
         return "; ".join(f"{part}={one.recorded}" if part else one.recorded for part, one in pins.items())
@@ -189,6 +203,17 @@ def configured(choice: ModelChoice, table: Mapping[str, S], kind: str) -> S:
         key: value for key, value in given.items() if value is not None and not isinstance(value, Mapping)
     }
     return replace(spec, **settings).with_options(choice)
+
+
+def left_to_row(choice: ModelChoice, target: Target) -> dict[str, Any]:
+    """`Target.run_with` by `"run_with.steps"`, without what the choice gives itself: identities have that already, and
+    not that a release changed a row. Tables are whole, as a choice's is merged into its row's."""
+    own = {key for key in type(choice).model_fields if getattr(choice, key) is not None} - {"model"}
+    return {
+        f"run_with.{key}": value
+        for key, value in target.run_with.items()
+        if isinstance(value, Mapping) or key not in {*own, *choice.options}
+    }
 
 
 def licence_of(

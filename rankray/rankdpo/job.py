@@ -545,6 +545,7 @@ def _model(plan: Plan) -> dict[str, Any]:
         "lora_form": row.lora_form,
         "load": {**({"variant": spec.variant} if spec.variant else {}), **spec.load},
         "call": {spec.steps_argument: spec.steps, spec.guidance_argument: spec.guidance, **size, **spec.call},
+        "run_with": spec.settings(),
     }
 
 
@@ -570,6 +571,7 @@ def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
     wait_s = sum(line["data_wait_s"] for line in lines)
     return {
         **place.stamp(),
+        "versions": place.note_versions(output),
         "identity": place.claimed(output),
         "dataset": _told(plan),
         "datasets": [

@@ -27,7 +27,7 @@ from rankray.data.hub import TAG, public
 from rankray.data.votes import HUMAN
 from rankray.models import generators, rewards
 from rankray.models.targets import Spec, licence_of
-from rankray.report.dataset import Figures, choose, ranked_by, standings
+from rankray.report.dataset import Figures, choose, drawn_with, ranked_by, standings
 from rankray.report.pages import thumbnail
 from rankray.words import compact, markdown, percent
 
@@ -311,7 +311,7 @@ def dataset_card(dataset: store.RankedDataset, repository: str) -> tuple[str, di
         "for RankDPO (https://arxiv.org/abs/2410.18013).\n",
         *table,
         "## Generators\n",
-        *_table(("generator", "revision", "licence of its weights", "a prompt"), _drew(info)),
+        *_table(("generator", "revision", "licence of its weights", "drawn with", "a prompt"), _drew(info)),
         *_table(("generator", "mean φ", "first"), won),
         "## Rewards\n",
         *_table(("reward", "revision", "licence of its weights"), _stated(info, "rewards", rewards.REWARDS)),
@@ -374,7 +374,8 @@ def _share(value: float | None) -> str:
 def _drew(info: Mapping[str, Any]) -> list[tuple[str, ...]]:
     samples = [str(item["samples"] or "as they come") for item in info["generators"]]
     told = _stated(info, "generators", generators.GENERATORS)
-    return [(*row, count) for row, count in zip(told, samples, strict=True)]
+    how = [drawn_with(item) or "not recorded" for item in info["generators"]]
+    return [(*row, *rest) for row, *rest in zip(told, how, samples, strict=True)]
 
 
 def _stated(info: Mapping[str, Any], kind: str, table: Mapping[str, Spec]) -> list[tuple[str, str, str]]:

@@ -174,6 +174,16 @@ def ranked_by(how: Mapping[str, Any], rewards: Sequence[str]) -> str:
     return RANKED_BY.get(name, name) + (f", by weight: {told}" if len({*weights.values()}) > 1 else "")
 
 
+def drawn_with(item: Mapping[str, Any]) -> str:
+    """How a generator of `dataset.json` drew: "50 steps, guidance 5, 1024 x 1024, float16"; empty where nothing tells,
+    as of a class of the user's, and of what earlier versions drew."""
+    how = item.get("run_with", {})
+    if not {"steps", "guidance", "height", "width", "dtype"} <= how.keys():
+        return ""
+    size = f"{how['width']} x {how['height']}"
+    return f"{how['steps']} steps, guidance {how['guidance']:g}, {size}, {how['dtype']}"
+
+
 def write_report(path: str, info: dict[str, Any], bounds: Bounds = BOUNDS) -> None:
     """Writes `report.html` into the dataset at `path`.
 
@@ -216,6 +226,7 @@ def write_report(path: str, info: dict[str, Any], bounds: Bounds = BOUNDS) -> No
         "paper_prompts": PAPER_PROMPTS,
         "failures": sorted(info["failures"]["by_model"].items()),
         "examples": [{**fault, "prompt": figures.prompts[fault["prompt_id"]]} for fault in examples],
+        "drawn_with": {item["name"]: drawn_with(item) for item in info["generators"]},
         "identity": sorted(info["identity"].items()),
     }
     write_page(path, "report.html.j2", values)

@@ -75,11 +75,11 @@ def run(
     with faults.kept():
         given = given or PromptsAndJudges(read_prompts(config.prompts), {})
     faults.raise_any()
-    revisions = {stage.target.name: stage.target.revision for stage in models}
+    identity = stages.identity_of(config, models)
     output = open_output(config.output)
     say(_prompts_line(given.prompts))
     laps = Laps()
-    job = Job("synpic", config, output, "dataset.json", place.identity_of(config, revisions), say)
+    job = Job("synpic", config, output, "dataset.json", identity, say)
     found = functools.partial(job.complete, functools.partial(place.require_prompts, output, given.prompts))
 
     def prepare() -> tuple[_Making, _Laid]:
@@ -87,7 +87,7 @@ def run(
         require_resolved(stage.target for stage in models)
         held = Reuse.nothing()
         if config.reuse is not None:
-            held = reuse.find(config, revisions, given.prompts.rows, config.reuse)
+            held = reuse.find(config, identity, given.prompts.rows, config.reuse)
             say(held.explanation)
         connect()
         laps.lap("Ray")
@@ -336,6 +336,7 @@ def _summary(config: SynPicConfig, plan: list[Stage], output: Output, prompts: P
     failed_images = sum(failures["by_model"].get(choice.label, 0) for choice in config.generators)
     return {
         **place.head(output, config.seed),
+        "versions": place.note_versions(output),
         "prompts": {
             **{key: getattr(prompts, key) for key in told},
             "control": len(prompts.with_control),
@@ -386,12 +387,14 @@ def _blocked(prompts: PromptsRead) -> dict[str, Any]:
 
 
 def _described(choice: ModelChoice, stage: Stage) -> dict[str, Any]:
-    """A model for `dataset.json`, with what is stated of its weights' licence; an overlay's interpreter is named by its
-    pins. Of a generator also how many samples, and from whose seeds where these are not its own."""
+    """A model for `dataset.json`, with what is stated of its weights' licence and what it was run with; an overlay's
+    interpreter is named by its pins. Of a generator also how many samples, and from whose seeds where these are not its
+    own."""
     python = stage.actors.runtime_env.get("py_executable")
     found: dict[str, Any] = {"name": choice.label, "model": choice.model, "revision": stage.target.revision}
     found |= {"licence": getattr(stage.target.kwargs.get("spec"), "licence", None)}
     found |= {} if python is None else {"environment": python}
+    found |= {"run_with": stage.target.run_with} if stage.target.run_with else {}
     if isinstance(choice, GeneratorChoice):
         found |= {"samples": choice.samples}
         found |= {} if choice.seed_name is None else {"seed_name": choice.seed_name}

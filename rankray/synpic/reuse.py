@@ -89,8 +89,11 @@ class Reuse:
         return {**origin, "images": pictures, "scores": pictures * len(self.rewards)}
 
 
-def find(config: SynPicConfig, revisions: Mapping[str, str], prompts: Sequence[str], path: str) -> Reuse:
+def find(config: SynPicConfig, identity: Mapping[str, Any], prompts: Sequence[str], path: str) -> Reuse:
     """What the job of `config` over `prompts` can take over from the finished dataset at `path`.
+
+    Args:
+        identity: the job's (`stages.identity_of`).
 
     Raises:
         ConfigError: there is no finished dataset, nothing in it is of use, nothing is left to make, or seed, pictures'
@@ -102,8 +105,7 @@ def find(config: SynPicConfig, revisions: Mapping[str, str], prompts: Sequence[s
     except store.DatasetError as error:
         raise ConfigError(f"nothing to reuse: {error}") from None
     info = dataset.info
-    ours = {**config.identity(), **{f"revision.{name}": revision for name, revision in revisions.items()}}
-    lines, taken = _compared(config, ours, info)
+    lines, taken = _compared(config, identity, info)
     if lines:
         raise ConfigError(
             f"{dataset.path} cannot be reused, it was made with other settings; go back to them, or give a model that "

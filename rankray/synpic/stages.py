@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,9 @@ from rankray import ranking, schema
 from rankray.cluster.actors import Actors, GenerateActor, JobContext, ScoreActor, Stage, candidates_of
 from rankray.cluster.streaming import pooled, unpooled
 from rankray.config import ConfigError, GeneratorChoice, ModelChoice, RewardChoice, SynPicConfig, device_of
+from rankray.data import place
 from rankray.models import environments, generators, rewards
-from rankray.models.targets import Target, resolve_all
+from rankray.models.targets import Target, left_to_row, resolve_all
 from rankray.synpic import reuse
 
 Choice = GeneratorChoice | RewardChoice
@@ -51,6 +53,22 @@ def stages_of(
         target = targets[scorer.label]
         stages_.append(Stage("reward", target, _actors(scorer, target, config)))
     return stages_
+
+
+def identity_of(config: SynPicConfig, models: Sequence[Stage]) -> dict[str, Any]:
+    """What tells the dataset of `config`, made by `models`, from another (`place.identity_of`)."""
+    tables = [
+        (f"{kind}.{n}", choice)
+        for kind in ("generators", "judges", "rewards")
+        for n, choice in enumerate(getattr(config, kind, ()))
+    ]
+    targets = {stage.target.name: stage.target for stage in models}
+    rows = {
+        f"{table}.{key}": value
+        for table, choice in tables
+        for key, value in left_to_row(choice, targets[choice.label]).items()
+    }
+    return place.identity_of(config, {name: one.revision for name, one in targets.items()}, rows)
 
 
 def _resolve(choice: Choice, look_up: bool) -> Target:

@@ -143,6 +143,19 @@ def test_a_key_that_is_gone_is_said_to_be_absent() -> None:
     assert config.differing_keys({"a": 1}, {"b": 2}) == ["a: 1 there, absent here", "b: absent there, 2 here"]
 
 
+def test_what_a_model_was_run_with_is_compared_where_both_sides_know_it() -> None:
+    """Versions that did not record it begin and finish work as they did; a user's option of that name is any other."""
+    key, other = "generators.0.run_with.steps", "rewards.1.run_with.antialias"
+    assert config.differing_keys({key: 50, "seed": 1}, {key: 28, other: True, "seed": 1}) == [
+        f"{key}: 50 there, 28 here"
+    ]
+    assert config.differing_keys({"run_with.scheduler": None}, {"run_with.scheduler": "X"}) == [
+        "run_with.scheduler: None there, 'X' here"
+    ]
+    own = "generators.0.options.run_with.x"
+    assert config.differing_keys({}, {own: 1}) == [f"{own}: absent there, 1 here"]
+
+
 def test_options_win_and_reach_every_field() -> None:
     merged = config.with_options(
         tables(), {"prompts.limit": 3, "execution.mode": "phases", "images.quality": 80}

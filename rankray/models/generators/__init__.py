@@ -89,6 +89,17 @@ class GeneratorSpec(Spec):
             changes[key] = tuple(merged) if isinstance(merged, list) else merged
         return replace(self, **changes)
 
+    def settings(self) -> dict[str, Any]:
+        """All of its own fields but those that name weights, and those that no picture tells."""
+        beside = {key.name for key in fields(Spec)} | {
+            "connected",
+            "connected_revisions",
+            "patch",
+            "denoisers",
+        }
+        own = {key.name: getattr(self, key.name) for key in fields(self) if key.name not in beside}
+        return super().settings() | own
+
     def weights(self) -> dict[str, Weights]:
         """The source, and what is connected to it, by its prefix."""
         connected = {

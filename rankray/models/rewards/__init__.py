@@ -45,6 +45,11 @@ class RewardSpec(Spec):
             )
         return replace(self, options={**self.options, **choice.options})
 
+    def settings(self) -> dict[str, Any]:
+        """Its options, but those that name weights, and how a server is reached."""
+        beside = {*self.parts, *self.parts.values(), *_REACHED_BY}
+        return super().settings() | {key: value for key, value in self.options.items() if key not in beside}
+
     def weights(self) -> dict[str, Weights]:
         """The weights, and the parts that do not lie beside them, which have no revision of their own there."""
         own = Weights(self.source, self.revision, self.pickled)
@@ -115,6 +120,7 @@ _QALIGN = RewardSpec(
 )
 
 _SERVER = {"timeout_s": 60.0, "retries": 3, "format": "png", "token_env": None}
+_REACHED_BY = ("timeout_s", "retries", "token_env")
 
 _VLM_JUDGE = RewardSpec(
     target="rankray.models.rewards.vlm_judge:VlmJudge",

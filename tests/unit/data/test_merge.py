@@ -191,6 +191,21 @@ def test_a_label_that_was_set_otherwise_is_not_taken_for_the_same(
     assert not (tmp_path / "o").exists()
 
 
+def test_a_row_that_changed_is_seen_where_both_know_it(tmp_path: Path) -> None:
+    """Also behind a dataset that does not know it, and through a merge."""
+    known = {"run_with.steps": 50, "run_with.call": {"clean_caption": False}}
+    places = [
+        set_up(tmp_path / name, "generators", "one", **own)
+        for name, own in (("old", {}), ("a", known), ("b", {**known, "run_with.steps": 28}))
+    ]
+    info = merge.run(places[:2], str(tmp_path / "merged"), quiet)
+    (settings,) = [item["settings"] for item in info["generators"] if "settings" in item]
+    assert settings == {**known, "model": "m", "name": "one"}
+    for first in (places[:2], [str(tmp_path / "merged")]):
+        with pytest.raises(ConfigError, match=r"here, in \S+/b \(run_with.steps: 50 there, 28 here\)"):
+            merge.run([*first, places[2]], str(tmp_path / "o"), quiet)
+
+
 @pytest.mark.parametrize("revision", ["sha256:" + "0f" * 32, "0f" * 20])
 def test_weights_are_the_same_wherever_they_lie(tmp_path: Path, revision: str) -> None:
     """By their hash or commit, which is in both; a server of the same name elsewhere is another."""

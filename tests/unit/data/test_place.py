@@ -91,6 +91,30 @@ def test_claiming_twice_is_fine_and_another_configuration_is_not(place: Output) 
     assert config.build(SynPicConfig, config.read_toml(place.at("config.toml"))) == later, "of what made it"
 
 
+def test_libraries_are_noted_as_they_change(place: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of work that was begun before they were, those of the next start; of finished work nothing."""
+    have = {"torch": "2.13.0", "pillow": "12.0"}
+    monkeypatch.setattr(output, "versions", lambda: dict(have))
+    assert output.note_versions(place) == {}
+    claim(place, settings())
+    assert output.note_versions(place) == have
+    for version in ("2.14.1", "2.14.1", "2.13.0"):
+        have["torch"] = version
+        noted = output.note_versions(place)
+    assert noted == {"torch": "2.13.0, 2.14.1, 2.13.0", "pillow": "12.0"}
+    assert output.claimed(place) == output.identity_of(settings(), {})
+    store.write_json(place.at("_work/identity.json"), {"identity": {"seed": 0}}, place.fs)
+    assert output.note_versions(place) == have
+    assert store.read_json(place.at("_work/identity.json"), place.fs)["identity"] == {"seed": 0}
+
+
+def test_the_libraries_that_compute_are_among_those_that_are_noted() -> None:
+    import torch
+
+    assert output.versions()["torch"] == torch.__version__.partition("+")[0]
+    assert {"diffusers", "transformers", "pillow"} <= output.versions().keys()
+
+
 def test_foreign_files_are_left_alone(place: Output) -> None:
     place.make("data")
     pq.write_table(pa.table({"a": [1]}), place.at("data/x.parquet"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict
@@ -264,6 +265,12 @@ def test_a_model_that_was_measured_by_other_settings_is_refused(run: Path, marke
         .choice.batch_size
         == 3
     )
+    begun = json.loads(place.read_text())["identity"]
+    for steps, fault in ((12, None), (20, r"other settings .run_with.steps: 20 there, 12 here.;")):
+        place.write_text(json.dumps({"identity": {**begun, "generators.0.run_with.steps": steps}}))
+        with pytest.raises(ConfigError, match=fault) if fault else contextlib.nullcontext():
+            checked(run, *asked("guidance=5.0"))
+    place.write_text(json.dumps({"identity": begun}))
     with pytest.raises(ConfigError) as error:
         checked(run, *asked('guidance=9, dtype="float16"'))
     assert str(error.value) == (
@@ -277,8 +284,11 @@ def test_an_evaluation_is_complete_only_for_the_settings_that_it_measured(run: P
     plan = checked(run, "--models", '[{model="shapes-sdxl", steps=4}]')
     (run.parent / "o").mkdir()
     marker = run.parent / "o" / "results.json"
-    entry = results.described(plan.models[0], plan.models[0].target.revision)
+    entry = results.described(
+        plan.models[0], {"revision": plan.models[0].target.revision, "run_with": {"guidance": 2.5}}
+    )
     assert entry["settings"]["steps"] == 4
+    assert entry["run_with"] == {"guidance": 2.5}
     info = {"baseline": None, "models": [entry]}
     marker.write_text(json.dumps(info))
     assert evaluate._measured_already(plan) == info

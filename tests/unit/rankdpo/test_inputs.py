@@ -330,6 +330,8 @@ def test_what_a_run_says_of_itself_makes_its_cards(tmp_path: Path) -> None:
     output.write_text("_work/identity.json", json.dumps({"identity": plan.config.identity()}))
     output.write_text("_work/parameters.json", json.dumps({"trained": 1, "total": 2, "held": 3}))
     info = json.loads(json.dumps(rankdpo._summary(plan, output, RunState(step=2))))
+    assert info["model"]["run_with"]["dtype"] == "float32"
+    assert info["versions"].keys() >= {"torch", "diffusers", "peft"}
     write_run_report(output.uri, info)
     adapters = (tmp_path / "run" / "README.md").read_text()
     assert "| r | y | apache-2.0 |" in adapters

@@ -159,7 +159,10 @@ def test_a_datasets_licences_are_of_the_weights_that_ran(tmp_path: Path) -> None
     place = small_dataset.write(tmp_path / "d")
     dataset = store.read(place)
     dataset.info["generators"] = [
-        {"name": "one", "model": "sdxl", "revision": "r1", "samples": 2, "licence": None},
+        {
+            **{"name": "one", "model": "sdxl", "revision": "r1", "samples": 2, "licence": None},
+            "run_with": {"steps": 50, "guidance": 5.0, "height": 768, "width": 1024, "dtype": "float16"},
+        },
         {"name": "two", "model": "shapes-sd3", "revision": "sha256:2", "samples": 1, "licence": "apache-2.0"},
     ]
     names = {"r": "imagereward", "s": "pickscore", "t": "qalign-quality"}
@@ -170,8 +173,8 @@ def test_a_datasets_licences_are_of_the_weights_that_ran(tmp_path: Path) -> None
     }
     text, _ = card.dataset_card(dataset, "me/set")
     due = [
-        "| one | r1 | not stated | 2 |",
-        "| two | sha256:2 | apache-2.0 | 1 |",
+        "| one | r1 | not stated | 50 steps, guidance 5, 1024 x 768, float16 | 2 |",
+        "| two | sha256:2 | apache-2.0 | not recorded | 1 |",
         "| r | r | not stated |",
         "| s | s | not stated |",
         "| t | t | mit |",

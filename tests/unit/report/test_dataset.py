@@ -175,6 +175,24 @@ def test_a_rate_is_stated_only_where_one_run_made_all_rows(tmp_path: Path, runs:
     assert ("the last of 2 runs" in html) != stated
 
 
+def test_a_page_says_what_models_were_run_with(tmp_path: Path) -> None:
+    """As far as it is known: an earlier version's `dataset.json` has neither key, and both forms are valid."""
+    place = small_dataset.write(tmp_path / "d")
+    file = tmp_path / "d" / "dataset.json"
+    info = json.loads(file.read_text())
+    report.write_report(place, info)
+    assert "steps, guidance" not in (tmp_path / "d" / "report.html").read_text()
+    how = {"steps": 12, "guidance": 2.5, "height": 64, "width": 96, "dtype": "float32", "scheduler": None}
+    info["generators"][0]["run_with"] = how
+    info["versions"] = {"torch": "2.13.0, 2.14.1"}
+    file.write_text(json.dumps(store.sealed(info)))
+    report.write_report(place, info)
+    html = (tmp_path / "d" / "report.html").read_text()
+    assert '<td class="text">12 steps, guidance 2.5, 96 x 64, float32</td>' in html
+    assert "torch 2.13.0, 2.14.1, schema 1" in html
+    assert store.validate(place).rows == 3
+
+
 def test_size_is_bounded_for_big_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8))
     buffer = io.BytesIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,17 @@ def made_by(path: Path, of: SynPicConfig) -> str:
     return source
 
 
+def find(
+    of: SynPicConfig, prompts: list[str], path: str, revisions: Mapping[str, str] = REVISIONS, **rows: Any
+) -> reuse.Reuse:
+    """What `of` takes over where its rows are so."""
+    return reuse.find(of, identity_of(of, revisions, rows), prompts, path)
+
+
 def test_another_threshold_takes_over_all_scores_and_ranks_anew(tmp_path: Path) -> None:
     """Of a's pictures t gave 0, 9 and 5: with `least` 6 the second alone is left, and r and s no longer prefer 0."""
     path = made_by(tmp_path / "d", job({"least": 1.0}))
-    held = reuse.find(job({"least": 6.0}), REVISIONS, ["a", "d"], path)
+    held = find(job({"least": 6.0}), ["a", "d"], path)
     assert held.rewards == ("r", "s", "t")
     _, columns = held.staged(["a", "d"])
     ids = [schema.prompt_id(prompt) for prompt in "ad"]
@@ -76,8 +84,22 @@ def test_another_threshold_takes_over_all_scores_and_ranks_anew(tmp_path: Path) 
 def test_what_decides_a_score_is_refused_where_it_differs(tmp_path: Path) -> None:
     path = made_by(tmp_path / "d", job({}))
     with pytest.raises(ConfigError) as caught:
-        reuse.find(job({"dtype": "float32", "least": 6.0}), REVISIONS, ["a", "d"], path)
+        find(job({"dtype": "float32", "least": 6.0}), ["a", "d"], path)
     assert str(caught.value).splitlines()[1:] == ["  rewards.t.dtype: None there, 'float32' here"]
+
+
+def test_what_a_row_decides_is_refused_where_it_changed(tmp_path: Path) -> None:
+    """A release that sets other steps draws other pictures; of an older dataset nobody knows them."""
+    of, key = job({"least": 6.0}), "generators.1.run_with.steps"
+    path = made_by(tmp_path / "d", job({}))
+    assert find(of, ["a", "d"], path, **{key: 28}).samples == {"one": 2, "two": 1}
+    info = json.loads((tmp_path / "d" / "dataset.json").read_text())
+    info["identity"][key] = 50
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps(info))
+    assert find(of, ["a", "d"], path, **{key: 50}).samples == {"one": 2, "two": 1}
+    with pytest.raises(ConfigError) as caught:
+        find(of, ["a", "d"], path, **{key: 28})
+    assert str(caught.value).splitlines()[1:] == ["  generators.two.run_with.steps: 50 there, 28 here"]
 
 
 def test_weights_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
@@ -85,14 +107,14 @@ def test_weights_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
     path = made_by(tmp_path / "d", job({"source": "/a/w"}))
     there = job({"source": "/b/w"})
     with pytest.raises(ConfigError, match="source: '/a/w' there, '/b/w' here"):
-        reuse.find(there, REVISIONS, ["a", "d"], path)
+        find(there, ["a", "d"], path)
     hashed = {**REVISIONS, "t": "sha256:" + "0f" * 32}
     info = json.loads((tmp_path / "d" / "dataset.json").read_text())
     info["identity"]["revision.t"] = hashed["t"]
     (tmp_path / "d" / "dataset.json").write_text(json.dumps(info))
-    assert reuse.find(there, hashed, ["a", "d"], path).rewards == ("r", "s", "t")
+    assert find(there, ["a", "d"], path, hashed).rewards == ("r", "s", "t")
     with pytest.raises(ConfigError, match="source: 'elsewhere' there, None here"):
-        reuse.find(job({}), hashed, ["a", "d"], path)  # the table's own, which may be of another variant
+        find(job({}), ["a", "d"], path, hashed)  # the table's own, which may be of another variant
 
 
 def test_a_threshold_alone_is_nothing_to_make(tmp_path: Path) -> None:
@@ -100,4 +122,4 @@ def test_a_threshold_alone_is_nothing_to_make(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"holds all of this job; .* another `least` is taken where there is"
     ):
-        reuse.find(job({"least": 6.0}), REVISIONS, ["a", "b", "c"], path)
+        find(job({"least": 6.0}), ["a", "b", "c"], path)

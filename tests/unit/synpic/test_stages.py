@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from rankray import schema
 from rankray.cluster.actors import GENERATED_TYPE, SCORED_TYPE, Actors, JobContext, Stage
-from rankray.config import GeneratorChoice, ImagesConfig, RewardChoice
+from rankray.config import (
+    ConfigError,
+    GeneratorChoice,
+    ImagesConfig,
+    RewardChoice,
+    SynPicConfig,
+    build,
+)
+from rankray.data import place
+from rankray.models import generators
 from rankray.synpic import job, stages
 
 
@@ -129,3 +139,62 @@ def test_a_dataset_says_the_licence_of_the_weights_that_ran(
     choice = {"reward": RewardChoice, "generator": GeneratorChoice}[kind](model=model, source=source)
     made = Stage(kind, stages._resolve(choice, look_up=False), Actors(1, 1, 1.0, 0.0))
     assert job._described(choice, made)["licence"] == licence
+
+
+def models(of_row: int, **sdxl: object) -> tuple[SynPicConfig, list[Stage]]:
+    """A job and its models, by a table whose SDXL takes so many steps."""
+    tables = {
+        "prompts": {"path": "p.txt"},
+        "generators": [{"model": "sdxl", **sdxl}, {"model": "a.b:C", "options": {"size": 4}}],
+        "rewards": [{"model": "hpsv2.1"}, {"model": "vqascore"}],
+        "output": "/o",
+    }
+    settings = build(SynPicConfig, tables)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(generators.GENERATORS, "sdxl", replace(generators.GENERATORS["sdxl"], steps=of_row))
+        patch.setattr("importlib.util.find_spec", lambda name: object())
+        return settings, stages.stages_of(settings, look_up=False)
+
+
+def test_what_a_row_decides_is_part_of_the_identity(tmp_path: Path) -> None:
+    """The configuration says of it None, whatever a release has in its row: old and new pictures were taken together.
+    What the configuration says stands there once; weights are told by their revisions."""
+    settings, plan = models(50, guidance=6.0, options={"call": {"guidance_rescale": 0.7}})
+    identity = stages.identity_of(settings, plan)
+    own = {key: value for key, value in identity.items() if "run_with" in key}
+    assert own["generators.0.run_with.steps"] == 50
+    assert own["generators.0.run_with.scheduler"] is None
+    assert own["generators.0.run_with.load"] == {"add_watermarker": False}
+    assert own["generators.0.run_with.call"] == {"guidance_rescale": 0.7}
+    assert (own["rewards.0.run_with.dtype"], own["rewards.0.run_with.antialias"]) == ("float32", False)
+    assert own["rewards.1.run_with.model"] == "clip-flant5-xxl"
+    names = {key.partition("run_with.")[2] for key in own}
+    assert names.isdisjoint(
+        {"guidance", "source", "revision", "batch_size", "tokenizer", "tokenizer_revision"}
+    )
+    assert not any(key.startswith("generators.1.") for key in own)
+
+    output = place.open_output(str(tmp_path / "o"), in_job=False)
+    place.claim(output, "dataset.json", identity, settings)
+    later, changed = models(28, guidance=6.0, options={"call": {"guidance_rescale": 0.7}})
+    with pytest.raises(ConfigError) as caught:
+        place.claim(output, "dataset.json", stages.identity_of(later, changed), later)
+    assert str(caught.value).splitlines()[1:] == ["  generators.0.run_with.steps: 50 there, 28 here"]
+
+
+def test_what_earlier_versions_began_goes_on(tmp_path: Path) -> None:
+    settings, plan = models(28)
+    output = place.open_output(str(tmp_path / "o"), in_job=False)
+    revisions = {stage.target.name: stage.target.revision for stage in plan}
+    place.claim(output, "dataset.json", place.identity_of(settings, revisions), settings)
+    place.claim(output, "dataset.json", stages.identity_of(settings, plan), settings)
+
+
+def test_a_dataset_says_what_its_models_were_run_with() -> None:
+    settings, plan = models(28, steps=30)
+    drawn, own, *_ = [
+        job._described(choice, stage) for choice, stage in zip(settings.generators, plan[:2], strict=True)
+    ]
+    told = {key: drawn["run_with"][key] for key in ("steps", "guidance", "height", "dtype", "scheduler")}
+    assert told == {"steps": 30, "guidance": 5.0, "height": 1024, "dtype": "float16", "scheduler": None}
+    assert "run_with" not in own, "a class of the user's has its options in the identity"
