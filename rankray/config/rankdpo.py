@@ -114,8 +114,8 @@ class LabelsConfig(Strict):
     )
     aggregation: Literal["win_probability", "borda", "majority", "mean_z", "random"] | None = Field(
         None,
-        description="how scores become a ranking; unless given win_probability where rewards are named, else as the "
-        "dataset itself does; random asks no reward",
+        description="how scores become a ranking; unless given win_probability of rewards, else the dataset's own; "
+        "random asks no reward",
     )
     samples: dict[str, int] = Field(
         {}, description="generators that take part, and how many of their samples; all if empty"
