@@ -136,8 +136,8 @@ class PromptsConfig(Strict):
     """Where the prompts come from."""
 
     path: str = Field(
-        description="a .txt, .csv, .tsv, .json, .jsonl or .parquet file, directory, pattern or URI (text also packed, as "
-        ".gz), shapes:SPLIT, or hub:OWNER/NAME"
+        description="a .txt, .csv, .tsv, .json, .jsonl or .parquet file, directory, pattern or URI (text also "
+        "packed, as .gz), shapes:SPLIT, or hub:OWNER/NAME"
     )
     column: str = Field(
         "prompt",
