@@ -6,6 +6,7 @@ candidates are 20 MB of scores under 420 GB of pictures. `validate` reads everyt
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -188,15 +189,34 @@ def read_json_lines(path: str, fs: pafs.FileSystem) -> list[dict[str, Any]]:
 
 
 def write_bytes(path: str, data: bytes, fs: pafs.FileSystem) -> None:
-    """Writes a file whole: under a passing name first, so that no reader sees half of it, and on this machine's disk
-    before it has its own, so that a power cut leaves none that is empty."""
+    """Writes a file whole: under a passing name first, so that no reader sees half of it (`settle`)."""
     passing = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    with fs.open_output_stream(passing) as stream:
-        stream.write(data)
+    try:
+        with fs.open_output_stream(passing) as stream:
+            stream.write(data)
+        settle(passing, path, fs)
+    except OSError:  # as of a full disk, which a half would keep full
+        with contextlib.suppress(OSError):
+            fs.delete_file(passing)
+        raise
+
+
+def settle(passing: str, path: str, fs: pafs.FileSystem) -> None:
+    """Gives a file that is written its own name, once this machine's disk has it: a power cut leaves none empty."""
     if isinstance(fs, pafs.LocalFileSystem):
         with open(passing, "rb") as written:
             os.fsync(written.fileno())
     fs.move(passing, path)
+
+
+def put(path: str, data: bytes, fs: pafs.FileSystem) -> None:
+    """As `write_bytes`; straight to its name in an object store, where one is there whole or not at all, and a renaming
+    is a copy and a removal. On a local disk 1.7 MB took 6 to 10 ms, and 1.3 without the disk's word."""
+    if isinstance(fs, pafs.LocalFileSystem):
+        write_bytes(path, data, fs)
+    else:
+        with fs.open_output_stream(path) as stream:
+            stream.write(data)
 
 
 def write_text(path: str, text: str, fs: pafs.FileSystem) -> None:
@@ -246,7 +266,7 @@ def write_rows(
             writer.write_table(pa.Table.from_pylist(batch, due))
             count += len(batch)
             batch = list(itertools.islice(found, ROWS_AT_ONCE))
-    fs.move(f"{path}.tmp", path)
+    settle(f"{path}.tmp", path, fs)
     return count
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import hollow
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from rankray.models.footprint import components
@@ -77,23 +76,17 @@ class Head(nn.Module):
 
 
 class FlanT5(nn.Module):
-    """CLIP-FlanT5 as t2v-metrics calls it: pictures in the middle of a question, P("Yes") as its answer."""
+    """CLIP-FlanT5 of t2v-metrics: a picture's features and a question's words, and the answer's logits."""
 
     def __init__(self, model: str) -> None:
         super().__init__()
         for name in ("vision", "projector", "language"):
             self.add_module(name, component(model, name).to("cuda", torch.bfloat16))
-        self.device, self.image_aspect_ratio = "cuda", "pad"
-        self.tokenizer = t5_tokenizer()
 
-    @torch.no_grad()
-    def forward(self, images: list[Image.Image], texts: list[str]) -> Tensor:
-        asked = self.tokenizer(texts, padding=True, return_tensors="pt").input_ids.to(self.device)
-        pixels = self.load_images(images).to(self.device, torch.bfloat16)
-        seen = self.projector(self.vision(pixel_values=pixels).last_hidden_state[:, 1:])
-        words = torch.cat([seen, self.language.shared(asked)], 1)
-        start = torch.zeros(len(texts), 1, dtype=torch.long, device=self.device)
-        return self.language(inputs_embeds=words, decoder_input_ids=start).logits[:, 0].softmax(-1)[:, 1]
+    def forward(self, input_ids: Tensor, images: Tensor, labels: Tensor, **_: Any) -> Any:
+        seen = self.projector(self.vision(pixel_values=images.to(torch.bfloat16)).last_hidden_state[:, 1:])
+        words = torch.cat([seen, self.language.shared(input_ids)], 1)
+        return self.language(inputs_embeds=words, decoder_input_ids=labels)
 
 
 def _tokenize(texts: list[str], context_length: int = 77) -> Tensor:
@@ -149,8 +142,19 @@ def vqascore(spec: RewardSpec) -> VqaScore:
     """Its constructor wants the package's transformers; what it does with a batch is its own."""
     made: Any = VqaScore.__new__(VqaScore)
     made.batch_size, made._dtype = spec.batch_size, torch.bfloat16
-    made.model = FlanT5(str(spec.options["model"]))
+    made._module = SimpleNamespace(
+        default_question_template='Does this figure show "{}"? Please answer yes or no.',
+        default_answer_template="Yes",
+        format_question=lambda text, style: text,
+        t5_tokenizer_image_token=lambda text, tokenizer: tokenizer(text).input_ids,
+    )
+    made.model = SimpleNamespace(
+        model=FlanT5(str(spec.options["model"])),
+        tokenizer=t5_tokenizer(),
+        device="cuda",
+        image_aspect_ratio="pad",
+        conversational_style="t5_chat",
+    )
     made.preprocess = Preprocessing((336,), (336, 336), MEAN, STD)
     made._squared = lambda image, border: image.resize((336, 336))
-    made.model.load_images = made._pixels
     return made

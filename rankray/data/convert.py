@@ -119,7 +119,7 @@ def _write_pairs(
                 found = [pair for row in rows for pair in pairs_of(row)]
                 if found:  # `datasets` cannot read an empty row group
                     writer.write_table(pa.Table.from_pylist(found, pair_schema))
-        made.fs.move(f"{file_out}.tmp", file_out)
+        store.settle(f"{file_out}.tmp", file_out, made.fs)
     files = made.tables("data")
     return {"pairs": sum(pq.ParquetFile(path, filesystem=made.fs).metadata.num_rows for path in files)}
 

@@ -298,6 +298,8 @@ def _summary(merge: _Merge, identity: dict[str, Any], counts: Counter[str]) -> d
         described[kind] |= {
             label: {**described[kind][label], "settings": own} for label, own in known.items()
         }
+    rewards = [described["rewards"][name] for name in merge.names["rewards"]]
+    partial = [reward["name"] for reward in rewards if reward.get("partial")]
     found = Counter(read=counts["read"], kept=counts["rows"])
     own = {"format": "merge", "ties": None, "pairs": PAIRS[0], "comparable": merge.joined}
     repeated = Counter(repeated=counts["read"] - counts["rows"])
@@ -307,12 +309,12 @@ def _summary(merge: _Merge, identity: dict[str, Any], counts: Counter[str]) -> d
         "prompts": imported_prompts(f"{len(merge.sources)} datasets", found + repeated, merge.where),
         # Rows have other numbers of candidates, so none is said.
         "generators": [{**described["generators"][name], "samples": 0} for name in merge.names["generators"]],
-        "rewards": [described["rewards"][name] for name in merge.names["rewards"]],
+        "rewards": rewards,
         "ranking": first.get("ranking", {"aggregation": "win_probability", "weights": {}}),
         "candidates": counts["candidates"],
         "images": counts["images"],
         "failures": {
-            **count_failures(merge.made, list(merge.names["rewards"])),
+            **count_failures(merge.made, list(merge.names["rewards"]), partial),
             "tolerance": max(source.info["failures"]["tolerance"] for source in merge.sources),
         },
         "throughput": {"wall_s": 0.0, "images_per_s": 0.0, "rows_per_s": 0.0},

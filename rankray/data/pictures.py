@@ -9,7 +9,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from rankray.config import ImagesConfig
-from rankray.store import IMAGES, filesystem, image_bytes, image_place, opened, shown
+from rankray.store import IMAGES, filesystem, image_bytes, image_place, opened, put, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,8 +40,7 @@ def stored(data: bytes, key: str, images: ImagesConfig, dataset: str) -> dict[st
         return {"image": data}
     fs, directory = filesystem(dataset)
     path = f"{IMAGES}/{key}.{images.format}"
-    with fs.open_output_stream(f"{directory}/{path}") as stream:
-        stream.write(data)
+    put(f"{directory}/{path}", data, fs)
     return {"path": path}
 
 

@@ -595,7 +595,7 @@ def drop_repeats(output: Output, *parts: str, row_group_size: int | None = None)
             continue
         passing = f"{path}.tmp"
         pq.write_table(table, passing, filesystem=output.fs, row_group_size=row_group_size)
-        output.fs.move(passing, path)
+        store.settle(passing, path, output.fs)
     return dropped, len(seen)
 
 

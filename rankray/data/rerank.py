@@ -188,7 +188,7 @@ def _rewrite(
             candidates = _reranked(rows, list(rewards), keep, weights, name, least_of(source.info), more)
             columns = [table["prompt_id"], table["prompt"], candidates]
             writer.write_table(pa.table(columns, schema=schema_out))
-    output.fs.move(passing, target)
+    store.settle(passing, target, output.fs)
 
 
 def _copy_pictures(table: pa.Table, source: store.RankedDataset, output: Output) -> None:
@@ -199,8 +199,7 @@ def _copy_pictures(table: pa.Table, source: store.RankedDataset, output: Output)
 
     def copy(path: str) -> None:
         data = store.image_bytes({"bytes": None, "path": store.image_place(path, source.path)})
-        with output.fs.open_output_stream(output.at(store.IMAGES, path.rpartition("/")[2])) as stream:
-            stream.write(data)
+        store.put(output.at(store.IMAGES, path.rpartition("/")[2]), data, output.fs)
 
     with ThreadPoolExecutor(IO_THREADS) as pool:
         list(pool.map(copy, paths))

@@ -44,7 +44,7 @@ def write(source: store.RankedDataset, made: Output) -> dict[str, Any]:
         with made.fs.open_output_stream(passing) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
             for row in (row for file in files for rows in source.groups(file) for row in rows):
                 _add(tar, row, names)
-        made.fs.move(passing, made.at(shards[-1]))
+        store.settle(passing, made.at(shards[-1]), made.fs)
     return {"shards": shards, "dataset": source.info}
 
 

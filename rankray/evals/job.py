@@ -416,8 +416,7 @@ def _write_changed(plan: Plan, changes: Sequence[Change]) -> list[dict[str, Any]
         model, prompts = path.split("/")[-2:]
         for key, data in evaluation.images_of(path, keys).items():
             place = f"changed/{prompts}-{key[0][:16]}-{key[1]}-{model}.{suffix}"
-            with output.fs.open_output_stream(output.at(place)) as stream:
-                stream.write(data)
+            store.put(output.at(place), data, output.fs)
             places[path, key] = place
     return [
         {**change.entry, "before_image": places[change.before], "after_image": places[change.after]}

@@ -14,6 +14,8 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +57,35 @@ def commit(repository: str, revision: str) -> str | None:
     # A gated repository tells everyone about itself; its files it keeps for those who accepted its terms.
     if info.get("gated") and not snapshot(repository, sha).is_dir():
         _ask(f"/api/models/{repository}/auth-check", repository, revision)
+    _remember(repository, revision, sha)
     return sha
 
 
 def cached_commit(repository: str, revision: str) -> str | None:
     """The commit that the local cache holds for the revision, or None."""
-    ref = snapshot(repository, "").parent / "refs" / revision
+    ref = _ref(repository, revision)
     return ref.read_text().strip() if ref.is_file() else None
+
+
+def _remember(repository: str, revision: str, sha: str) -> None:
+    """Leaves in the local cache which commit a name is, as the client's `resolve_revision` does.
+
+    Actors load the commit, for which the client notes no name, and the next start may have no network.
+    """
+    if revision == sha:
+        return
+    ref = _ref(repository, revision)
+    with suppress(OSError):  # of a cache that cannot be written: what is loaded does not hang on it
+        if cached_commit(repository, revision) != sha:
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            passing = ref.with_name(f"{ref.name}.{uuid.uuid4().hex[:8]}.tmp")
+            passing.write_text(sha)
+            passing.replace(ref)
+
+
+def _ref(repository: str, revision: str) -> Path:
+    """Where the local cache has, or would have, the commit of a branch or tag."""
+    return snapshot(repository, "").parent / "refs" / revision
 
 
 def snapshot(repository: str, sha: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import io
 import json
 import os
@@ -452,7 +453,10 @@ def test_one_is_made_ahead_and_no_more() -> None:
         list(store.one_ahead(lambda n: 1 // n, [1, 0, 2], pool))
 
 
-def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("write", [store.write_bytes, store.put])
+def test_a_file_is_on_disk_before_it_has_its_name(
+    write: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A power cut may else keep the name, which was written last, and not what the file holds."""
     synced: list[tuple[int, list[str]]] = []
     sync = os.fsync
@@ -462,7 +466,30 @@ def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: p
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    store.write_bytes(str(tmp_path / "dataset.json"), b"{}", pafs.LocalFileSystem())
+    write(str(tmp_path / "dataset.json"), b"{}", pafs.LocalFileSystem())
     ((size, names),) = synced
     assert (size, [name.endswith(".tmp") for name in names]) == (2, [True])
     assert (tmp_path / "dataset.json").read_bytes() == b"{}"
+
+
+def test_an_object_goes_straight_to_its_name(tmp_path: Path) -> None:
+    """A store's renaming is a copy and a removal, and its objects are there whole or not at all."""
+    file = tmp_path / "picture.png"
+    for fs, path, straight in (
+        (pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), file.name, True),  # as a store's
+        (pafs.LocalFileSystem(), str(file), False),
+    ):
+        file.write_bytes(b"former")
+        before = file.stat().st_ino
+        store.put(path, b"png", fs)
+        assert (file.read_bytes(), file.stat().st_ino == before) == (b"png", straight)
+
+
+def test_a_full_disk_keeps_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.put(str(tmp_path / "picture.png"), b"png", pafs.LocalFileSystem())
+    assert not os.listdir(tmp_path)

@@ -293,12 +293,14 @@ GENERATORS: dict[str, GeneratorSpec] = {
         full_size="chroma",
         licence="apache-2.0",
     ),
-    # Settings: README of github.com/Alpha-VLLM/Lumina-Image-2.0.
+    # Settings: README of github.com/Alpha-VLLM/Lumina-Image-2.0. Its model pads to the longest of a batch, and masks
+    # only where lengths differ.
     "lumina2": GeneratorSpec(
         source="Alpha-VLLM/Lumina-Image-2.0",
         pipeline="Lumina2Pipeline",
         steps=50,
         guidance=4.0,
+        batch_size=1,
         full_size="lumina2",
         call={"cfg_trunc_ratio": 0.25, "cfg_normalization": True},
     ),

@@ -241,10 +241,15 @@ class ClipModel:
     ) -> None:
         from transformers import CLIPModel
 
+        class Scaled(CLIPModel):  # type: ignore[misc]
+            """Its scale as it is written: in bfloat16 the published 100 would be 98.9."""
+
+            _keep_in_fp32_modules_strict = ("logit_scale",)
+
         self.device, self.dtype = device, getattr(torch, dtype)
         place, settings = where(source, revision)
         with strictly(source, revision):
-            model = CLIPModel.from_pretrained(place, dtype=self.dtype, use_safetensors=True, **settings)
+            model = Scaled.from_pretrained(place, dtype=self.dtype, use_safetensors=True, **settings)
         self.model: Any = model.to(device).eval().requires_grad_(False)
         self.tokens, self.preprocess = load_processor(
             processor or source,
@@ -271,7 +276,7 @@ class ClipModel:
     @property
     def scale(self) -> Tensor:
         """exp(logit_scale), a float32 scalar."""
-        scale: Tensor = self.model.logit_scale.float().exp()
+        scale: Tensor = self.model.logit_scale.exp()
         return scale
 
 

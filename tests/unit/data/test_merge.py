@@ -13,7 +13,7 @@ import small_dataset
 
 from rankray import commands, ranking, schema, store
 from rankray.config import ConfigError
-from rankray.data import convert, importing, merge, rerank
+from rankray.data import convert, importing, merge, rerank, votes
 from rankray.data.pickapic import Importing
 
 
@@ -88,6 +88,27 @@ def test_what_is_there_twice_is_there_once(tmp_path: Path) -> None:
     info = merge.run(inputs, str(tmp_path / "o"), quiet)
     assert repr(by_prompt(str(tmp_path / "o"))) == repr(by_prompt(inputs[0]))
     assert info["prompts"]["duplicates"] == 3
+    assert store.validate(str(tmp_path / "o")) == store.Validation(3, 9, 8, 2)
+
+
+def test_people_who_were_not_asked_have_not_failed(tmp_path: Path) -> None:
+    """One vote, in both datasets: it is silent of most candidates, which `validate` takes for no failure either."""
+    sources = [small_dataset.write(tmp_path / "d"), small_dataset.write(tmp_path / "e", {"0": "ac"})]
+    pair = [
+        votes.Picture(
+            place=k, generator="one", seed=schema.candidate_seed(small_dataset.SEED, row_id, "one", k)
+        )
+        for row_id in [schema.prompt_id("a")]
+        for k in (0, 1)
+    ]
+    vote = votes.Vote(voter="ann", prompt_id=schema.prompt_id("a"), pair=tuple(pair), left=0, win=0.0)
+    votes.append(tmp_path / "v.jsonl", vote)
+    inputs = [str(tmp_path / f"{n}-voted") for n in range(2)]
+    for source, voted in zip(sources, inputs, strict=True):
+        rerank.run(source, voted, rerank.Reranking(votes=[str(tmp_path / "v.jsonl")]), quiet)
+    info = merge.run(inputs, str(tmp_path / "o"), quiet)
+    assert [reward.get("partial", False) for reward in info["rewards"]] == [False, False, False, True]
+    assert info["failures"]["by_model"] == {"t": 1, "two": 1}
     assert store.validate(str(tmp_path / "o")) == store.Validation(3, 9, 8, 2)
 
 

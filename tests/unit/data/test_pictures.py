@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ def test_a_file_is_named_within_its_dataset(tmp_path: Path, uri: str) -> None:
     for path in ("images/key.png", f"{tmp_path}/first/images/key.png"):  # the latter as it once was
         found = decode(encoded({"image": None, "path": path}, f"{uri}{tmp_path}/second"))
         assert (found.size, found.getpixel((1, 0))) == ((2, 1), (1, 2, 3))
+
+
+def test_a_picture_is_on_disk_before_its_row_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data notes the row as finished; after a power cut an empty picture would be one for good."""
+    (tmp_path / "images").mkdir()
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    stored(b"png" * 100, "key", ImagesConfig(store="files"), str(tmp_path))
+    assert synced == [300]
+    assert os.listdir(tmp_path / "images") == ["key.png"]
 
 
 @pytest.mark.parametrize("uri", ["", "file://"])

@@ -148,6 +148,27 @@ def test_without_an_answer_the_cache_is_asked(
     require_resolved([Target("mine", "their_package:Class")])
 
 
+@pytest.mark.parametrize("reference", ["main", "refs/pr/15"])
+def test_what_the_hub_said_of_a_name_is_known_at_a_later_start_without_it(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    """Actors load the commit, of which the client keeps no name: the driver that asked has to leave it."""
+    hub.references["owner/open", "refs/pr/15"] = tmp_path / "repo"
+    refs = tmp_path / "cache" / "models--owner--open" / "refs"
+    (refs / reference).parent.mkdir(parents=True)
+    (refs / reference).write_text("a" * 40)  # the branch was elsewhere before
+    found = weights_revision("owner/open", reference)
+    assert weights_revision("owner/open", found) == found  # a commit by itself needs no note
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert weights_revision("owner/open", reference) == found == hub.sha("owner/open", reference)
+    assert [file.relative_to(refs) for file in refs.rglob("*") if file.is_file()] == [Path(reference)]
+
+
+def test_a_cache_that_cannot_be_written_stops_no_driver(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("no directory")
+    assert weights_revision("owner/open", "main") == hub.sha("owner/open")
+
+
 @pytest.mark.parametrize(
     ("model", "parts"),
     [

@@ -200,6 +200,25 @@ def mps_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_published_scale_is_100_in_every_precision(
+    dtype: str, clip_dir: Path, mps_dir: Path, tmp_path: Path
+) -> None:
+    """ln 100 = 4.6052, which bfloat16 rounds to 4.59375: 98.87."""
+    for row, source, key in (("pickscore", clip_dir, "logit_scale"), ("mps", mps_dir, "clip.logit_scale")):
+        place = tmp_path / row
+        shutil.copytree(source, place)
+        weights = load_file(place / "model.safetensors")
+        weights[key] = torch.tensor(100.0).log()
+        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    pick = PickScore(spec=replace(spec("pickscore", tmp_path / "pickscore"), dtype=dtype), device="cpu")
+    assert float(pick.clip.scale) == pytest.approx(100.0, rel=1e-6)
+    assert pick.clip.model.visual_projection.weight.dtype == getattr(torch, dtype)
+    mps = Mps(spec=replace(spec("mps", tmp_path / "mps"), dtype=dtype), device="cpu").model
+    assert float(mps.clip.logit_scale.exp()) == pytest.approx(100.0, rel=1e-6)
+    assert mps.clip.visual_projection.weight.dtype == getattr(torch, dtype)
+
+
 def test_a_batch_of_pictures_is_each_alone(clip_dir: Path, pictures: list[Image.Image]) -> None:
     preprocess = PickScore(spec=spec("pickscore", clip_dir), device="cpu").clip.preprocess
     batch = preprocess.batch(pictures, "cpu")

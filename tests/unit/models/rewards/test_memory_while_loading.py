@@ -50,7 +50,7 @@ def test_half_precision_is_loaded_as_such(name: str, tmp_path: Path) -> None:
     with Allocated() as allocated:
         reward = {"pickscore": PickScore, "mps": Mps}[name](spec=spec, device="cpu")
     weights = reward.model if name == "mps" else reward.clip.model  # type: ignore[attr-defined]
-    assert {parameter.dtype for parameter in weights.parameters()} == {torch.float16}
+    assert {parameter.dtype for parameter in weights.parameters() if parameter.ndim} == {torch.float16}
     assert allocated.peak < 1.1 * size, "a float32 model alone is twice as much"
 
 

@@ -57,6 +57,7 @@ def test_equals_the_package_one_picture_at_a_time(
     assert found["difference"] < 1e-5
     assert np.ptp(found["scores"]) > 1e-4
     assert found["half"] < 0.1
+    assert (found.get("neighbours", 0.0), found.get("float16", 0.0)) == (0.0, 0.0)
     assert found["truncated"] == [len(prompt) > 1000 for prompt in PROMPTS]
 
 

@@ -1,7 +1,7 @@
 """Run by the interpreter of the overlay: the package's own model, one picture at a time, against ours, batched.
 
 python vqascore_parity.py DIRECTORY with-tower|without-tower
--> {"difference": ..., "half": ..., "truncated": [...], "scores": [...]}
+-> {"difference": ..., "half": ..., "neighbours": ..., "float16": ..., "truncated": [...], "scores": [...]}
 """
 
 from __future__ import annotations
@@ -62,10 +62,16 @@ def main(directory: Path, with_tower: bool) -> None:
     got = ours.score(pictures, PROMPTS)
     # The package's own image processor cannot tell the channels of 1x1 pixels; ours takes them.
     assert np.isfinite(ours.score([Image.new("RGB", (1, 1), "red")], ["a red circle"])).all()
-    half = VqaScore(spec=replace(spec, dtype="bfloat16"), device="cpu").score(pictures, PROMPTS)
+    in_bfloat16 = VqaScore(spec=replace(spec, dtype="bfloat16"), device="cpu")
+    in_float16 = VqaScore(spec=replace(spec, dtype="float16"), device="cpu")  # in which T5 would overflow
+    half = in_bfloat16.score(pictures, PROMPTS)
+    pairs = zip(pictures, PROMPTS, strict=True)
+    alone = np.concatenate([in_bfloat16.score([picture], [prompt]) for picture, prompt in pairs])
     found = {
         "difference": float(np.abs(got - due).max()),
         "half": float(np.abs(half - got).max()),
+        "neighbours": float(np.abs(half - alone).max()),
+        "float16": float(np.abs(half - in_float16.score(pictures, PROMPTS)).max()),
         "loading": allocated.peak / in_half,
         "truncated": ours.truncated(PROMPTS),
         "scores": got.tolist(),
