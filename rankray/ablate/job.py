@@ -68,10 +68,10 @@ def run(config: AblationConfig, say: Say, publish_dataset: Publish, publish: Pub
 
 def _made(bench: Bench, dataset: Mapping[str, Any]) -> dict[str, Any]:
     """Trains and measures what is left on the dataset, writes the tables; the contents of `ablation.json`."""
-    config, held_out = bench.config, bench.prompts["held_out"]
-    searches, start = _searched(bench, len(held_out))
-    settings, tuned = _chosen(bench, searches, start, len(held_out))
-    figures = _figures(bench, dataset, settings, held_out, tuned["power"])
+    config, held_out = bench.config, len(bench.prompts["held_out"])
+    searches, start = _searched(bench, held_out)
+    settings, tuned = _chosen(bench, searches, start, held_out)
+    figures = _figures(bench, dataset, settings, tuned["power"])
     info = {
         **figures,
         **tuned,
@@ -294,7 +294,6 @@ def _figures(
     bench: Bench,
     dataset: Mapping[str, Any],
     settings: Mapping[str, Setting],
-    held_out: Sequence[str],
     power: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Trains and measures all rows; the rest of `ablation.json`."""
@@ -312,7 +311,10 @@ def _figures(
         if seed < len(names[row.name])
     }
     came = outcomes(bench, trials, "held_out")
-    start = came[START].last
+    start, held_out = (
+        came[START].last,
+        came[START].prompts,
+    )  # in the order of the values, which is not the file's
     categories = categories_of(held_out) or ["all"] * len(held_out)
     rows = [
         _row(

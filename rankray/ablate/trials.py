@@ -376,14 +376,20 @@ def _by_jobs(
     models: dict[str, str | None] = {START: None}
     labels: dict[str, dict[int, str]] = {}
     for name, trial in trials.items():
-        if trained[name]["failed"] is None:
-            labels[name] = {step: f"{name} at step {step}" for step in marks[name]}
-            models |= {label: _pipeline(bench, trial, step) for step, label in labels[name].items()}
+        there = marks[name]
+        if trained[name]["failed"] is not None:
+            there = tuple(step for step in there if _checkpoint(bench.output, name, step) is not None)
+        if (
+            there == marks[name]
+        ):  # as an actor, which ends with the last of them: what came after has no part in it
+            trained[name]["failed"] = None
+        labels[name] = {step: f"{name} at step {step}" for step in there}
+        models |= {label: _pipeline(bench, trial, step) for step, label in labels[name].items()}
     measured = _measure_all(bench, drawn, models)
     prompts = measured[START].prompts
     found = {START: Outcome(prompts, {0: measured[START].scores}, 0.0)}
     for name in trials:
-        points = {step: measured[label].scores for step, label in labels.get(name, {}).items()}
+        points = {step: measured[label].scores for step, label in labels[name].items()}
         found[name] = Outcome(prompts, points, **trained[name])
     return found
 
@@ -406,7 +412,9 @@ def _train(config: RankDPOConfig) -> dict[str, Any]:
         # a killed ablation's trials are at work for the seconds until Ray notices
         result = rankdpo.run(config, say=lambda line: None, wait=lambda line: None)
     except rankdpo.TrainingError as error:
-        return {"cpu_minutes": 0.0, "failed": str(error)}
+        fs, place = store.filesystem(config.output)
+        lines = store.read_json_lines(f"{place}/metrics.jsonl", fs)
+        return {"cpu_minutes": rankdpo.cpu_minutes(lines), "failed": str(error)}
     return {"cpu_minutes": result.info["throughput"]["cpu_minutes"], "failed": None}
 
 
@@ -417,22 +425,26 @@ def _pipeline(bench: Bench, config: RankDPOConfig, step: int) -> str:
     name = config.output.rpartition("/")[2]
     place = bench.output.uri_of("trials", name, f"pipeline-{step}")
     if not bench.output.exists("trials", name, f"pipeline-{step}", "model_index.json"):
+        checkpoint = _checkpoint(bench.output, name, step)
+        if checkpoint is None:
+            root = bench.output.at("trials", name, "checkpoints")
+            raise RuntimeError(f"no checkpoint of step {step} in {root}; remove that directory and run again")
         spec, _ = rankdpo.check_model(config.model)
-        rankdpo.export_pipeline(spec, config, _checkpoint(bench.output, name, step), place)
+        rankdpo.export_pipeline(spec, config, checkpoint, place)
     return place
 
 
-def _checkpoint(output: Output, name: str, step: int) -> str:
-    """The URI of the checkpoint that a run wrote after `step` steps."""
+def _checkpoint(output: Output, name: str, step: int) -> str | None:
+    """The URI of the checkpoint that a run wrote after `step` steps; None where there is none."""
     root = output.at("trials", name, "checkpoints")
     # The last of that step: a kill may have left a part of one before.
-    infos = output.fs.get_file_info(pafs.FileSelector(root))
+    infos = output.fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
     for info in sorted(infos, key=lambda info: str(info.base_name), reverse=True):
         state = f"{info.path}/state.json"
         there = output.fs.get_file_info(state).type != pafs.FileType.NotFound
         if there and checkpoint_state(output.fs, info.path).run.step == step:
             return output.uri_of("trials", name, "checkpoints", info.base_name)
-    raise RuntimeError(f"no checkpoint of step {step} in {root}; remove that directory and run again")
+    return None
 
 
 def _measure_all(bench: Bench, drawn: DrawnConfig, models: Mapping[str, str | None]) -> dict[str, Pictures]:

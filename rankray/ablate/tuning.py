@@ -133,10 +133,11 @@ def best_point(done: Done, place: Place) -> tuple[int, float]:
 
 
 def choose(grid: Grid, done: Done, seeds: int) -> Choice:
-    """The best of the settings that have all their seeds."""
+    """The best of the settings that came through from all their seeds; where none did, the best of all."""
     if not done:
         return Choice(grid.places[0], -1, None)
     tried, order = Counter(place for place, _ in done), ranked(done)
-    place = next((place for place in order if tried[place] >= seeds), order[0])
-    inside = place == order[0] and tried[place] >= seeds and all(tried[one] for one in grid.around(place))
+    whole = [place for place in order if tried[place] >= seeds and best_point(done, place)[1] > -math.inf]
+    place = whole[0] if whole else order[0]
+    inside = bool(whole) and place == order[0] and all(tried[one] for one in grid.around(place))
     return Choice(place, best_point(done, place)[0], inside)

@@ -601,7 +601,7 @@ def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
             "wall_s": state.elapsed_s,
             "prompts_per_s": state.step * config.batch_size / steps_s,
             "data_wait_share": wait_s / steps_s,
-            "cpu_minutes": sum(line["cpu_s"] * line["workers"] for line in lines) / 60,  # used, not claimed
+            "cpu_minutes": cpu_minutes(lines),
         },
         "skipped_steps": state.skipped,
         "validation": _validation(plan, state) if state.points else None,
@@ -611,6 +611,11 @@ def _summary(plan: Plan, output: Output, state: RunState) -> dict[str, Any]:
             "cpu_hours": state.cpu_s / 3600,
         },
     }
+
+
+def cpu_minutes(lines: Sequence[Mapping[str, Any]]) -> float:
+    """What all workers used, not claimed, by the lines of `metrics.jsonl`."""
+    return sum(float(line["cpu_s"] * line["workers"]) for line in lines) / 60
 
 
 def _told(plan: Plan) -> str:

@@ -20,6 +20,7 @@ import torch
 from rankray import losses, store
 from rankray.cluster import metrics
 from rankray.cluster.progress import clock
+from rankray.config.rankdpo import REFERENCE_FREE
 from rankray.rankdpo import validation
 from rankray.rankdpo.step import Step, Training
 from rankray.rankdpo.trackers import Trackers
@@ -68,11 +69,13 @@ class RunLog:
     def _line(self, state: RunState, step: Step) -> dict[str, Any]:
         job, cpu_s = self._job, time.process_time()
         norm, batch_size = step.gradient_norm, job.config.batch_size
+        # Without a reference pairs would be judged by the model's errors alone, and held-out ones are not.
+        judged = step.sums["pairs"] and job.config.objective.name not in REFERENCE_FREE
         line: dict[str, Any] = {
             "step": state.step,
             "epoch": round(state.step * batch_size / max(1, job.rows), 4),
             **{k: _finite(v) for k, v in losses.metrics(step.sums).items()},
-            **({} if step.sums["pairs"] else dict.fromkeys(("implicit_accuracy", "margin"))),
+            **({} if judged else dict.fromkeys(("implicit_accuracy", "margin"))),
             "grad_norm": None if norm is None else _finite(norm),
             "learning_rate": step.learning_rate,
             "step_s": round(step.step_s, 4),

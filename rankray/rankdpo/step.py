@@ -29,10 +29,12 @@ from rankray.models.denoisers import parts
 from rankray.models.generators import GeneratorSpec
 from rankray.rankdpo import batches, zero
 from rankray.rankdpo.batches import Batch
-from rankray.rankdpo.encoded import read_empty
+from rankray.rankdpo.encoded import EncodedRow, read_empty
 from rankray.rankdpo.feed import Loaded, Rows, feed
 from rankray.rankdpo.train_job import TrainJob
 
+TRIAL_ROWS = 32
+"""Of each dataset that a trial pass takes the largest of: candidates fail, and labels leave some out."""
 MEMORY_SHARE = 0.6
 """Of a GPU that a trial pass may take: optimizer state comes on top of its peak."""
 
@@ -306,18 +308,32 @@ def _micro_batch(model: TrainedModel, job: TrainJob, rows: Rows, share: int) -> 
     """
     if job.device == "cpu":
         return min(share, 16)
-    row = max(rows.read([places[0] for places in rows.places]), key=lambda one: len(one.rank))
+    row = largest(rows)
     total = torch.cuda.get_device_properties(model.device).total_memory
 
     def passes(size: int) -> bool:
         torch.cuda.reset_peak_memory_stats()
-        batch = model.batch([row] * size, [0] * size, job.reward)
-        model.errors(model.module, batch, batch.mask).sum().backward()
+        trial(model, row, size, job.reward).backward()
         return bool(torch.cuda.max_memory_allocated() < MEMORY_SHARE * total)
 
     found = double_while(passes, share)
     model.module.zero_grad(set_to_none=True)
     return least_of_all(found, model.device)
+
+
+def largest(rows: Rows) -> EncodedRow:
+    """Of `TRIAL_ROWS` rows of each set, spread over it, the one with the most ranked candidates."""
+    taken = [
+        places[n] for places in rows.places for n in range(0, len(places), -(-len(places) // TRIAL_ROWS))
+    ]
+    return max(rows.read(taken), key=lambda one: int((one.rank > 0).sum()))
+
+
+def trial(model: TrainedModel, row: EncodedRow, size: int, reward: int | None) -> Tensor:
+    """The errors of `size` times a row, summed up, as a step's first half; of a row that nobody ranked as of a pass
+    without a pair."""
+    batch = model.batch([row] * size, [0] * size, reward)
+    return model.errors(model.module, batch, some(batch.mask)).sum()
 
 
 def double_while(passes: Callable[[int], bool], most: int) -> int:

@@ -5,11 +5,16 @@ for. Lines are sent in lots, when the run's own file is written: how far that go
 killed and resumed goes on in the same place and repeats no step. The price is that a kill between the note and the
 sending costs a tracker the lines of some ten seconds, which `metrics.jsonl` has. W&B's own process holds lines back for
 some seconds more.
+
+Once a run has begun, a server that does not answer costs lines and not the training. Rank 0 sends while all others
+wait for it, and collectives wait for half an hour at most: MLflow's own seven retries of two minutes each are beyond
+that with the second line.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import secrets
 import time
@@ -23,6 +28,16 @@ from rankray.config import ConfigError, flatten
 from rankray.config.rankdpo import CheckpointsConfig
 from rankray.rankdpo.train_job import TrainJob
 from rankray.words import first_line
+
+PAUSE_S = 300.0
+"""For which nothing is sent to an MLflow that did not answer: one call a pause, of some 20 s, is 7 % of the time."""
+
+DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "WANDB_FINISH_TIMEOUT": "300",  # what has not left by then stays on disk, for `wandb sync`; W&B's own is for ever
+}
+"""Seconds and times that clients wait for their servers, where the environment does not say."""
 
 
 class Tracker(Protocol):
@@ -57,34 +72,41 @@ class _Wandb:
     def __init__(self, job: TrainJob, run: str | None) -> None:
         import wandb
 
-        self.run = run or secrets.token_hex(8)
-        self._run = wandb.init(
-            project=job.config.checkpoints.wandb,
-            id=self.run,
-            resume="allow",
-            dir=None if "://" in job.output else job.output,  # else the worker's, which Ray removes
-            config=dict(flatten(job.config.identity())),
-        )
+        self.run, self._run = run or secrets.token_hex(8), None
+        try:
+            self._run = wandb.init(
+                project=job.config.checkpoints.wandb,
+                id=self.run,
+                resume="allow",
+                dir=None if "://" in job.output else job.output,  # else the worker's, which Ray removes
+                config=dict(flatten(job.config.identity())),
+            )
+        except wandb.errors.CommError as error:
+            if run is None:
+                raise
+            print(
+                f"[rankray] W&B did not take up run {run}, and gets no lines: {first_line(error)}", flush=True
+            )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(values), step=step, commit=True)  # else it holds a step back until the next
+        if self._run is not None:
+            self._run.log(dict(values), step=step, commit=True)  # else it holds a step back until the next
 
     def close(self) -> None:
-        self._run.finish()
+        if self._run is not None:
+            self._run.finish()
 
 
 class _Mlflow:
-    """A server that does not answer costs its lines and not the training."""
-
     def __init__(self, job: TrainJob, run: str | None) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
         settings = job.config.checkpoints
-        self._client = MlflowClient(tracking_uri=_mlflow_uri(settings))
+        self._client, self._silent_until_s = MlflowClient(tracking_uri=_mlflow_uri(settings)), -math.inf
         if run is not None:
-            self._client.update_run(run, status="RUNNING")
             self.run = run
+            self._ask(f"take up run {run}", self._client.update_run, run, status="RUNNING")
             return
         found = self._client.get_experiment_by_name(settings.mlflow)
         experiment = found.experiment_id if found else self._client.create_experiment(settings.mlflow)
@@ -94,16 +116,27 @@ class _Mlflow:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
-        from mlflow.exceptions import MlflowException
 
+        if time.monotonic() < self._silent_until_s:
+            return
         now_ms = int(time.time() * 1000)
-        try:
-            self._client.log_batch(self.run, [Metric(*item, now_ms, step) for item in values.items()])
-        except MlflowException as error:
-            print(f"[rankray] MLflow did not take step {step}: {first_line(error)}", flush=True)
+        metrics = [Metric(*item, now_ms, step) for item in values.items()]
+        self._ask(f"take step {step}", self._client.log_batch, self.run, metrics)
 
     def close(self) -> None:
-        self._client.set_terminated(self.run)
+        self._ask(f"end run {self.run}", self._client.set_terminated, self.run)
+
+    def _ask(self, what: str, call: Callable[..., Any], *args: Any, **options: Any) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            call(*args, **options)
+        except (MlflowException, OSError) as error:  # of a server, and of a directory
+            self._silent_until_s = time.monotonic() + PAUSE_S
+            print(
+                f"[rankray] MLflow did not {what}, and gets no lines for {PAUSE_S / 60:g} minutes: {first_line(error)}",
+                flush=True,
+            )
 
 
 TRACKERS: dict[str, Callable[[TrainJob, str | None], Tracker]] = {
@@ -170,6 +203,8 @@ class Trackers:
         self._known = int(self._kept["step"])
         self._waiting: dict[int, dict[str, float]] = {}
         self._trackers: list[Tracker] = []
+        for name, value in DEFAULTS.items():
+            os.environ.setdefault(name, value)
         for name in asked(job.config.checkpoints):
             self._trackers.append(TRACKERS[name](job, self._kept["runs"].get(name)))
             self._kept["runs"][name] = self._trackers[-1].run

@@ -10,7 +10,7 @@ draws it in the page's own colours, light and dark, with tooltips and without a 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,7 @@ def line_chart(
     span: float,
     skipped: Sequence[int] = (),
     level: float | None = None,
+    exact: Collection[str] = (),
 ) -> Chart | None:
     """Curves over a common axis of steps; None where no value is finite.
 
@@ -104,13 +105,15 @@ def line_chart(
         span: steps of the exponential average, in which a value beyond `limits` counts as these; 1 draws none.
         skipped: steps to mark.
         level: a value to draw a horizontal line at.
+        exact: names of series that are drawn as they are, without an average.
     """
     finite = {name: np.where(np.isfinite(values), values, np.nan) for name, values in series.items()}
     every = np.concatenate([np.zeros(0), *(thinned(values) for values in finite.values())])
     if np.isnan(every).all():
         return None
     fence = limits(np.concatenate(list(finite.values())))
-    means = {name: smoothed(values.clip(*fence), span) for name, values in finite.items() if span > 1}
+    noisy = [name for name in finite if span > 1 and name not in exact]
+    means = {name: smoothed(finite[name].clip(*fence), span) for name in noisy}
     low, high = limits(every)
     rungs = ticks(*((low, high) if level is None else (min(low, level), max(high, level))))
     y = Axis(rungs[0], rungs[-1], BOTTOM, TOP)

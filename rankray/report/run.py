@@ -47,7 +47,8 @@ class Curve:
     Attributes:
         scale: what the columns are multiplied by.
         level: a value to draw a line at, in the axis's units.
-        noisy: False for what is set and not measured, which needs no average.
+        noisy: False for what is set and not measured, which needs no average; nor do columns of held-out prompts,
+            which are measured at a few steps at fixed noises, with straight lines between.
     """
 
     title: str
@@ -179,7 +180,8 @@ def learnt(metrics: Metrics, skipped: Sequence[int]) -> dict[str, Floats]:
     """Every column that is drawn: float[lines], NaN where a value means nothing.
 
     Nothing was learnt from in a skipped step, no pair was judged where there was none (an objective that compares
-    nothing writes zeros), and a reference whose every error is 0 is none.
+    nothing writes zeros), and a reference whose every error is 0 is none: pairs were then judged by the model alone,
+    which is not what held-out pairs beside them are judged by.
     """
     names = {name for curve in CURVES for name in curve.columns.values()}
     found = {name: column(metrics.lines, name) for name in names}
@@ -189,7 +191,8 @@ def learnt(metrics: Metrics, skipped: Sequence[int]) -> dict[str, Floats]:
         nothing = empty["pairs" if name in ("implicit_accuracy", "margin") else "prompts"]
         found[name] = np.where(nothing, np.nan, found[name])
     if not np.nansum(np.abs(found["ref_error"])):
-        found["ref_error"] = np.full(len(metrics.lines), np.nan)
+        for name in ("ref_error", "implicit_accuracy", "margin"):
+            found[name] = np.full(len(metrics.lines), np.nan)
     for name in names:
         if name.startswith("validation_"):
             found[name] = _joined(metrics.steps, found[name])
@@ -244,7 +247,8 @@ def curves(steps: Floats, columns: dict[str, Floats], skipped: Sequence[int]) ->
     for curve in CURVES:
         series = {name: curve.scale * columns[key] for name, key in curve.columns.items()}
         series = {name: values for name, values in series.items() if not np.isnan(values).all()}
-        chart = charts.line_chart(steps, series, span if curve.noisy else 1, skipped, curve.level)
+        exact = [name for name, key in curve.columns.items() if key.startswith("validation_")]
+        chart = charts.line_chart(steps, series, span if curve.noisy else 1, skipped, curve.level, exact)
         if chart is not None:
             ranges = [(name, *_range(steps, values)) for name, values in series.items()]
             drawn.append({"curve": curve, "chart": chart, "ranges": ranges})

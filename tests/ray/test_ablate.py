@@ -93,5 +93,6 @@ def test_actors_and_jobs_come_to_the_same_figures(
     by_jobs = figures(job, tmp_path / "jobs", "jobs")
     for actor, run in zip(by_actors["rows"], by_jobs["rows"], strict=True):
         assert actor["seeds"] == run["seeds"]
+        assert actor["categories"] == run["categories"]
         for name, found in actor["rewards"].items():
             assert found["after"] == pytest.approx(run["rewards"][name]["after"], abs=2e-3)

@@ -104,7 +104,8 @@ def test_rank_dpo_by_hand_for_four() -> None:
 def oracle(  # noqa: C901, PLR0911
     name: str, row: dict[str, list[float]], beta: float, options: dict[str, Any]
 ) -> float:
-    """One prompt's loss by plain loops over its usable candidates, in Python floats. Written from the papers."""
+    """One prompt's loss by plain loops over its usable candidates, in Python floats. Written from the papers,
+    MaPO's too, whose code has another margin."""
     here = [
         i
         for i in range(len(row["rank"]))
@@ -164,6 +165,19 @@ def oracle(  # noqa: C901, PLR0911
         if (sign := (row["phi"][i] > 0.5) - (row["phi"][i] < 0.5))
     ]
     return sum(values) / len(values) if values else 0.0
+
+
+def test_how_far_the_margin_of_mapos_own_code_is_from_its_text() -> None:
+    """By their code 1000 * w * p / (1 - p) with p = exp(-w), by their text log(p / (1 - p)); here w = 0.5 * 0.2."""
+    w = 0.1
+    theirs = 1000 * (math.expm1(w) - w * math.exp(w)) / math.expm1(w) ** 2
+    error = torch.tensor([[0.2, 0.2]], dtype=torch.float64, requires_grad=True)
+    row = LossInputs(error, torch.zeros(1, 2), *torch.tensor([[[0.9, 0.1]], [[1, 2]]]), torch.ones(1, 2) > 0)
+    (slope,) = torch.autograd.grad(LOSSES["mapo"](row, beta=1.0).sum(), error)
+    # beta / 2 of the margin's slope by w, times d w / d error = 0.5; the chosen one's own error adds 1 to its own.
+    ours = -(slope[0, 0].item() - 1.0) / 0.25
+    assert ours == pytest.approx(-1 - 1 / math.expm1(w), rel=1e-6)
+    assert theirs / ours == pytest.approx(46, abs=0.5)
 
 
 def rows_of(batch: LossInputs) -> list[dict[str, list[float]]]:

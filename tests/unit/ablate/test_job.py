@@ -11,7 +11,7 @@ import pytest
 
 from rankray import cli, config, store
 from rankray.ablate import job as ablation
-from rankray.ablate.trials import Bench, start_name
+from rankray.ablate.trials import START, Bench, Outcome, start_name
 from rankray.ablate.tuning import Grid, choose
 from rankray.config import ConfigError
 from rankray.config.ablate import AblationConfig, TuningConfig
@@ -173,3 +173,23 @@ def test_the_time_is_of_all_trainings(trained: Bench) -> None:
     assert info["rows"][0]["cpu_minutes"] == 40.0
     assert info["cpu_minutes"] == 2 * 10.0 + 2 * 20.0 + 40.0 + 2 * 1.0
     assert "102.0 CPU minutes of all trainings" in "\n".join(summary.ablated(info, "/a", 60.0))
+
+
+def test_categories_are_those_of_the_prompts_whose_values_they_stand_beside(
+    trained: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs give values in the order of the prompts' ids, which is not the file's."""
+    came = Outcome(("one red circle", "two blue squares"), {1: {"checker": np.array([[1.0], [0.0]])}}, 1.0)
+    turned = Outcome(came.prompts[::-1], {1: {"checker": np.array([[0.0], [1.0]])}}, 1.0)
+    found = []
+    for outcome in (came, turned):
+        monkeypatch.setattr(
+            ablation,
+            "outcomes",
+            lambda bench, trials, part, one=outcome: dict.fromkeys((START, *trials), one),
+        )
+        figures = ablation._figures(trained, DATASET, {"sft": ablation.Setting(1e-4, 1.0, 1)}, None)
+        assert figures["settings"]["held_out"]["prompts"] == 2
+        found.append((figures["start"]["categories"], figures["rows"][0]["categories"]))
+    assert found[0] == found[1]
+    assert sorted(found[0][0].values()) == [0.0, 1.0]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rankray import config
 from rankray.ablate import trials
+from rankray.ablate.trials import START, Bench
 from rankray.config.ablate import AblationConfig
 from rankray.config.rankdpo import LabelsConfig, RankDPOConfig
+from rankray.data import place
+from rankray.evals.scores import Pictures
+from rankray.rankdpo import job as rankdpo
 
 FILE = Path(__file__).parents[3] / "jobs" / "ablate-shapes.toml"
 
@@ -92,3 +99,65 @@ def test_a_picture_that_was_not_drawn_failed_its_painter_and_any_other_its_judge
     assert trials.failed_items([{"values": {"a": [[1.0], [1.0]]}, "undrawn": []}], "sdxl") == ({}, 0.0)
     alone = [{"values": {"a": [[nan], [1.0]]}, "undrawn": []}]  # settings are tried by one judge
     assert trials.failed_items(alone, "sdxl") == ({"a": 1}, 0.5)
+
+
+def test_a_training_that_stops_after_it_is_measured_has_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All three are measured after 20 and 40 of 100 steps and diverge: one before, one between, one after them."""
+    settings = config.build(AblationConfig, config.read_toml(FILE) | {"output": str(tmp_path), "parallel": 1})
+    bench = Bench(settings, place.open_output(str(tmp_path), in_job=False), "/d", lambda line: None, {})
+    tuned = settings.tuned("sft")
+    names = ("before", "between", "after")
+    asked = {name: settings.trial(tuned, settings.labels, tuned.first, 0) for name in names}
+    for name, steps in zip(names, ((), (20,), (20, 40)), strict=True):
+        for step in steps:
+            kept = tmp_path / "trials" / name / "checkpoints" / f"checkpoint_{step}"
+            kept.mkdir(parents=True)
+            state = {"run": {"step": step}, "optimizer_tensors": [], "optimizer_scalars": {}}
+            (kept / "state.json").write_text(json.dumps(state))
+    told = {name: {"cpu_minutes": 3.0, "failed": "11 of 60 steps"} for name in names}
+    drawn: list[str] = []
+
+    def measured(bench: Bench, part: Any, models: dict[str, str | None]) -> dict[str, Pictures]:
+        drawn.extend(models)
+        return {
+            name: Pictures("/p", ("0",), ("a",), np.zeros((1, 1), np.int64), {"checker": np.ones((1, 1))}, ())
+            for name in models
+        }
+
+    monkeypatch.setattr(rankdpo, "prepare", lambda *_: None)
+    monkeypatch.setattr(trials, "_all_done", lambda *_: told)
+    monkeypatch.setattr(trials, "_pipeline", lambda bench, trial, step: f"/pipeline-{step}")
+    monkeypatch.setattr(trials, "_measure_all", measured)
+    found = trials._by_jobs(bench, asked, settings.held_out, dict.fromkeys(names, (20, 40)))
+    assert drawn == [START, "between at step 20", "after at step 20", "after at step 40"]
+    assert {name: found[name].failed for name in names} == {
+        "before": "11 of 60 steps",
+        "between": "11 of 60 steps",
+        "after": None,
+    }
+    assert {name: sorted(found[name].points) for name in names} == {
+        "before": [],
+        "between": [20],
+        "after": [20, 40],
+    }
+
+
+def test_what_a_training_that_diverged_took_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config.build(AblationConfig, config.read_toml(FILE))
+    tuned = settings.tuned("sft")
+    asked = settings.trial(tuned, settings.labels, tuned.first, 0).model_copy(
+        update={"output": str(tmp_path)}
+    )
+    lines = [{"step": step, "cpu_s": 30.0, "workers": 2} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def diverges(*_: Any, **__: Any) -> None:
+        raise rankdpo.TrainingError("2 of 3 steps")
+
+    monkeypatch.setattr(rankdpo, "run", diverges)
+    # Three steps of half a minute on each of two workers.
+    assert trials._train(asked) == {"cpu_minutes": 3.0, "failed": "2 of 3 steps"}

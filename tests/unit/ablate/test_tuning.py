@@ -124,6 +124,18 @@ def test_a_training_that_diverged_is_behind_all_others() -> None:
     assert ranked(done) == [(2, 0), (1, 0), (0, 0)]
 
 
+def test_what_diverged_is_not_taken_before_what_did_not() -> None:
+    """Of two seeds each: the second setting diverged from one of them, and the first has come through one alone."""
+    grid = Grid((1e-4, 2e-4), (1.0,))
+    done: dict[Trial, list[float]] = {((0, 0), 0): [0.5], ((1, 0), 0): [0.9], ((1, 0), 1): []}
+    assert choose(grid, done, 2) == Choice((0, 0), 0, False)
+    # Whether a neighbour that was not tried would be better nobody knows; here both of them diverged.
+    assert choose(grid, done | {((0, 0), 1): [0.1]}, 2).inside is False
+    assert choose(grid, done | {((0, 0), 1): [0.1], ((-1, 0), 0): []}, 2) == Choice((0, 0), 0, True)
+    every: dict[Trial, list[float]] = {((i, 0), seed): [] for i in (-1, 0, 1, 2) for seed in (0, 1)}
+    assert choose(grid, every, 2).inside is False, "none of them is good"
+
+
 def test_one_setting_is_given_and_not_searched() -> None:
     one = Grid((1e-4,), (100.0,))
     assert next_trials(one, {}, 20, 2) == []

@@ -11,7 +11,7 @@ import torch
 
 from rankray.config.rankdpo import ObjectiveConfig
 from rankray.losses import LossInputs
-from rankray.rankdpo import zero
+from rankray.rankdpo import validation, zero
 from rankray.rankdpo.feed import Rows
 from rankray.rankdpo.held_out import HeldOut, figures
 from rankray.rankdpo.labels import Labelling
@@ -60,6 +60,31 @@ def test_prompts_without_a_preference_have_no_part_in_the_accuracy() -> None:
     assert (point.implicit_accuracy, point.accuracy_error) == (1.0, 0.5), (
         "one prompt alone says nothing of the next"
     )
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "sure"), [(1, 0.5, False), (2, 0.25, False), (4, 0.125, True), (64, 1 / 128, True)]
+)
+def test_a_few_prompts_that_agree_are_not_sure(prompts: int, error: float, sure: bool) -> None:
+    """All are right in both draws, so they spread by nothing: 1 - 2.5 * 0.25 is no more than one half."""
+    rank = [[1, 2]] * 2 * prompts
+    same = [[1.0, 1.0]] * 2 * prompts
+    point = figures(25, inputs([[0.9, 1.0]] * 2 * prompts, same, rank), 2, ObjectiveConfig(beta=10.0))
+    assert (point.implicit_accuracy, point.accuracy_error) == (1.0, pytest.approx(error, abs=1e-6))
+    assert validation.sure(point) is sure
+    start = figures(0, inputs(same, same, rank), 2, ObjectiveConfig(beta=10.0))
+    assert (start.implicit_accuracy, start.accuracy_error) == (0.5, 0.0), "which is no estimate"
+
+
+def test_the_rejected_one_is_the_worst_whatever_may_be_compared() -> None:
+    """Two generators of two pictures, best and worst of one each: "within" compares neither prompt's."""
+    given = inputs(
+        [[1.1, 1.0, 1.0, 1.3], [1.0, 1.0, 1.2, 1.0]], [[1.0] * 4] * 2, [[1, 2, 3, 4], [1, 3, 4, 2]]
+    )
+    within = torch.tensor([[i // 2 == j // 2 for j in range(4)] for i in range(4)])
+    for comparable in (None, within):
+        point = figures(1, dataclasses.replace(given, comparable=comparable), 1, ObjectiveConfig())
+        assert (point.chosen_rise, point.rejected_rise) == (pytest.approx(0.05), pytest.approx(0.25))
 
 
 NAN, INF = math.nan, math.inf

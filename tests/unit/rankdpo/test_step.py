@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed, multiprocessing
 
 from rankray.config.rankdpo import OptimizerConfig
-from rankray.rankdpo.step import double_while, learning_rate, least_of_all
+from rankray.rankdpo.feed import Rows
+from rankray.rankdpo.labels import Labelling
+from rankray.rankdpo.step import (
+    TRIAL_ROWS,
+    TrainedModel,
+    double_while,
+    largest,
+    learning_rate,
+    least_of_all,
+    trial,
+)
+from rankray.rankdpo.train_job import TrainJob
 
 OUT_OF_MEMORY: list[RuntimeError] = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ..."),
@@ -56,6 +72,39 @@ def test_another_fault_is_raised() -> None:
 
     with pytest.raises(RuntimeError, match="illegal memory"):
         double_while(passes, 8)
+
+
+@pytest.mark.parametrize("fullest", [0, 12, 24])
+def test_a_trial_pass_is_of_the_row_with_the_most_ranked_candidates(fullest: int) -> None:
+    """Of 100 rows of four candidates, every fourth of which is read, those of one four have three ranked ones."""
+    asked: list[int] = []
+
+    def read(places: list[int]) -> list[Any]:
+        asked.extend(places)
+        return [SimpleNamespace(rank=np.array([1, 2, 3, 0]) * (n // 4 == fullest)) for n in places]
+
+    rows: Any = SimpleNamespace(places=[list(range(100))], read=read)
+    assert largest(rows).rank.tolist() == [1, 2, 3, 0]
+    assert asked == list(range(0, 100, 4)), f"25 of at most {TRIAL_ROWS}"
+
+
+def test_each_dataset_is_looked_at_before_a_trial_pass(mixed: Callable[..., TrainJob]) -> None:
+    """People's pairs have two candidates, the rows beside them four."""
+    assert len(largest(Rows(mixed())).rank) == 4
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_trial_pass_of_rows_that_nobody_ranked_has_a_gradient(
+    make: Callable[..., TrainJob], size: int
+) -> None:
+    nobody = Labelling((), (0,), "random", 1.0, 0)
+    job = make()
+    job = dataclasses.replace(job, sets=(dataclasses.replace(job.sets[0], labelling=nobody),))
+    row = largest(Rows(job))
+    assert not row.rank.any()
+    model = TrainedModel(job)
+    trial(model, row, size, None).backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.module.parameters())
 
 
 def worker(rank: int, place: str) -> None:

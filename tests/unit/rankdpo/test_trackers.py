@@ -8,8 +8,12 @@ import os
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +22,7 @@ from rankray import config
 from rankray.config import ConfigError
 from rankray.config.rankdpo import RankDPOConfig
 from rankray.rankdpo import trackers
+from rankray.rankdpo.trackers import Trackers
 
 STEPS = range(1, 9)
 RUN = """
@@ -178,6 +183,84 @@ def test_a_package_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch)
     importlib.invalidate_caches()
     with pytest.raises(ConfigError, match=rf"pip install 'rankray\[{name}\]' on all nodes"):
         trackers.check(settings(**{name: True if name == "tensorboard" else "x"}), "/o")
+
+
+@pytest.fixture
+def refusals() -> Iterator[tuple[str, list[str]]]:
+    """A server that is there and answers nothing but 503: its address, and what it was asked for."""
+    asked: list[str] = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path.partition("?")[0].rpartition("/")[2])
+            self.send_error(503)
+
+        do_GET = do_POST
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def going_on(place: Path, monkeypatch: pytest.MonkeyPatch, **asked: Any) -> Trackers:
+    """A run that a start before began, with its environment as it stands where nobody set anything."""
+    for name in trackers.DEFAULTS:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    (place / "_work").mkdir()
+    kept = {"runs": dict.fromkeys(("mlflow", "wandb"), "abc"), "step": 0}
+    (place / "_work" / "trackers.json").write_text(json.dumps(kept))
+    tables = {"dataset": "/d", "output": str(place), "model": {"model": "shapes-sdxl"}, "checkpoints": asked}
+    settings = config.build(RankDPOConfig, tables)
+    job: Any = SimpleNamespace(config=settings, output=str(place))
+    return Trackers(job)
+
+
+def test_an_mlflow_that_does_not_answer_is_asked_once_in_five_minutes(
+    refusals: tuple[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is asked to go on, for a line after the pause, and to end, twice each; 65 lines are left out."""
+    uri, asked = refusals
+    run = going_on(tmp_path, monkeypatch, mlflow="shapes", mlflow_uri=uri)
+    assert asked == ["get"] * 2
+    for step in range(1, 34):
+        run.log({"loss": 1.0}, step)
+    run.flush()
+    assert asked == ["get"] * 2
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + trackers.PAUSE_S)
+    for step in range(34, 67):
+        run.log({"loss": 1.0}, step)
+    run.close()
+    assert asked == [*["get"] * 2, *["log-batch"] * 2, *["get"] * 2]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said] == [
+        f"[rankray] MLflow did not {what}, and gets no lines for 5 minutes"
+        for what in ("take up run abc", "take step 33", "end run abc")
+    ]
+
+
+def test_a_wandb_that_does_not_answer_costs_a_run_that_goes_on_its_lines(
+    refusals: tuple[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    uri, _ = refusals
+    for name, value in {"BASE_URL": uri, "API_KEY": "a" * 40, "INIT_TIMEOUT": "2", "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    run = going_on(tmp_path, monkeypatch, wandb="shapes")
+    assert "[rankray] W&B did not take up run abc, and gets no lines: " in capsys.readouterr().out
+    run.log({"loss": 1.0}, 1)
+    run.close()
 
 
 def test_runs_that_ask_for_nothing_import_nothing() -> None:

@@ -120,6 +120,15 @@ def test_a_chart_in_its_own_units() -> None:
     assert chart.cut == 0
 
 
+def test_a_curve_that_is_exact_has_no_average() -> None:
+    curves = {"training": np.array([0.0, 1.0, 0.0]), "held out": np.array([0.0, 0.5, 1.0])}
+    chart = f.line_chart(np.array([1.0, 2.0, 3.0]), curves, 2, exact=["held out"])
+    assert chart is not None
+    assert chart.lines[0][2] == "M50.0,156.0L200.0,65.3L350.0,117.1"  # 0, 2 / 3, 2 / 7
+    assert chart.lines[1] == ("held out", "M50.0,156.0L200.0,88.0L350.0,20.0", "")
+    assert chart.hints[1][2] == "step 2\ntraining: 1\nheld out: 0.5\ntraining, averaged: 0.6667"
+
+
 def test_a_level_is_on_the_axis_and_a_span_of_one_draws_no_average() -> None:
     chart = f.line_chart(np.array([7.0]), {"a": np.array([60.0])}, 1, level=50.0)
     assert chart is not None

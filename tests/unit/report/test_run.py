@@ -294,6 +294,13 @@ def test_skipped_steps_are_marked_and_no_part_of_the_curves(tmp_path: Path) -> N
     assert "<title>step 3\nprompts/s: 32\n" in html  # it took its time all the same
 
 
+def test_what_held_out_prompts_say_is_drawn_as_it_was_measured(tmp_path: Path) -> None:
+    html, _ = whole(tmp_path)
+    assert "training, averaged: " in html
+    assert "held out: 55" in html
+    assert "held out, averaged" not in html
+
+
 def test_nulls_leave_gaps(tmp_path: Path) -> None:
     empty = {key: None for key in line(0) if key != "step"}
     lines = [line(1), {"step": 2, **empty}, line(3), line(4, grad_norm=None)]
@@ -323,12 +330,13 @@ def test_values_without_meaning_are_not_drawn() -> None:
     np.testing.assert_array_equal(found["data_wait_share"], [0.02] * 4)
     # An objective without a reference writes errors of 0 for it.
     bare = run_report.learnt(run_report.parse_metrics(text_of([line(1, ref_error=0.0, step_s=0)])), [])
-    assert np.isnan(bare["ref_error"]).all()
+    assert all(np.isnan(bare[name]).all() for name in ("ref_error", "implicit_accuracy", "margin"))
     assert np.isnan(bare["data_wait_share"]).all()
 
 
-def test_a_run_without_reference_has_one_error_curve(tmp_path: Path) -> None:
-    lines = [line(step, ref_error=0.0, pairs=0) for step in range(1, 5)]
+@pytest.mark.parametrize("pairs", [0, 88])
+def test_a_run_without_reference_has_one_error_curve(tmp_path: Path, pairs: int) -> None:
+    lines = [line(step, ref_error=0.0, pairs=pairs) for step in range(1, 5)]
     (tmp_path / "metrics.jsonl").write_text(text_of(lines))
     html, reader = written(tmp_path)
     assert html.count('<div class="chart">') == 6  # neither accuracy nor margin
