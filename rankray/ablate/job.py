@@ -311,10 +311,8 @@ def _figures(
         if seed < len(names[row.name])
     }
     came = outcomes(bench, trials, "held_out")
-    start, held_out = (
-        came[START].last,
-        came[START].prompts,
-    )  # in the order of the values, which is not the file's
+    start = came[START].last
+    held_out = came[START].prompts  # in the order of the values, which is not the file's
     categories = categories_of(held_out) or ["all"] * len(held_out)
     rows = [
         _row(

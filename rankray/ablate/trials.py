@@ -379,9 +379,8 @@ def _by_jobs(
         there = marks[name]
         if trained[name]["failed"] is not None:
             there = tuple(step for step in there if _checkpoint(bench.output, name, step) is not None)
-        if (
-            there == marks[name]
-        ):  # as an actor, which ends with the last of them: what came after has no part in it
+        # An actor ends with the last of them: what came after it has no part.
+        if there == marks[name]:
             trained[name]["failed"] = None
         labels[name] = {step: f"{name} at step {step}" for step in there}
         models |= {label: _pipeline(bench, trial, step) for step, label in labels[name].items()}
