@@ -53,19 +53,22 @@ def difference(before: Sequence[Values], after: Sequence[Values]) -> dict[str, A
     width = int(np.lcm(first.shape[1], second.shape[1]))
     first, second = (np.tile(side, width // side.shape[1]) for side in (first, second))
     found = asdict(compare(first, second))
-    if max(len(before), len(after)) > 1:
+    if (
+        max(len(before), len(after)) > 1 and found["low"] is not None
+    ):  # seeds of one prompt say nothing of others
         found["low"], found["high"] = _interval(before, after)
     return found
 
 
 def mirrored(found: Mapping[str, Any]) -> dict[str, Any]:
     """The same difference the other way round, to the digit: two bootstraps would differ in their last one."""
+    low, high = found["low"], found["high"]
     return {
         "before": found["after"],
         "after": found["before"],
         "gain": -found["gain"],
-        "low": -found["high"],
-        "high": -found["low"],
+        "low": None if high is None else -high,
+        "high": None if low is None else -low,
         "wins": found["losses"],
         "losses": found["wins"],
         "p_value": found["p_value"],
@@ -153,7 +156,8 @@ def compare_rows(
         first, second = values[one["name"]], values[other["name"]]
         if set(one["tables"]) & set(other["tables"]) and first and second:
             found, seen = difference(first, second), smallest(power, len(first), len(second))
-            claimed = abs(found["gain"]) >= seen and found["low"] * found["high"] > 0
+            apart = found["low"] is not None and found["low"] * found["high"] > 0
+            claimed = apart and abs(found["gain"]) >= seen
             told = {"smallest": seen, "claimed": bool(claimed)}
             other["against"][one["name"]] = found | told
             one["against"][other["name"]] = mirrored(found) | told
@@ -253,11 +257,13 @@ def order(info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[st
     return lines
 
 
-def points(found: Mapping[str, float], metric: str) -> str:
-    """A `Difference` of a metric: "+4.2 [+1.0, +7.5]", the checker's in points."""
-    values = (found["gain"], found["low"], found["high"])
-    gain, low, high = (f"{'-' if value < 0 else '+'}{_figure(abs(value), metric)}" for value in values)
-    return f"{gain} [{low}, {high}]"
+def points(found: Mapping[str, float | None], metric: str) -> str:
+    """A `Difference` of a metric: "+4.2 [+1.0, +7.5]", the checker's in points; of one prompt "+4.2"."""
+    values = [found[key] for key in ("gain", "low", "high")]
+    gain, *ends = (
+        f"{'-' if value < 0 else '+'}{_figure(abs(value), metric)}" for value in values if value is not None
+    )
+    return f"{gain} [{', '.join(ends)}]" if ends else gain
 
 
 def _line(metric: str, label: str, categories: Any, accuracy: float | None, *rest: str) -> list[str]:

@@ -89,13 +89,16 @@ def measured(info: Mapping[str, Any], path: str, wall_s: float) -> list[str]:
     )
 
 
+def _gained(found: Mapping[str, Any]) -> str:
+    """A difference with its interval, where more than one prompt says something of others."""
+    ends = "" if found["low"] is None else f" ({found['low']:+.3f} to {found['high']:+.3f})"
+    return f"{found['gain']:+.3f}{ends}"
+
+
 def ablated(info: Mapping[str, Any], path: str, wall_s: float) -> list[str]:
     """Of `ablation.json`."""
     rows = sorted((row for row in info["rows"] if row.get("gain")), key=lambda row: -row["gain"]["gain"])
-    shown = [
-        f"{row['gain']['gain']:+.3f} ({row['gain']['low']:+.3f} to {row['gain']['high']:+.3f})  {row['label']}"
-        for row in rows
-    ]
+    shown = [f"{_gained(row['gain'])}  {row['label']}" for row in rows]
     more = [f"... and {len(rows) - SHOWN} more rows"] if len(rows) > SHOWN else []
     return _lines(
         (

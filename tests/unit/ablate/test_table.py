@@ -272,6 +272,21 @@ def test_what_can_be_shown_is_worked_out_from_two_seeds_each() -> None:
     assert tables.smallest(None, 5, 5) == 0.0
 
 
+def test_one_prompt_is_told_without_an_interval_and_claims_nothing() -> None:
+    """Two seeds of one prompt: their spread says nothing of other prompts."""
+    values = {"a": [np.array([[0.0]])] * 2, "b": [np.array([[1.0]])] * 2}
+    found = tables.difference(values["a"], values["b"])
+    assert (found["gain"], found["low"], found["high"]) == (1.0, None, None)
+    assert tables.mirrored(found)["low"] is None
+    assert (tables.points(found, "checker"), tables.points(tables.mirrored(found), "checker")) == (
+        "+100.0",
+        "-100.0",
+    )
+    rows = [{"name": name, "tables": ["4"]} for name in values]
+    tables.compare_rows(rows, values, None)
+    assert [row["against"][other]["claimed"] for row, other in zip(rows, "ba", strict=True)] == [False, False]
+
+
 def test_an_order_is_claimed_beyond_the_smallest_difference_alone() -> None:
     values = {name: [np.full((20, 1), level)] * 2 for name, level in (("a", 0.5), ("b", 0.53), ("c", 0.6))}
     rows = [{"name": name, "tables": ["4"]} for name in values] + [{"name": "d", "tables": ["5"]}]
