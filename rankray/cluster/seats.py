@@ -83,7 +83,11 @@ class Answer:
 
 
 def ask_for(bundles: Sequence[Mapping[str, float]]) -> None:
-    """Asks the autoscaler for room for all of `bundles` at once; none takes back what was asked before."""
+    """Asks the autoscaler for room for all of `bundles` at once; none takes back what was asked before.
+
+    Ray keeps one request a cluster, the last. An actor that any Ray Data pipeline leaves behind for the next ones sends
+    its own every 20 s, an empty one where none runs: who waits asks again and again.
+    """
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=[dict(bundle) for bundle in bundles])
