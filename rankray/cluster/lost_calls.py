@@ -8,18 +8,23 @@ alone, and what was lost twice while alone has failed. A crash thus costs four s
 item to blame one answered message, about 1 ms.
 
 A call that takes longer than `item_timeout_s` for each of its items (an actor's first call for one more, as kernels are
-chosen and loaded then) ends its process, by C code that needs no lock of Python's: what hangs may hold that.
+chosen and loaded then) ends its process, by C code that needs no lock of Python's: what hangs may hold that. A call
+that breaks the device for its process ends it too: the next process has a device, and the same items.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
+
+from rankray.cluster.item_safe import describe, is_broken_device
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -115,6 +120,12 @@ class Watched:
         faulthandler.dump_traceback_later(allowed_s, exit=True, file=STDERR)
         try:
             yield
+        except RuntimeError as error:
+            if is_broken_device(error):
+                told = f"rankray: a call of {self._actor} broke its device ({describe(error)}); its process starts anew"
+                print(told, file=sys.stderr, flush=True)
+                os._exit(1)  # without an end of the call: it was lost
+            raise
         finally:
             faulthandler.cancel_dump_traceback_later()
             self._meter.end.remote(block, self._actor)
