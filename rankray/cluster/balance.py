@@ -13,6 +13,7 @@ ours, as the filter of what a resume finds finished, is kept at its least size.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,11 @@ ANSWER_S = 5.0
 
 AGAIN_S = 600.0
 """After so long such a pool tries again on the same nodes: what was broken may have been a hub that did not answer."""
+
+
+NO_ACTOR_S = 600.0
+"""After so long without an actor of a pool that has asked for some, that is said: to Ray, one that waits for room looks
+like one that is loading, which may take minutes."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,24 @@ class Balance(ExecutionCallback, BackpressurePolicy):
         if seen != self._seen or time.monotonic() > self._planned_s + PLAN_EVERY_S:
             self._seen, self._planned_s = seen, time.monotonic()
             self._plan(nodes)
+        self._tell_of_none()
+
+    def _tell_of_none(self) -> None:
+        """Once of each pool that has had no actor for long, though one was asked for: what fits when nothing else runs
+        may never get its room beside another job, or in the pieces that Ray's own placement leaves.
+        """
+        for stage, (_, pool) in zip(self._stages, self._pools, strict=True):
+            since = [self._asked[ref][2] for ref in pool.get_pending_actor_refs() if ref in self._asked]
+            waited_s = time.monotonic() - min(since, default=math.inf)
+            name = stage.target.name
+            if waited_s < NO_ACTOR_S or pool.num_running_actors() or (name, "") in self._told:
+                continue
+            self._told.add((name, ""))
+            terminal.say(
+                f"warning: '{name}' has had no actor for {words.hours(waited_s)}: the first is still loading, or no "
+                f"node has {seats.in_words(seats.actor_demand(stage))} free in one piece (`ray status -v` says who "
+                "holds it); end other jobs on this Ray, add nodes, or start again with execution.mode = 'phases'"
+            )
 
     def _died(self, stage: Stage, op: Any, pool: Any, error: Exception) -> None:
         """Takes the place of Ray Data's count of actors that end while they start, by which a broken GPU ends the work

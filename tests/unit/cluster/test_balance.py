@@ -75,6 +75,9 @@ class Operator:
     def num_alive_actors(self) -> int:
         return self.running
 
+    def num_running_actors(self) -> int:
+        return self.running
+
     def num_pending_actors(self) -> int:
         return len(self.pending)
 
@@ -224,6 +227,26 @@ def test_an_idle_actor_that_died_for_good_is_replaced(
     assert idle not in one.pool._running_actors
     assert busy in one.pool._running_actors
     assert capsys.readouterr().out == f"warning: an actor of 'draws' did not load its model: {LOST}\n"
+
+
+def test_a_pool_that_has_no_actor_for_long_is_told_once(
+    cluster: Callable[[int], Cluster], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = cluster(0)
+    assert [one.step() for _ in range(3)] == [3] * 3
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(balance, "NO_ACTOR_S", 0.0)
+    one.step()
+    one.step()
+    assert capsys.readouterr().out == (
+        "warning: 'draws' has had no actor for 0.0 min: the first is still loading, or no node has 0.1 CPU and 1 GPU "
+        "free in one piece (`ray status -v` says who holds it); end other jobs on this Ray, add nodes, or start again "
+        "with execution.mode = 'phases'\n"
+    )
+    some = cluster(2)
+    some.step()
+    some.step()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_pool_of_ray_s_own_keeps_its_least_size(cluster: Callable[[int], Cluster]) -> None:
