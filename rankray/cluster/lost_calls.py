@@ -43,10 +43,12 @@ class LostItemError(RuntimeError):
 
 @dataclass
 class Calls:
-    """The meter's part: which items are in which actor, and which were in one that was lost, by block."""
+    """The meter's part: which items are in which actor, and which were in one that was lost, by block; how often in a
+    row an actor that was lost did not load its model."""
 
     _inside: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     _lost: dict[str, list[list[int]]] = field(default_factory=dict)
+    _loads: dict[str, int] = field(default_factory=dict)
 
     def begin(self, block: str, actor: str, items: list[int]) -> None:
         self._inside.setdefault(block, {})[actor] = items
@@ -64,6 +66,14 @@ class Calls:
         """Nothing needs to be known of `block` any more."""
         self._inside.pop(block, None)
         self._lost.pop(block, None)
+
+    def not_loaded(self, actor: str) -> int:
+        """How often in a row `actor`, by Ray's name of it, which all its processes share, did not load."""
+        self._loads[actor] = self._loads.get(actor, 0) + 1
+        return self._loads[actor]
+
+    def loaded(self, actor: str) -> None:
+        self._loads.pop(actor, None)
 
 
 def groups(count: int, lost: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
@@ -97,7 +107,7 @@ class Watched:
         block: str,
     ) -> list[Result | Exception]:
         """`run(call, items)` of an `ItemSafe`, in which no item of `block` ends its actor more than four times."""
-        due, failed = groups(len(items), _answer(self._meter.lost.remote(block, self._actor)) or [])
+        due, failed = groups(len(items), answered(self._meter.lost.remote(block, self._actor)) or [])
         why = f"its model's process ended, or took over execution.item_timeout_s = {self._item_timeout_s:g} s, twice"
         found: dict[int, Result | Exception] = {
             item: LostItemError(f"{why} with this item alone in it") for item in failed
@@ -115,7 +125,7 @@ class Watched:
 
     @contextmanager
     def _inside(self, block: str, numbers: list[int]) -> Iterator[None]:
-        _answer(self._meter.begin.remote(block, self._actor, numbers))
+        answered(self._meter.begin.remote(block, self._actor, numbers))
         allowed_s = self._item_timeout_s * (len(numbers) + self._is_first)
         faulthandler.dump_traceback_later(allowed_s, exit=True, file=STDERR)
         try:
@@ -132,7 +142,7 @@ class Watched:
             self._is_first = False
 
 
-def _answer(asked: Any) -> Any:
+def answered(asked: Any) -> Any:
     """What the meter answers, None where it is just restarting."""
     try:
         return ray.get(asked, timeout=ANSWER_S)
