@@ -411,6 +411,8 @@ def _start_anew(name: str, error: Exception, meter: Any) -> None:
 
 def _restarted() -> str | None:
     """Ray's name of this actor if it has started it again, None in its first process."""
+    if not ray.is_initialized():  # asked for its context, Ray would start one
+        return None
     context = ray.get_runtime_context()
     if context.worker.mode != ray.WORKER_MODE:
         return None
