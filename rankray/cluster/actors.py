@@ -36,6 +36,7 @@ import ray
 import ray.data
 
 from rankray import schema
+from rankray.cluster import lost_calls
 from rankray.cluster.item_safe import (
     FEWEST_TO_ABORT,
     BrokenModelError,
@@ -65,8 +66,8 @@ HEARTBEAT_S = 2.0
 RELOAD_S = 30.0
 """How long an actor that was lost, and whose model did not load where it came up again, waits for another start."""
 RELOADS = 20
-"""Starts of an actor after which one that does not load ends it, and the job: ten minutes of a hub that is away, and no
-end to the bill where a GPU broke."""
+"""So many starts in a row of an actor that was lost may fail to load; one more ends it, and the job by the blocks that
+wait for it: ten minutes of a hub that is away, and an end to the bill where a GPU broke."""
 
 REPORT_S = 10.0
 """How long a finished block waits at most for the meter, which answers in a millisecond or two."""
@@ -169,8 +170,10 @@ class _Metered:
             environments.require_pins()
             self.model = load(stage.target, stage.actors.device)
         except Exception as error:
-            _start_anew(stage.target.name, error)
+            _start_anew(stage.target.name, error, context.meter)
             raise
+        if (own := _restarted()) is not None:
+            context.meter.loaded.remote(own)
         self._safe = ItemSafe(self.model, stage.target.name)
         self._load_s = time.perf_counter() - self._started_s
         self._report()
@@ -391,13 +394,14 @@ def candidates_of(table: pa.Table, context: JobContext) -> list[list[dict[str, A
     return rows
 
 
-def _start_anew(name: str, error: Exception) -> None:
+def _start_anew(name: str, error: Exception, meter: Any) -> None:
     """Ends this process where its actor was lost before, so that Ray starts the actor again, wherever there is room.
 
     By the error that is raised otherwise Ray takes it for dead for ever, and the blocks that wait for it with it; an
     actor's first start may fail so, as it has no blocks, and `Balance` decides.
     """
-    if not 0 < _restarts() <= RELOADS:
+    own = _restarted()
+    if own is None or (lost_calls.answered(meter.not_loaded.remote(own)) or 0) > RELOADS:
         return
     what = f"'{name}' was lost, and did not load where it came up again"
     print(f"rankray: {what} ({describe(error)}); it tries again", file=sys.stderr, flush=True)
@@ -405,13 +409,16 @@ def _start_anew(name: str, error: Exception) -> None:
     os._exit(1)
 
 
-def _restarts() -> int:
-    """How often Ray has started this actor again."""
+def _restarted() -> str | None:
+    """Ray's name of this actor if it has started it again, None in its first process."""
+    if not ray.is_initialized():  # asked for its context, Ray would start one
+        return None
     context = ray.get_runtime_context()
     if context.worker.mode != ray.WORKER_MODE:
-        return 0
-    known = ray.state.actors(actor_id=context.get_actor_id())  # as `was_current_actor_reconstructed` asks
-    return int(known["NumRestarts"]) if known else 0
+        return None
+    own = context.get_actor_id()
+    known = ray.state.actors(actor_id=own)  # as `was_current_actor_reconstructed` asks
+    return own if known and int(known["NumRestarts"]) else None
 
 
 def _gpu() -> dict[str, Any]:

@@ -6,12 +6,14 @@ it has left at the speed measured so far; a pool above its size gets no new bloc
 and released. What an actor takes to start is weighed against what a change gains.
 
 Ray Data calls this through its hook for callbacks; there it takes the place of the executor's `_actor_autoscaler` and
-joins its `_backpressure_policies`. Bringing nodes stays with Ray, which sees each pool's `max_size`.
+joins its `_backpressure_policies`. Bringing nodes stays with Ray, which sees each pool's `max_size`. A pool that is not
+ours, as the filter of what a resume finds finished, is kept at its least size.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +21,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 from ray.data._internal.actor_autoscaler import ActorPoolScalingRequest
 from ray.data._internal.execution.backpressure_policy import BackpressurePolicy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -44,8 +47,16 @@ BROKEN_STARTS = 3
 """Actors of a pool in a row that may end before their model is loaded, each replaced at once. After one more the pool
 goes on with what it has; a model that loads nowhere is told then."""
 
+ANSWER_S = 5.0
+"""A dead actor answers at once, with how it ended."""
+
 AGAIN_S = 600.0
 """After so long such a pool tries again on the same nodes: what was broken may have been a hub that did not answer."""
+
+
+NO_ACTOR_S = 600.0
+"""After so long without an actor of a pool that has asked for some, that is said: to Ray, one that waits for room looks
+like one that is loading, which may take minutes."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,7 @@ class Balance(ExecutionCallback, BackpressurePolicy):
         self._row_s = {s.target.name: work.row_s.get(s.target.name) for s in stages}
         self._topology: dict[Any, Any] = {}
         self._pools: list[tuple[Any, Any]] = []  # (operator, pool) of each stage
+        self._others: list[tuple[Any, Any]] = []
         self._sizes: dict[Any, int] = {}  # by operator
         self._answer: Any = None
         self._starts: list[float] = []
@@ -85,6 +97,8 @@ class Balance(ExecutionCallback, BackpressurePolicy):
             raise RuntimeError(
                 f"{len(self._pools)} pools for {len(self._stages)} stages; this Ray is not known here"
             )
+        others = [op for op in self._topology if op not in ours]
+        self._others = [(op, pool) for op in others for pool in op.get_autoscaling_actor_pools()]
         self._sizes = {op: pool.initial_size() for op, pool in self._pools}
         for stage, (op, pool) in zip(self._stages, self._pools, strict=True):
             op._on_actor_init_death = functools.partial(self._died, stage, op, pool)
@@ -103,15 +117,10 @@ class Balance(ExecutionCallback, BackpressurePolicy):
         """
         if time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + LOOK_EVERY_S
-            self._measure()
-            nodes = seats.alive_nodes()
-            if nodes != self._nodes:
-                self._nodes = nodes
-                self._deaths.clear()
-            seen = (nodes, [self._finishing(op) for op, _ in self._pools])
-            if seen != self._seen or time.monotonic() > self._planned_s + PLAN_EVERY_S:
-                self._seen, self._planned_s = seen, time.monotonic()
-                self._plan(nodes)
+            self._look()
+        for op, pool in self._others:
+            if not self._finishing(op) and (delta := pool.min_size() - pool.current_size()) > 0:
+                pool.scale(ActorPoolScalingRequest.upscale(delta=delta, reason="least"))
         for op, pool in self._pools:
             size = 0 if self._finishing(op) else self._sizes[op]
             if (delta := size - pool.current_size()) > 0:
@@ -120,6 +129,39 @@ class Balance(ExecutionCallback, BackpressurePolicy):
             elif (delta := size - pool.num_alive_actors() - pool.num_pending_actors()) < 0:
                 pool.scale(ActorPoolScalingRequest.downscale(delta=delta, force=True, reason="planned"))
         self._time_starts()
+
+    def _look(self) -> None:
+        """Who is there, how fast they are, and what that means for sizes."""
+        self._measure()
+        for stage, (op, pool) in zip(self._stages, self._pools, strict=True):
+            for error in _dropped(pool):
+                self._died(stage, op, pool, error)
+        nodes = seats.alive_nodes()
+        if nodes != self._nodes:
+            self._nodes = nodes
+            self._deaths.clear()
+        seen = (nodes, [self._finishing(op) for op, _ in self._pools])
+        if seen != self._seen or time.monotonic() > self._planned_s + PLAN_EVERY_S:
+            self._seen, self._planned_s = seen, time.monotonic()
+            self._plan(nodes)
+        self._tell_of_none()
+
+    def _tell_of_none(self) -> None:
+        """Once of each pool that has had no actor for long, though one was asked for: what fits when nothing else runs
+        may never get its room beside another job, or in the pieces that Ray's own placement leaves.
+        """
+        for stage, (_, pool) in zip(self._stages, self._pools, strict=True):
+            since = [self._asked[ref][2] for ref in pool.get_pending_actor_refs() if ref in self._asked]
+            waited_s = time.monotonic() - min(since, default=math.inf)
+            name = stage.target.name
+            if waited_s < NO_ACTOR_S or pool.num_running_actors() or (name, "") in self._told:
+                continue
+            self._told.add((name, ""))
+            terminal.say(
+                f"warning: '{name}' has had no actor for {words.hours(waited_s)}: the first is still loading, or no "
+                f"node has {seats.in_words(seats.actor_demand(stage))} free in one piece (`ray status -v` says who "
+                "holds it); end other jobs on this Ray, add nodes, or start again with execution.mode = 'phases'"
+            )
 
     def _died(self, stage: Stage, op: Any, pool: Any, error: Exception) -> None:
         """Takes the place of Ray Data's count of actors that end while they start, by which a broken GPU ends the work
@@ -226,6 +268,22 @@ class Balance(ExecutionCallback, BackpressurePolicy):
     def _start_s(self) -> float:
         """Of an actor: the mean of those that were seen, else what was planned with."""
         return sum(self._starts) / len(self._starts) if self._starts else self._work.start_s
+
+
+def _dropped(pool: Any) -> list[Exception]:
+    """Why each actor ended that had nothing to do and that Ray will not start again: one that was lost, and whose model
+    did not load in `RELOADS` starts. Ray Data counts it among the living for ever; it is taken out of the pool.
+    """
+    idle = [actor for actor, state in pool._running_actors.items() if not state.num_tasks_in_flight]
+    errors: list[Exception] = []
+    for actor in idle:
+        if actor._get_local_state() == ActorTableData.DEAD:
+            pool._release_running_actor(actor)
+            try:
+                ray.get(actor.get_location.remote(), timeout=ANSWER_S)
+            except ray.exceptions.RayError as error:
+                errors.append(error)
+    return errors
 
 
 def _came_up(ready: Any) -> bool:

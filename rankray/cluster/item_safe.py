@@ -52,6 +52,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
+def is_broken_device(error: BaseException) -> bool:
+    """Whether an exception says that this process can use its device no more: an assert that failed in a kernel, an
+    illegal access, a memory fault. CUDA answers every later call of the process with the same error."""
+    known = any(cls.__name__ == "AcceleratorError" for cls in type(error).__mro__)
+    return known and not is_out_of_memory(error)
+
+
 def each_alone(
     call: Callable[[Sequence[Item]], Sequence[Result | Exception]],
     items: Sequence[Item],
@@ -75,8 +82,7 @@ def each_alone(
             raise ValueError(f"{len(results)} results for {len(items)} items")
         return list(results)
     except Exception as error:
-        is_broken = any(cls.__name__ == "AcceleratorError" for cls in type(error).__mro__)
-        if is_broken or is_out_of_memory(error):
+        if is_broken_device(error) or is_out_of_memory(error):
             raise
         if len(items) == 1:
             return [error.with_traceback(None)]  # whose frames hold tensors

@@ -28,8 +28,8 @@ COPY_BYTES_PER_S = 2e8
 """Of one node that writes a phase's rows while it computes, or reads them; assumed, an NFS share or an object store."""
 
 ASK_EVERY_S, SETTLED_S = 2.0, 120.0
-"""How often nodes are counted while a job waits for them; after how long without a change those that hold each pool by
-itself are taken for all that come."""
+"""How often nodes are counted, and asked for, while a job waits for them; after how long without a change those that
+hold each pool by itself are taken for all that come."""
 
 BISECTIONS = 25
 """Halvings of the interval in which the pools' common pace is sought: 1 part in 3e7."""
@@ -265,10 +265,10 @@ def wait_for_nodes(stages: Sequence[Stage], wait_s: float, say: Say) -> list[Nod
         return nodes
     say(f"waiting up to {wait_s:g} s for nodes: the pools together need {shortage(stages, nodes)}")
     asked, together = list(stages), True
-    seats.ask_for(_bundles(asked))
     changed = time.monotonic()
     deadline = changed + wait_s
     while time.monotonic() < deadline and not enough(stages, nodes, together, time.monotonic() - changed):
+        seats.ask_for(_bundles(asked))
         time.sleep(min(ASK_EVERY_S, wait_s))
         before, nodes, answer = nodes, alive_nodes(), seats.answer(_bundles(asked))
         changed = time.monotonic() if nodes != before or answer.coming else changed
@@ -279,9 +279,8 @@ def wait_for_nodes(stages: Sequence[Stage], wait_s: float, say: Say) -> list[Nod
                 "never bring it; raise its greatest size, or lower the pool's min_size, num_cpus or num_gpus"
             )
         together = together and not answer.refused
-        if not together and lacking and asked != lacking[:1]:
+        if not together and lacking:
             asked = lacking[:1]
-            seats.ask_for(_bundles(asked))
     return nodes
 
 

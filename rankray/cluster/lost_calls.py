@@ -8,18 +8,23 @@ alone, and what was lost twice while alone has failed. A crash thus costs four s
 item to blame one answered message, about 1 ms.
 
 A call that takes longer than `item_timeout_s` for each of its items (an actor's first call for one more, as kernels are
-chosen and loaded then) ends its process, by C code that needs no lock of Python's: what hangs may hold that.
+chosen and loaded then) ends its process, by C code that needs no lock of Python's: what hangs may hold that. A call
+that breaks the device for its process ends it too: the next process has a device, and the same items.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
+
+from rankray.cluster.item_safe import describe, is_broken_device
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,10 +43,12 @@ class LostItemError(RuntimeError):
 
 @dataclass
 class Calls:
-    """The meter's part: which items are in which actor, and which were in one that was lost, by block."""
+    """The meter's part: which items are in which actor, and which were in one that was lost, by block; how often in a
+    row an actor that was lost did not load its model."""
 
     _inside: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     _lost: dict[str, list[list[int]]] = field(default_factory=dict)
+    _loads: dict[str, int] = field(default_factory=dict)
 
     def begin(self, block: str, actor: str, items: list[int]) -> None:
         self._inside.setdefault(block, {})[actor] = items
@@ -59,6 +66,14 @@ class Calls:
         """Nothing needs to be known of `block` any more."""
         self._inside.pop(block, None)
         self._lost.pop(block, None)
+
+    def not_loaded(self, actor: str) -> int:
+        """How often in a row `actor`, by Ray's name of it, which all its processes share, did not load."""
+        self._loads[actor] = self._loads.get(actor, 0) + 1
+        return self._loads[actor]
+
+    def loaded(self, actor: str) -> None:
+        self._loads.pop(actor, None)
 
 
 def groups(count: int, lost: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
@@ -92,7 +107,7 @@ class Watched:
         block: str,
     ) -> list[Result | Exception]:
         """`run(call, items)` of an `ItemSafe`, in which no item of `block` ends its actor more than four times."""
-        due, failed = groups(len(items), _answer(self._meter.lost.remote(block, self._actor)) or [])
+        due, failed = groups(len(items), answered(self._meter.lost.remote(block, self._actor)) or [])
         why = f"its model's process ended, or took over execution.item_timeout_s = {self._item_timeout_s:g} s, twice"
         found: dict[int, Result | Exception] = {
             item: LostItemError(f"{why} with this item alone in it") for item in failed
@@ -110,18 +125,24 @@ class Watched:
 
     @contextmanager
     def _inside(self, block: str, numbers: list[int]) -> Iterator[None]:
-        _answer(self._meter.begin.remote(block, self._actor, numbers))
+        answered(self._meter.begin.remote(block, self._actor, numbers))
         allowed_s = self._item_timeout_s * (len(numbers) + self._is_first)
         faulthandler.dump_traceback_later(allowed_s, exit=True, file=STDERR)
         try:
             yield
+        except RuntimeError as error:
+            if is_broken_device(error):
+                told = f"rankray: a call of {self._actor} broke its device ({describe(error)}); its process starts anew"
+                print(told, file=sys.stderr, flush=True)
+                os._exit(1)  # without an end of the call: it was lost
+            raise
         finally:
             faulthandler.cancel_dump_traceback_later()
             self._meter.end.remote(block, self._actor)
             self._is_first = False
 
 
-def _answer(asked: Any) -> Any:
+def answered(asked: Any) -> Any:
     """What the meter answers, None where it is just restarting."""
     try:
         return ray.get(asked, timeout=ANSWER_S)

@@ -83,7 +83,11 @@ class Answer:
 
 
 def ask_for(bundles: Sequence[Mapping[str, float]]) -> None:
-    """Asks the autoscaler for room for all of `bundles` at once; none takes back what was asked before."""
+    """Asks the autoscaler for room for all of `bundles` at once; none takes back what was asked before.
+
+    Ray keeps one request a cluster, the last. An actor that any Ray Data pipeline leaves behind for the next ones sends
+    its own every 20 s, an empty one where none runs: who waits asks again and again.
+    """
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=[dict(bundle) for bundle in bundles])
@@ -210,12 +214,16 @@ def shortage(stages: Sequence[Stage], nodes: Sequence[Node]) -> str:
     found = sum(seat.claim is claim for seat in seats)
     alone = {n: [replace(c, needs={n: c.needs[n]}) for c in wanted if n in c.needs] for n in claim.needs}
     scarce = [name for name, parts in alone.items() if not fits(parts, nodes)]
-    amounts = _in_gb({name: claim.needs[name] for name in scarce or claim.needs})
-    what = " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
+    what = in_words({name: claim.needs[name] for name in scarce or claim.needs})
     actors = f"{words.count(claim.count, 'actor')} of {what}"
     if len(stages) == 1 and claim is wanted[0]:
         return f"{actors}, and the nodes hold {found} such"
     return f"more than the nodes hold in pieces: {claim.owner} needs {actors}, and beside the rest they hold {found}"
+
+
+def in_words(needs: Mapping[str, float]) -> str:
+    """Such as "1 GPU and 2 CPU"."""
+    return " and ".join(f"{amount:g} {name}" for name, amount in _in_gb(needs).items())
 
 
 def _in_gb(amounts: Mapping[str, float]) -> dict[str, float]:

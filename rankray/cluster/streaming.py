@@ -66,6 +66,9 @@ def pooled(
 ) -> ray.data.Dataset:
     """`dataset` through a pool of `actor(**arguments)`, a block a call, `at_once` of them in an actor.
 
+    Actors with GPUs are packed, by Ray's own default, as `seats.place` reckons. Ray Data would spread them over nodes:
+    two halves would sit on two GPUs, and an actor that needs a whole one would wait for ever.
+
     `map_batches` refuses a pool with GPUs that names no batch size, and one that it names would join blocks, on which
     a resume's batches would depend. What `map_groups` calls takes blocks as they are.
     """
@@ -88,6 +91,7 @@ def pooled(
         memory=actors.memory_bytes,
         resources=dict(actors.resources) or None,
         runtime_env=dict(actors.runtime_env) or None,
+        scheduling_strategy="DEFAULT" if actors.num_gpus else "SPREAD",
     )
 
 

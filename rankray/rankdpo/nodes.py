@@ -41,13 +41,17 @@ def require(wanted: Sequence[Claim], wait_s: float, say: Say) -> None:
     if short and wait_s > 0:
         say(f"waiting up to {wait_s:g} s for nodes: {short}")
         bundles = [claim.needs for claim in wanted for _ in range(claim.count)]
-        seats.ask_for(bundles)
         deadline = time.monotonic() + wait_s
-        while short and time.monotonic() < deadline and not seats.answer(bundles).refused:
-            time.sleep(min(ASK_EVERY_S, wait_s))
-            nodes = seats.alive_nodes()
-            short = shortage(wanted, nodes)
-        seats.ask_for([])  # a request that stands would keep nodes for good
+        try:
+            while short and time.monotonic() < deadline:
+                seats.ask_for(bundles)
+                if seats.answer(bundles).refused:
+                    break
+                time.sleep(min(ASK_EVERY_S, wait_s))
+                nodes = seats.alive_nodes()
+                short = shortage(wanted, nodes)
+        finally:
+            seats.ask_for([])  # a request that stands would keep nodes for good
     if short:
         first = wanted[0].owner
         mend = {

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, environment
+from conftest import REHEARSE, REPOSITORY, environment, model, python_path, start, wait_for
+from ray.cluster_utils import Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 LEAST, MOST = 0.85, 1.15
 """Of the GPUs that are there, at work."""
+
+PROMPTS = 200
+"""By a generator that takes a second for each: longer than two more pools take to start."""
 
 
 def measured(what: str, place: Path, *options: str) -> Any:
@@ -85,3 +93,38 @@ def test_a_start_is_told_part_by_part_and_nobody_waits_for_the_slowest_to_load(t
         "processes and imports too"
     )
     assert found["first_block"] - sum(found["steps"].values()) < found["models"]["r"]["start_s"]
+
+
+@pytest.mark.slow
+def test_halves_of_a_gpu_leave_a_whole_one_on_another_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spread over the nodes, as Ray Data has it, two halves would sit on two GPUs, and the third pool wait until one of
+    theirs had nothing left to do."""
+    home, log = tempfile.mkdtemp(prefix="tests-"), tmp_path / "drawn"
+    monkeypatch.setenv("PYTHONPATH", python_path())
+    monkeypatch.setenv("RAY_TMPDIR", home)
+    monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0, "include_dashboard": False}
+    )
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, num_gpus=1)
+        (tmp_path / "prompts.txt").write_text("\n".join(f"prompt number {n}" for n in range(PROMPTS)))
+        half, whole = "num_gpus=0.5, max_size=1", "num_gpus=1, max_size=1"
+        noise = model("Noise", "noise", half, delay_s=1.0, log=str(log))
+        rewards = f"[{model('Brightness', 'half', half)}, {model('Brightness', 'whole', whole)}]"
+        words = ["--generators", f"[{noise}, {model('Noise', 'more', 'max_size=1')}]", "--rewards", rewards]
+        words += ["--prompts.path", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "o")]
+        words += ["--execution.mode", "streaming", "--execution.rows_per_block", "2", *REHEARSE]
+        job = start(cluster.address, "synpic", *words)
+        try:
+            wait_for(lambda: any((tmp_path / "o" / "data").glob("*.parquet")), job, 300)
+            assert len(log.read_text().splitlines()) < PROMPTS
+        finally:
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(home, ignore_errors=True)

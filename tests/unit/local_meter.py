@@ -21,7 +21,8 @@ class LocalMeter(Calls):
         super().__init__()
         self.reports: list[dict[str, Any]] = []
         self.begun: list[list[int]] = []
-        for method in (self.report, self.begin, self.end, self.lost, self.settle):
+        methods = (self.report, self.begin, self.end, self.lost, self.settle, self.loaded, self.not_loaded)
+        for method in methods:
             setattr(self, method.__name__, SimpleNamespace(remote=method))
 
     def report(self, usage: dict[str, Any], blocks: Sequence[Block]) -> None:
@@ -42,5 +43,5 @@ def answering() -> Iterator[None]:
     """Within, a `LocalMeter`'s answers are there at once."""
     answer: Callable[[Any], Any] = lambda asked: asked  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lost_calls, "_answer", answer)
+        patch.setattr(lost_calls, "answered", answer)
         yield

@@ -18,6 +18,7 @@ from local_meter import LocalMeter, answering
 from PIL import Image
 
 from rankray.cluster import actors
+from rankray.cluster.lost_calls import Calls
 from rankray.config import ImagesConfig, PricesConfig
 from rankray.data import pictures
 from rankray.data.cost import ActorUsage, ledger
@@ -131,24 +132,44 @@ def test_loading_is_told_while_it_lasts_whether_or_not_it_comes_to_a_model(
     assert bill["totals"]["usd"] == pytest.approx(second["alive_s"])
 
 
-@pytest.mark.parametrize(("restarts", "exits"), [(0, []), (1, [1]), (20, [1]), (21, [])])
+@pytest.mark.parametrize(
+    ("own", "before", "exits"), [(None, 0, []), ("a", 0, [1]), ("a", 19, [1]), ("a", 20, [])]
+)
 def test_an_actor_that_was_lost_and_does_not_load_again_is_started_anew(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], restarts: int, exits: list[int]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    own: str | None,
+    before: int,
+    exits: list[int],
 ) -> None:
     """What it raised would end the actor for good, and the job by the blocks that wait for it; in the end it does."""
     codes: list[int] = []
-    monkeypatch.setattr(actors, "_restarts", lambda: restarts)
+    monkeypatch.setattr(actors, "_restarted", lambda: own)
     monkeypatch.setattr(actors.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(actors.os, "_exit", codes.append)
-    own, meter = actors.Actors(1, 1, 1.0, 1.0), LocalMeter()
+    pool, meter = actors.Actors(1, 1, 1.0, 1.0), LocalMeter()
+    for _ in range(before):
+        Calls.not_loaded(meter, "a")
     context = actors.JobContext(0, ImagesConfig(), "", (), ("scores",), 100, meter)
-    stage = actors.Stage("reward", Target("scores", f"{__name__}:Away"), own)
-    with pytest.raises(OSError, match="503"):
+    stage = actors.Stage("reward", Target("scores", f"{__name__}:Away"), pool)
+    with answering(), pytest.raises(OSError, match="503"):
         actors.ScoreActor(stage, context)
     assert codes == exits
     assert capsys.readouterr().err.splitlines()[-1:] == [
         "rankray: 'scores' was lost, and did not load where it came up again (OSError: 503, try later); it tries again"
     ] * len(exits)
+
+
+def test_starts_that_failed_are_counted_since_the_last_that_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor that lives for days on nodes that come and go may be lost more often than that."""
+    monkeypatch.setattr(actors, "_restarted", lambda: "a")
+    meter = LocalMeter()
+    for _ in range(20):
+        Calls.not_loaded(meter, "a")
+    context = actors.JobContext(0, ImagesConfig(), "", (), ("scores",), 100, meter)
+    stage = actors.Stage("reward", Target("scores", f"{__name__}:Narrow"), actors.Actors(1, 1, 1.0, 1.0))
+    actors.ScoreActor(stage, context)
+    assert Calls.not_loaded(meter, "a") == 1
 
 
 class Away(Narrow):

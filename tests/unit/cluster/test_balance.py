@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.core.generated.gcs_pb2 import ActorTableData
 
 from rankray.cluster import balance
 from rankray.cluster.actors import Actors, Stage
@@ -26,6 +27,17 @@ class Ref:
     answer: Any = None
 
 
+class Member:
+    """An actor of a pool, who answers who is dead only with how it died."""
+
+    def __init__(self) -> None:
+        self.state = ActorTableData.ALIVE
+        self.get_location = SimpleNamespace(remote=lambda: Ref(LOST))
+
+    def _get_local_state(self) -> int:
+        return self.state
+
+
 class Operator:
     """A pool's operator and, as both are Ray Data's, the pool: `running` actors and those that are on their way."""
 
@@ -37,6 +49,20 @@ class Operator:
     def __init__(self, running: int) -> None:
         self.running, self.pending = running, list[Ref]()
 
+    @property
+    def running(self) -> int:
+        return len(self._running_actors)
+
+    @running.setter
+    def running(self, count: int) -> None:
+        self._running_actors = {Member(): SimpleNamespace(num_tasks_in_flight=0) for _ in range(count)}
+
+    def _release_running_actor(self, actor: Member) -> None:
+        del self._running_actors[actor]
+
+    def min_size(self) -> int:
+        return 1
+
     def get_autoscaling_actor_pools(self) -> list[Operator]:
         return [self]
 
@@ -47,6 +73,9 @@ class Operator:
         return 3
 
     def num_alive_actors(self) -> int:
+        return self.running
+
+    def num_running_actors(self) -> int:
         return self.running
 
     def num_pending_actors(self) -> int:
@@ -83,6 +112,7 @@ class Cluster:
     balance: balance.Balance
     starts: list[float]
     nodes: list[Node]
+    other: Operator
 
     def step(self) -> int:
         """One of the scheduling loop's; how many actors are on their way after it."""
@@ -97,7 +127,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Cluster]:
     def wait(refs: list[Ref], timeout: float) -> tuple[list[Ref], list[Ref]]:
         return [ref for ref in refs if ref.answer is not None], []
 
-    def get(ref: Ref) -> Any:
+    def get(ref: Ref, timeout: float | None = None) -> Any:
         if isinstance(ref.answer, Exception):
             raise ref.answer
         return ref.answer
@@ -113,10 +143,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Cluster]:
         monkeypatch.setattr(balance.seats, "alive_nodes", lambda: list(nodes))
         stage = Stage("generator", Target("draws", "x:draws"), Actors(1, 3, 0.1, 1.0))
         found = balance.Balance([stage], Work(100, {}, {}), meter)
-        pool = Operator(running)
+        pool, other = Operator(running), Operator(1)
+        other.name = "CheckpointFilter"
         state = SimpleNamespace(total_enqueued_input_blocks=lambda: 5)
-        found.before_execution_starts(SimpleNamespace(_topology={pool: state}, _backpressure_policies=[]))
-        return Cluster(pool, found, starts, nodes)
+        topology = dict.fromkeys((other, pool), state)
+        found.before_execution_starts(SimpleNamespace(_topology=topology, _backpressure_policies=[]))
+        return Cluster(pool, found, starts, nodes, other)
 
     return made
 
@@ -180,6 +212,53 @@ def test_a_model_that_loads_nowhere_ends_the_job(cluster: Callable[[int], Cluste
     one.pool.die()
     with pytest.raises(ray.exceptions.ActorDiedError):
         one.step()
+
+
+def test_an_idle_actor_that_died_for_good_is_replaced(
+    cluster: Callable[[int], Cluster], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that has blocks is left to Ray Data, which fails with them."""
+    one = cluster(3)
+    assert one.step() == 0
+    idle, busy, _ = one.pool._running_actors
+    one.pool._running_actors[busy].num_tasks_in_flight = 1
+    idle.state = busy.state = ActorTableData.DEAD
+    assert one.step() == 1
+    assert idle not in one.pool._running_actors
+    assert busy in one.pool._running_actors
+    assert capsys.readouterr().out == f"warning: an actor of 'draws' did not load its model: {LOST}\n"
+
+
+def test_a_pool_that_has_no_actor_for_long_is_told_once(
+    cluster: Callable[[int], Cluster], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = cluster(0)
+    assert [one.step() for _ in range(3)] == [3] * 3
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(balance, "NO_ACTOR_S", 0.0)
+    one.step()
+    one.step()
+    assert capsys.readouterr().out == (
+        "warning: 'draws' has had no actor for 0.0 min: the first is still loading, or no node has 0.1 CPU and 1 GPU "
+        "free in one piece (`ray status -v` says who holds it); end other jobs on this Ray, add nodes, or start again "
+        "with execution.mode = 'phases'\n"
+    )
+    some = cluster(2)
+    some.step()
+    some.step()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_pool_of_ray_s_own_keeps_its_least_size(cluster: Callable[[int], Cluster]) -> None:
+    """On a resume the filter of finished rows is one, and `Balance` stands where it would be replaced."""
+    one = cluster(3)
+    one.step()
+    assert one.other.current_size() == 1
+    one.other.running = 0
+    one.step()
+    assert one.other.current_size() == 1
+    one.step()
+    assert one.other.current_size() == 1
 
 
 def test_a_start_that_failed_is_no_measure_of_starting(cluster: Callable[[int], Cluster]) -> None:

@@ -83,6 +83,20 @@ def test_what_a_job_waits_for() -> None:
     assert not layout.enough(pools, [node()], False, long_s)
 
 
+def test_nodes_are_asked_for_in_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray keeps the last request, whoever made it; where both pools can never come, one of them is asked for."""
+    seen = iter([[node()], [node()], [node()], [node()], [node(gpus=2)]])
+    refused = iter([False, True, False, False])
+    asked: list[int] = []
+    monkeypatch.setattr(layout, "alive_nodes", lambda: next(seen))
+    monkeypatch.setattr(seats, "ask_for", lambda bundles: asked.append(len(bundles)))
+    monkeypatch.setattr(seats, "answer", lambda bundles: seats.Answer(next(refused), coming=False))
+    monkeypatch.setattr(layout, "ASK_EVERY_S", 0.01)
+    two = [stage("a", gpus=1.0, size=2), stage("b", gpus=1.0)]
+    assert layout.wait_for_nodes(two, 60.0, lambda line: None) == [node(gpus=2)]
+    assert asked == [3, 3, 2, 2]
+
+
 def test_phases_on_request_are_one_model_each() -> None:
     chosen = layout.plan([stage("a"), stage("b")], [node()], "phases")
     assert names(chosen) == [["a"], ["b"]]

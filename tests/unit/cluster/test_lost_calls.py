@@ -91,6 +91,44 @@ def test_a_call_that_hangs_ends_its_process_even_where_it_holds_the_interpreter(
     assert time.monotonic() - begin_s < 45
 
 
+BREAKS = textwrap.dedent("""
+    import ray, torch
+    from local_meter import LocalMeter, answering
+    from rankray.cluster import lost_calls
+    from rankray.cluster.item_safe import ItemSafe
+    class Meter(LocalMeter):
+        def end(self, block, actor):
+            print("ended")
+    def call(items):
+        if 2 in items:
+            raise torch.AcceleratorError("CUDA error: {what}")
+        return items
+    with answering():
+        watched = lost_calls.Watched(Meter(), "a", 100.0)
+        print(watched.run(ItemSafe(object(), "m").run, call, [1], "b"))
+        print(watched.run(ItemSafe(object(), "m").run, call, [1, 2], "c"))
+""")
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "ends", "error"),
+    [
+        ("device-side assert triggered", 1, 1, "broke its device (AcceleratorError: CUDA error: device-side"),
+        ("out of memory", 0, 4, "had no memory for a batch of 2"),
+    ],
+)
+def test_a_call_that_breaks_the_device_is_lost_with_its_process(
+    what: str, code: int, ends: int, error: str
+) -> None:
+    """A full device breaks nothing: of two items each is tried alone."""
+    script = f"import sys; sys.path[:0] = {sys.path!r}\n" + BREAKS.format(what=what)
+    ended = subprocess.run(
+        [sys.executable, "-uc", script], check=False, capture_output=True, text=True, timeout=50
+    )
+    assert (ended.returncode, ended.stdout.count("ended")) == (code, ends), ended.stderr
+    assert error in ended.stderr
+
+
 def test_a_call_in_time_ends_nothing() -> None:
     meter = LocalMeter()
     watched = Watched(meter, "actor", 0.15)

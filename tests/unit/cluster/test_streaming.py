@@ -1,13 +1,16 @@
-"""What a user is spared of Ray Data's warnings, and what not."""
+"""What a user is spared of Ray Data's warnings, and what not; where a pool's actors go."""
 
 import logging
 import traceback
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.data._internal.execution.operators.map_operator import _canonicalize_ray_remote_args
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from rankray.cluster import streaming
+from rankray.cluster.actors import Actors
 
 
 def test_a_pool_that_claims_cpus_and_gpus_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
@@ -26,6 +29,15 @@ def test_a_pool_that_claims_cpus_and_gpus_is_no_news(caplog: pytest.LogCaptureFi
             logger.removeFilter(streaming._of_use)
     assert "is experimental" not in caplog.text
     assert "a worker is lost" in caplog.text
+
+
+def test_actors_with_gpus_are_packed_and_others_spread() -> None:
+    """As plans reckon: two halves of a GPU, spread over two nodes, would leave a whole one nowhere."""
+    asked: list[dict[str, Any]] = []
+    dataset: Any = SimpleNamespace(map_batches_internal=lambda actor, **options: asked.append(options))
+    for gpus in (0.5, 1.0, 0.0):
+        streaming.pooled(dataset, object, {}, Actors(1, 1, 1.0, gpus))
+    assert [options["scheduling_strategy"] for options in asked] == ["DEFAULT", "DEFAULT", "SPREAD"]
 
 
 def died_of(error: OSError) -> ActorDiedError:

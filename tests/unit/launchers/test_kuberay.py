@@ -5,8 +5,10 @@ a field that is not in it is refused, so a misspelt one cannot pass unseen, as i
 """
 
 import copy
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +189,8 @@ def test_the_entrypoint_is_a_job_of_the_image_and_its_options_parse(
 ) -> None:
     from rankray.cli import parse_synpic
 
-    python, script, *options = shlex.split(job["spec"]["entrypoint"])
+    words = shlex.split(job["spec"]["entrypoint"])
+    python, script, *options = words[words.index("--") + 1 :]
     assert python == "python"
     monkeypatch.chdir(ROOT)
     local = [word.removeprefix(IMAGE_ROOT) for word in options]
@@ -195,6 +198,24 @@ def test_the_entrypoint_is_a_job_of_the_image_and_its_options_parse(
     settings = parse_synpic(local)
     assert settings.output.startswith("s3://"), "a pod's own disk goes with the pod"
     assert settings.prompts.path.startswith("s3://")
+
+
+@pytest.mark.parametrize(("code", "ends"), [(0, 0), (1, 1), (2, 2), (3, 0)])
+def test_a_dataset_that_is_complete_is_not_tried_again(
+    job: dict[str, Any], tmp_path: Path, code: int, ends: int
+) -> None:
+    """KubeRay's submitter has a bash read the entrypoint, `ray job submit` joins its words, and the head's shell reads
+    those."""
+    (tmp_path / "python").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@"\nexit {code}\n')
+    (tmp_path / "python").chmod(0o755)
+    words = shlex.split(job["spec"]["entrypoint"])
+    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    ended = subprocess.run(
+        ["sh", "-c", shlex.join(words)], env=env, capture_output=True, text=True, check=False
+    )
+    given = words[words.index("--") + 2 :]
+    assert (ended.returncode, ended.stdout.splitlines()[: len(given)]) == (ends, given)
+    assert ("not tried again" in ended.stdout) == (code == 3)
 
 
 def test_a_retry_goes_on_in_the_same_place(job: dict[str, Any]) -> None:

@@ -46,7 +46,8 @@ TASK = {
 STAND_INS = {
     "scontrol": "echo node-1; echo node-2",
     "hostname": "echo 10.0.0.1",
-    # As with Ray: a head stays, and `ray status` finds it only once its `ray start` is under way.
+    # As with Ray: a head stays, `ray status` finds it only once its `ray start` is under way, and symmetric-run ends
+    # with 0 where its head does not start.
     "ray": """
 [ "$2" != "$FAILS" ] || exit 1
 echo "$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN} $SRUN_CPUS_PER_TASK" > "$CALLED.environment"
@@ -54,6 +55,11 @@ echo ray "$@" >> "$CALLED"
 case "$1 $2" in
     status*) grep -q "^ray start --head" "$CALLED" ;;
     "start --head") exec sleep 60 ;;
+    symmetric-run*)
+        [ "$FAILS" != head ] || exit 0
+        while [ "$1" != -- ]; do shift; done
+        shift
+        "$@" ;;
 esac""",
     "python": '[ "$1" != -c ] || exec python3 "$@"; echo python "$@" >> "$CALLED"',
     "pip": "true",
@@ -108,13 +114,26 @@ def test_slurm_starts_ray_everywhere_and_the_job_once(
     }
     words = ["bash", str(SBATCH), "/scratch/prompts.parquet", "/scratch/synpic", "--prompts.limit", "5"]
     subprocess.run(words, env={**called, **slurm, "SLURM_GPUS_ON_NODE": "4"}, check=True)
-    (line,) = lines(called)
-    started, _, entry = line.partition(" -- ")
+    line, entry = lines(called)
+    started, _, _ = line.partition(" -- ")
     assert started.split()[:6] == ["ray", "symmetric-run", "--address", "10.0.0.1:6379", "--min-nodes", "2"]
     assert {w for w in started.split()[6:] if w.startswith("--")} <= options_of_ray_start()
     assert "--num-gpus 4" in started
     assert Path(f"{called['CALLED']}.environment").read_text().split() == ["token", "64", "24"]
     check_job(shlex.split(entry), monkeypatch, "/scratch")
+
+
+def test_slurm_fails_where_ray_does_not_start(called: dict[str, str], tmp_path: Path) -> None:
+    """`ray symmetric-run` ends with 0 there, by which a job would count as done."""
+    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "node-1", "SLURM_JOB_NUM_NODES": "1"}
+    words = ["bash", str(SBATCH), "/scratch/prompts.parquet", "/scratch/synpic"]
+    env = {**called, **slurm, "FAILS": "head", "TMPDIR": str(tmp_path)}
+    ended = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.splitlines()[-1:]) == (
+        1,
+        ["Ray did not start on node-1, so nothing was run: its error is above"],
+    )
+    assert not list(tmp_path.glob("tmp.*"))
 
 
 def test_slurm_says_what_is_missing(called: dict[str, str]) -> None:

@@ -52,7 +52,10 @@ def test_it_waits_for_no_longer_than_it_was_told(monkeypatch: pytest.MonkeyPatch
     said: list[str] = []
     training_nodes.require(asked, 60.0, said.append)
     assert said == ["waiting up to 60 s for nodes: 2 workers need 2 GPU, and the cluster has 0"]
-    assert wanted == [[{"GPU": 1.0, "CPU": 1.0}] * 2, []], "what was asked of the autoscaler is withdrawn"
+    two = [{"GPU": 1.0, "CPU": 1.0}] * 2
+    assert wanted == [two, two, []], (
+        "asked in every turn, as another's request takes its place, and withdrawn"
+    )
     monkeypatch.setattr(seats, "alive_nodes", lambda: nodes((8, 0)))
     with pytest.raises(
         ConfigError, match="2 workers need 2 GPU, and the cluster has 0; lower workers"
@@ -62,3 +65,19 @@ def test_it_waits_for_no_longer_than_it_was_told(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(seats, "answer", lambda bundles: seats.Answer(refused=True, coming=False))
     with pytest.raises(ConfigError):
         training_nodes.require(asked, 3600.0, said.append)  # the autoscaler can never bring it: at once
+
+
+def test_a_job_that_is_stopped_while_it_waits_asks_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    wanted: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(seats, "alive_nodes", lambda: nodes((8, 0)))
+    monkeypatch.setattr(seats, "ask_for", wanted.append)
+    monkeypatch.setattr(seats, "answer", lambda bundles: seats.Answer(refused=False, coming=False))
+    monkeypatch.setattr(training_nodes.time, "sleep", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        training_nodes.require(
+            training_nodes.workers(WorkersConfig(count=1, num_gpus=1)), 60.0, lambda line: None
+        )
+    assert wanted == [[{"GPU": 1.0, "CPU": 1.0}], []]
