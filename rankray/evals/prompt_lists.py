@@ -146,9 +146,8 @@ def _read(config: EvaluateConfig, name: str) -> PromptList:
 def _plain(name: str, settings: PromptsConfig) -> PromptsRead:
     try:
         return read_prompts(PromptsConfig(**settings.model_dump(exclude={"samples"})))
-    except (
-        ConfigError
-    ) as error:  # which names keys of a job with one list; here `prompts.column` is a list's name
+    # It names keys of a job with one list; here `prompts.column` is a list's name.
+    except ConfigError as error:
         raise ConfigError(_KEY.sub(rf"\1prompts.{name}.", str(error))) from None
 
 

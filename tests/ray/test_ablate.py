@@ -95,4 +95,4 @@ def test_actors_and_jobs_come_to_the_same_figures(
         assert actor["seeds"] == run["seeds"]
         assert actor["categories"] == run["categories"]
         for name, found in actor["rewards"].items():
-            assert found["after"] == pytest.approx(run["rewards"][name]["after"], abs=5e-3)  # as above
+            assert found["after"] == pytest.approx(run["rewards"][name]["after"], rel=3e-4, abs=2e-3)
